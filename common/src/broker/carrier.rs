@@ -1,0 +1,129 @@
+//! Settling carriers. JetStream does not fence: any holder of an ack subject, however old, can ack. So nobody acks before
+//! the fenced commit in Redis is journaled.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::{Broker, BrokerError, pull::Delivery, topology::carrier_sequence};
+use crate::domain::{JobId, QueueName};
+
+impl Broker {
+    async fn settle(&self, ack_subject: &str, body: Bytes) -> Result<(), BrokerError> {
+        self.client
+            .publish(ack_subject.to_owned(), body)
+            .await
+            .map_err(|e| BrokerError::Unreachable(e.to_string()))
+    }
+
+    /// Removes the message. Sent without waiting; a lost ack costs one redelivery, which is told that the job has ended.
+    pub async fn ack(&self, ack_subject: &str) -> Result<(), BrokerError> {
+        self.settle(ack_subject, Bytes::from_static(b"+ACK")).await
+    }
+
+    /// Removes the message and waits until the server has done so.
+    pub async fn ack_now(&self, ack_subject: &str) -> Result<(), BrokerError> {
+        self.client
+            .request(ack_subject.to_owned(), Bytes::from_static(b"+ACK"))
+            .await
+            .map(drop)
+            .map_err(|e| BrokerError::Unreachable(e.to_string()))
+    }
+
+    /// Gives the message back: delivered again after `delay`, or at once. The caller has stopped extending it.
+    pub async fn nak(&self, ack_subject: &str, delay: Duration) -> Result<(), BrokerError> {
+        let body = if delay.is_zero() {
+            Bytes::from_static(b"-NAK")
+        } else {
+            Bytes::from(format!("-NAK {{\"delay\":{}}}", delay.as_nanos()))
+        };
+        self.settle(ack_subject, body).await
+    }
+
+    /// Restarts the ack-wait of a message that is being worked on. Never after a nak: it would replace the delay.
+    pub async fn extend(&self, ack_subject: &str) -> Result<(), BrokerError> {
+        self.settle(ack_subject, Bytes::from_static(b"+WPI")).await
+    }
+
+    /// The message of a carrier's name (`JOBS:17`), or `None` when it is gone.
+    pub async fn carrier_message(&self, carrier: &str) -> Result<Option<Delivery>, BrokerError> {
+        let Some(sequence) = carrier_sequence(carrier) else { return Ok(None) };
+        self.message(&self.names().jobs(), sequence).await
+    }
+
+    /// A message of a stream by its sequence, or `None` when it is gone.
+    pub async fn message(&self, stream: &str, sequence: u64) -> Result<Option<Delivery>, BrokerError> {
+        self.direct(stream, serde_json::json!({ "seq": sequence })).await
+    }
+
+    /// The newest message on a subject, or `None`.
+    pub async fn last_message(&self, stream: &str, subject: &str) -> Result<Option<Delivery>, BrokerError> {
+        self.direct(stream, serde_json::json!({ "last_by_subj": subject })).await
+    }
+
+    /// The first message at or after `sequence` whose subject matches, or `None`.
+    pub async fn next_message(
+        &self,
+        stream: &str,
+        sequence: u64,
+        subject: &str,
+    ) -> Result<Option<Delivery>, BrokerError> {
+        self.direct(stream, serde_json::json!({ "seq": sequence, "next_by_subj": subject })).await
+    }
+
+    async fn direct(&self, stream: &str, body: serde_json::Value) -> Result<Option<Delivery>, BrokerError> {
+        let m = self
+            .client
+            .request(format!("$JS.API.DIRECT.GET.{stream}"), body.to_string().into())
+            .await
+            .map_err(|e| BrokerError::Unreachable(e.to_string()))?;
+        if m.status.is_some_and(|s| s.as_u16() == 404) {
+            return Ok(None);
+        }
+        let header = |n: &str| m.headers.as_ref().and_then(|h| h.get(n)).map(|v| v.as_str().to_owned());
+        let sequence = header("Nats-Sequence").and_then(|s| s.parse().ok());
+        let (Some(subject), Some(sequence)) = (header("Nats-Subject"), sequence) else {
+            return Err(BrokerError::Unreachable(format!(
+                "direct get: {}",
+                m.description.unwrap_or_default()
+            )));
+        };
+        let stored_ms = header("Nats-Time-Stamp")
+            .and_then(|t| t.parse::<jiff::Timestamp>().ok())
+            .and_then(|t| u64::try_from(t.as_millisecond()).ok())
+            .unwrap_or(0);
+        Ok(Some(Delivery {
+            subject,
+            payload: m.payload,
+            headers: m.headers,
+            ack_subject: String::new(),
+            sequence,
+            delivered: 0,
+            stored_ms,
+        }))
+    }
+
+    /// Deletes a message by its sequence. Gone already is fine.
+    pub async fn delete(&self, stream: &str, sequence: u64) -> Result<(), BrokerError> {
+        let subject = format!("STREAM.MSG.DELETE.{stream}");
+        match self.api(subject, serde_json::json!({ "seq": sequence, "no_erase": true })).await {
+            Ok(_) | Err(BrokerError::Refused { code: 10057 | 10043, .. }) => Ok(()),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// The carrier of a job that nobody pulled yet, found by its subject, in any of these queues.
+    pub async fn find_carrier(
+        &self,
+        queues: &[QueueName],
+        id: &JobId,
+    ) -> Result<Option<(QueueName, Delivery)>, BrokerError> {
+        for q in queues {
+            let subject = self.names().job_subject(q, id);
+            if let Some(m) = self.last_message(&self.names().jobs(), &subject).await? {
+                return Ok(Some((q.clone(), m)));
+            }
+        }
+        Ok(None)
+    }
+}

@@ -1,0 +1,199 @@
+//! JetStream: streams and consumers as data ([`topology`]), publishing with counted acks ([`publish`]), pulling into free
+//! slots ([`pull`]), settling carriers ([`carrier`]), dead letters ([`dead`]), the journal ([`journal`]).
+//!
+//! Facts about the server that the code relies on are in `docs/platform.md`.
+
+pub mod carrier;
+pub mod dead;
+pub mod journal;
+pub mod publish;
+pub mod pull;
+pub mod topology;
+
+use std::time::Duration;
+
+use async_nats::{ConnectOptions, Event, jetstream};
+
+use crate::{
+    domain::ids::Namespace,
+    pace::{Pace, Transient, retry},
+    store::script::mask,
+};
+
+/// Oldest nats-server that keeps the promises; older ones lose messages or silently ignore what we ask of them.
+pub const OLDEST_SERVER: (u32, u32, u32) = (2, 14, 2);
+
+/// Why a call to the broker failed.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum BrokerError {
+    /// Network, timeout, election or restart: may go away by itself.
+    #[error("nats is not reachable or not ready: {0}")]
+    Unreachable(String),
+    /// No stream takes the subject: an undeclared queue, or nothing is provisioned.
+    #[error(
+        "no stream takes {subject:?}: the queue is not declared (run `surety provision`, or name one of the declared queues)"
+    )]
+    NoStream { subject: String },
+    /// The server answered with an error.
+    #[error("nats refused: {text} (code {code})")]
+    Refused { code: u64, text: String },
+    /// The server, or what is provisioned on it, does not do what the promises need.
+    #[error("{0}")]
+    Unfit(String),
+}
+
+impl Transient for BrokerError {
+    fn is_transient(&self) -> bool {
+        matches!(self, Self::Unreachable(_))
+    }
+}
+
+/// How to reach the broker.
+#[derive(Debug, Clone)]
+pub struct BrokerOptions {
+    /// `nats://host:port`, several separated by commas.
+    pub url: String,
+    /// Name of the connection, shown by the server.
+    pub name: String,
+    pub namespace: Namespace,
+    /// How long the first connection is tried.
+    pub retry_limit: Duration,
+    /// How long one request or publish acknowledgement may take.
+    pub call_timeout: Duration,
+}
+
+/// One connection to NATS. Cheap to clone.
+#[derive(Clone)]
+pub struct Broker {
+    pub(crate) client: async_nats::Client,
+    pub(crate) js: jetstream::Context,
+    names: topology::Names,
+    call_timeout: Duration,
+}
+
+impl Broker {
+    /// Connects and checks the server's version. Later disconnections heal by themselves (reconnect within 250 ms of the
+    /// server's return) and are logged.
+    /// Errors: `Unreachable` with the address; `Unfit` for a server that is too old or has no JetStream.
+    pub async fn connect(options: BrokerOptions) -> Result<Self, BrokerError> {
+        let addresses: Vec<async_nats::ServerAddr> = options
+            .url
+            .split(',')
+            .map(|u| {
+                u.trim()
+                    .parse()
+                    .map_err(|e| BrokerError::Unfit(format!("{:?} is not a NATS URL: {e}", mask(u))))
+            })
+            .collect::<Result<_, _>>()?;
+        let client = retry(Pace::call(options.retry_limit), || async {
+            ConnectOptions::new()
+                .name(&options.name)
+                .connection_timeout(options.call_timeout)
+                .request_timeout(Some(options.call_timeout))
+                .client_capacity(16 * 1024)
+                .subscription_capacity(64 * 1024)
+                .reconnect_delay_callback(|tries| Duration::from_millis((20 << tries.min(4)).min(250) as u64))
+                .event_callback(|event| async move {
+                    match event {
+                        Event::Connected => tracing::info!("nats connected"),
+                        Event::Disconnected => tracing::warn!("nats disconnected, reconnecting"),
+                        other => tracing::warn!(event = %other, "nats"),
+                    }
+                })
+                .connect(&addresses[..])
+                .await
+                .map_err(|e| BrokerError::Unreachable(format!("{}: {e}", mask(&options.url))))
+        })
+        .await?;
+        let info = client.server_info();
+        let version = parse_version(&info.version);
+        if version < OLDEST_SERVER {
+            let (a, b, c) = OLDEST_SERVER;
+            return Err(BrokerError::Unfit(format!(
+                "nats-server {} at {} is too old: {a}.{b}.{c} or newer is needed (2.15 recommended; Debian's package is too \
+                 old, `scripts/install-servers` gets a new one)",
+                info.version,
+                mask(&options.url)
+            )));
+        }
+        if !info.jetstream {
+            return Err(BrokerError::Unfit(format!(
+                "nats-server at {} runs without JetStream: start it with `-js` or a `jetstream {{}}` block",
+                mask(&options.url)
+            )));
+        }
+        let js = jetstream::ContextBuilder::new().timeout(options.call_timeout).build(client.clone());
+        Ok(Self {
+            client,
+            js,
+            names: topology::Names::new(options.namespace),
+            call_timeout: options.call_timeout,
+        })
+    }
+
+    /// Names of subjects, streams and consumers.
+    pub fn names(&self) -> &topology::Names {
+        &self.names
+    }
+
+    /// How long one request may take.
+    pub fn call_timeout(&self) -> Duration {
+        self.call_timeout
+    }
+
+    /// Whether the connection stands now.
+    pub fn is_connected(&self) -> bool {
+        self.client.connection_state() == async_nats::connection::State::Connected
+    }
+
+    /// Sends what is buffered; bounded by the call timeout.
+    pub async fn flush(&self) -> Result<(), BrokerError> {
+        tokio::time::timeout(self.call_timeout, self.client.flush())
+            .await
+            .map_err(|_| BrokerError::Unreachable("flush timed out".into()))?
+            .map_err(|e| BrokerError::Unreachable(e.to_string()))
+    }
+
+    /// A request of the JetStream API, with JSON in and out.
+    pub(crate) async fn api(
+        &self,
+        subject: String,
+        body: serde_json::Value,
+    ) -> Result<serde_json::Value, BrokerError> {
+        let answer: serde_json::Value =
+            self.js.request(subject, &body).await.map_err(|e| BrokerError::Unreachable(e.to_string()))?;
+        if let Some(e) = answer.get("error") {
+            let code = e.get("err_code").and_then(serde_json::Value::as_u64).unwrap_or(0);
+            let text = e.get("description").and_then(serde_json::Value::as_str).unwrap_or("").to_owned();
+            return Err(
+                if code == 10008
+                    || code == 10074
+                    || e.get("code").and_then(serde_json::Value::as_u64) == Some(503)
+                {
+                    BrokerError::Unreachable(text)
+                } else {
+                    BrokerError::Refused { code, text }
+                },
+            );
+        }
+        Ok(answer)
+    }
+}
+
+fn parse_version(text: &str) -> (u32, u32, u32) {
+    let mut parts = text.split(['.', '-']).map(|p| p.parse().unwrap_or(0));
+    (parts.next().unwrap_or(0), parts.next().unwrap_or(0), parts.next().unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_compare_as_numbers() {
+        assert!(parse_version("2.9.10") < OLDEST_SERVER);
+        assert!(parse_version("2.14.2") >= OLDEST_SERVER);
+        assert!(parse_version("2.15.1-beta.1") >= OLDEST_SERVER);
+        assert_eq!(parse_version("garbage"), (0, 0, 0));
+    }
+}

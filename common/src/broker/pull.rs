@@ -1,0 +1,204 @@
+//! Pulling exactly as much as there are free slots.
+//!
+//! The client's own continuous stream pulls ahead: messages wait in its buffer while their ack-wait runs, and another
+//! worker could have had them. So this asks the consumer for as many messages as there are slots, counts what is still
+//! to come, and asks again when slots come free (docs/adr/0002).
+
+use std::time::Duration;
+
+use async_nats::jetstream;
+use bytes::Bytes;
+use futures::StreamExt;
+use serde::Serialize;
+
+use super::{Broker, BrokerError};
+use crate::domain::QueueName;
+
+/// How long a pull waits at the server before it is asked again.
+const EXPIRES: Duration = Duration::from_secs(30);
+/// The server's sign of life on a waiting pull.
+const HEARTBEAT: Duration = Duration::from_secs(5);
+
+/// One delivered message.
+#[derive(Debug, Clone)]
+pub struct Delivery {
+    pub subject: String,
+    pub payload: Bytes,
+    pub headers: Option<async_nats::HeaderMap>,
+    /// Where acks for it go.
+    pub ack_subject: String,
+    /// Sequence in the stream.
+    pub sequence: u64,
+    /// The broker's delivery count: a hint, it can go backwards after a crash of the server.
+    pub delivered: u64,
+    /// When it was stored, milliseconds of the stream's clock.
+    pub stored_ms: u64,
+}
+
+impl Delivery {
+    /// First value of a header.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.as_ref()?.get(name).map(|v| v.as_str())
+    }
+}
+
+#[derive(Serialize)]
+struct Request {
+    batch: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    expires: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    idle_heartbeat: Option<u64>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    no_wait: bool,
+}
+
+/// Pulls from the consumer of one queue.
+pub struct Puller {
+    client: async_nats::Client,
+    js: jetstream::Context,
+    request_subject: String,
+    inbox: String,
+    replies: async_nats::Subscriber,
+    outstanding: usize,
+    asked: u64,
+}
+
+/// What [`Puller::next`] saw.
+#[derive(Debug)]
+pub enum Pulled {
+    /// A job.
+    Message(Box<Delivery>),
+    /// A pull ended: what it did not deliver is no longer outstanding.
+    Ended,
+    /// The server gave no sign of life: nothing is outstanding any more, ask again.
+    Silent,
+    /// The consumer is gone (deleted, or the stream was).
+    Gone(String),
+}
+
+impl Puller {
+    /// Subscribes to an inbox; nothing is pulled yet.
+    pub async fn start(broker: &Broker, queue: &QueueName) -> Result<Self, BrokerError> {
+        let inbox = broker.client.new_inbox();
+        let replies = broker
+            .client
+            .subscribe(format!("{inbox}.*"))
+            .await
+            .map_err(|e| BrokerError::Unreachable(e.to_string()))?;
+        Ok(Self {
+            client: broker.client.clone(),
+            js: broker.js.clone(),
+            request_subject: format!("$JS.API.CONSUMER.MSG.NEXT.{}.{queue}", broker.names().jobs()),
+            inbox,
+            replies,
+            outstanding: 0,
+            asked: 0,
+        })
+    }
+
+    /// Messages asked for and not delivered yet.
+    pub fn outstanding(&self) -> usize {
+        self.outstanding
+    }
+
+    /// Asks for `n` messages. `wait`: the pull stays at the server until they come or half a minute passed; otherwise it
+    /// ends at once with what is there.
+    pub async fn ask(&mut self, n: usize, wait: bool) -> Result<(), BrokerError> {
+        let nanos = |d: Duration| u64::try_from(d.as_nanos()).ok();
+        let request = Request {
+            batch: n,
+            expires: if wait { nanos(EXPIRES) } else { None },
+            idle_heartbeat: if wait { nanos(HEARTBEAT) } else { None },
+            no_wait: !wait,
+        };
+        let body = serde_json::to_vec(&request).map_err(|e| BrokerError::Unfit(e.to_string()))?;
+        self.asked += 1;
+        self.client
+            .publish_with_reply(
+                self.request_subject.clone(),
+                format!("{}.{}", self.inbox, self.asked),
+                body.into(),
+            )
+            .await
+            .map_err(|e| BrokerError::Unreachable(e.to_string()))?;
+        self.outstanding += n;
+        Ok(())
+    }
+
+    /// The next message or the end of a pull; waits.
+    ///
+    /// # Cancel safety
+    /// Nothing is lost when the future is dropped.
+    pub async fn next(&mut self) -> Pulled {
+        loop {
+            let got = if self.outstanding == 0 {
+                self.replies.next().await
+            } else {
+                match tokio::time::timeout(HEARTBEAT * 3, self.replies.next()).await {
+                    Ok(m) => m,
+                    Err(_) => {
+                        self.outstanding = 0;
+                        return Pulled::Silent;
+                    }
+                }
+            };
+            let Some(m) = got else {
+                return Pulled::Gone("the connection was closed".into());
+            };
+            if let Some(p) = self.read(m) {
+                return p;
+            }
+        }
+    }
+
+    fn read(&mut self, m: async_nats::Message) -> Option<Pulled> {
+        let status = m.status.map(|s| s.as_u16());
+        match status {
+            None | Some(200) => {}
+            Some(100) => return None,
+            Some(404 | 408) => {
+                let left = header_number(&m, "Nats-Pending-Messages").unwrap_or(0).max(1);
+                self.outstanding = self.outstanding.saturating_sub(left);
+                return Some(Pulled::Ended);
+            }
+            Some(code) => {
+                let text = m.description.clone().unwrap_or_default();
+                self.outstanding = 0;
+                tracing::warn!(code, text, "pull ended");
+                return Some(if text.contains("Consumer Deleted") || code == 503 {
+                    Pulled::Gone(text)
+                } else {
+                    Pulled::Ended
+                });
+            }
+        }
+        self.outstanding = self.outstanding.saturating_sub(1);
+        let message = jetstream::Message { message: m, context: self.js.clone() };
+        let (sequence, delivered, stored_ms) = match message.info() {
+            Ok(i) => (
+                i.stream_sequence,
+                u64::try_from(i.delivered).unwrap_or(0),
+                u64::try_from(i.published.unix_timestamp_nanos() / 1_000_000).unwrap_or(0),
+            ),
+            Err(e) => {
+                tracing::warn!(error = %e, "a message without a usable ack subject was skipped");
+                return None;
+            }
+        };
+        let m = message.message;
+        Some(Pulled::Message(Box::new(Delivery {
+            subject: m.subject.to_string(),
+            payload: m.payload,
+            headers: m.headers,
+            ack_subject: m.reply.map(|r| r.to_string()).unwrap_or_default(),
+            sequence,
+            delivered,
+            stored_ms,
+        })))
+    }
+}
+
+fn header_number(m: &async_nats::Message, name: &str) -> Option<usize> {
+    m.headers.as_ref()?.get(name)?.as_str().parse().ok()
+}

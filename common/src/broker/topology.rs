@@ -1,0 +1,347 @@
+//! Streams and consumers, as data. [`provision`](Broker::provision) makes them so and reports what it will not change.
+
+use std::{collections::HashMap, time::Duration};
+
+use async_nats::jetstream::{
+    consumer::{AckPolicy, pull},
+    stream::{Config, DiscardPolicy, RetentionPolicy, StorageType},
+};
+
+use super::{Broker, BrokerError};
+use crate::domain::{JobId, QueueName, ids::Namespace};
+
+/// Metadata key of `JOBS` that holds the number of Redis partitions.
+const PARTITIONS: &str = "surety-partitions";
+/// Metadata key of `JOBS` that holds the version of this layout.
+const LAYOUT: &str = "surety-layout";
+/// Steps of the layout, each applied by [`Broker::provision`]; numbers are unique and never reused.
+pub const LAYOUT_STEPS: &[(u32, &str)] =
+    &[(1, "streams JOBS, EVENTS, DLQ and ADVISORIES; one consumer per queue")];
+
+/// Subjects, streams and consumers of a namespace.
+#[derive(Debug, Clone)]
+pub struct Names {
+    ns: Namespace,
+    upper: String,
+}
+
+impl Names {
+    /// Names in this namespace.
+    pub fn new(ns: Namespace) -> Self {
+        let upper = ns.as_str().to_uppercase();
+        Self { ns, upper }
+    }
+
+    /// The namespace.
+    pub fn namespace(&self) -> &Namespace {
+        &self.ns
+    }
+
+    /// Work to do.
+    pub fn jobs(&self) -> String {
+        format!("{}_JOBS", self.upper)
+    }
+
+    /// The journal.
+    pub fn events(&self) -> String {
+        format!("{}_EVENTS", self.upper)
+    }
+
+    /// Dead letters.
+    pub fn dlq(&self) -> String {
+        format!("{}_DLQ", self.upper)
+    }
+
+    /// What the broker says about deliveries it gave up.
+    pub fn advisories(&self) -> String {
+        format!("{}_ADVISORIES", self.upper)
+    }
+
+    /// Where a job is published: addressable by its id.
+    pub fn job_subject(&self, queue: &QueueName, id: &JobId) -> String {
+        format!("{}.jobs.{queue}.{id}", self.ns)
+    }
+
+    /// Both subjects of a queue.
+    pub fn queue_subjects(&self, queue: &QueueName) -> [String; 2] {
+        [format!("{}.jobs.{queue}", self.ns), format!("{}.jobs.{queue}.>", self.ns)]
+    }
+
+    /// Queue and id (where the subject has one) of a job subject.
+    pub fn parse_job_subject<'a>(&self, subject: &'a str) -> Option<(&'a str, Option<&'a str>)> {
+        let rest = subject.strip_prefix(self.ns.as_str())?.strip_prefix(".jobs.")?;
+        Some(match rest.split_once('.') {
+            Some((queue, id)) => (queue, Some(id)),
+            None => (rest, None),
+        })
+    }
+
+    /// Where a journal entry goes; `suffix` is `<queue>` or `<queue>.ended`.
+    pub fn event_subject(&self, suffix: &str) -> String {
+        format!("{}.events.{suffix}", self.ns)
+    }
+
+    /// Where a dead letter goes.
+    pub fn dlq_subject(&self, queue: &str, id: &JobId) -> String {
+        format!("{}.dlq.{queue}.{id}", self.ns)
+    }
+
+    /// `JOBS:1234`, as records and events name a carrier.
+    pub fn carrier(&self, sequence: u64) -> String {
+        format!("JOBS:{sequence}")
+    }
+}
+
+/// The stream sequence of a carrier's name.
+pub fn carrier_sequence(carrier: &str) -> Option<u64> {
+    carrier.rsplit_once(':')?.1.parse().ok()
+}
+
+/// What a namespace is provisioned with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Layout {
+    /// Declared queues, in rank order: the first is the most urgent.
+    pub queues: Vec<QueueName>,
+    /// Redis partitions.
+    pub partitions: u32,
+    /// Copies of each stream: 1, or 3 on a cluster.
+    pub replicas: usize,
+    pub ack_wait: Duration,
+    /// Deliveries after which the broker itself gives up; a live worker settles a job long before.
+    pub max_deliver: i64,
+    /// Far above what is in flight and in backoff: a delayed nak holds a slot.
+    pub max_ack_pending: i64,
+    pub duplicate_window: Duration,
+    pub events_age: Duration,
+    pub dlq_age: Duration,
+}
+
+/// What `provision` did and what it left alone.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Provisioned {
+    /// One line for each stream or consumer that was made or changed.
+    pub changed: Vec<String>,
+    /// One line for each difference that would lose or move data, so that a person must decide.
+    pub refused: Vec<String>,
+}
+
+/// What is provisioned, as every process reads it at its start.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    pub partitions: u32,
+    /// Creation time of `JOBS` (RFC 3339): the identity of this broker's data.
+    pub jobs_created: String,
+    pub queues: Vec<QueueName>,
+    pub ack_wait: Duration,
+    pub max_deliver: i64,
+}
+
+impl Layout {
+    fn streams(&self, n: &Names) -> Vec<Config> {
+        let ns = n.namespace();
+        let base = |name: String, subjects: Vec<String>| Config {
+            name,
+            subjects,
+            storage: StorageType::File,
+            num_replicas: self.replicas,
+            allow_direct: true,
+            duplicate_window: self.duplicate_window,
+            ..Config::default()
+        };
+        let jobs = Config {
+            retention: RetentionPolicy::WorkQueue,
+            discard: DiscardPolicy::New,
+            metadata: HashMap::from([
+                (PARTITIONS.to_owned(), self.partitions.to_string()),
+                (LAYOUT.to_owned(), LAYOUT_STEPS.len().to_string()),
+            ]),
+            ..base(n.jobs(), self.queues.iter().flat_map(|q| n.queue_subjects(q)).collect())
+        };
+        let events = Config { max_age: self.events_age, ..base(n.events(), vec![format!("{ns}.events.>")]) };
+        let dlq = Config { max_age: self.dlq_age, ..base(n.dlq(), vec![format!("{ns}.dlq.>")]) };
+        let advisories = Config {
+            max_age: Duration::from_secs(7 * 24 * 3600),
+            ..base(
+                n.advisories(),
+                vec![
+                    format!("$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.{}.>", n.jobs()),
+                    format!("$JS.EVENT.ADVISORY.CONSUMER.MSG_TERMINATED.{}.>", n.jobs()),
+                ],
+            )
+        };
+        vec![jobs, events, dlq, advisories]
+    }
+
+    fn consumer(&self, n: &Names, queue: &QueueName) -> pull::Config {
+        pull::Config {
+            durable_name: Some(queue.to_string()),
+            filter_subjects: n.queue_subjects(queue).to_vec(),
+            ack_policy: AckPolicy::Explicit,
+            ack_wait: self.ack_wait,
+            max_deliver: self.max_deliver,
+            max_ack_pending: self.max_ack_pending,
+            // Not updatable later: room for one waiting pull of each worker of a large fleet.
+            max_waiting: 4096,
+            ..pull::Config::default()
+        }
+    }
+}
+
+impl Broker {
+    /// Makes streams and consumers as the layout says. Safe to repeat: a second run changes nothing.
+    /// Queues that exist and are not in the layout are kept, with what waits in them.
+    pub async fn provision(&self, layout: &Layout) -> Result<Provisioned, BrokerError> {
+        let n = self.names();
+        let mut done = Provisioned::default();
+        for want in layout.streams(n) {
+            let name = want.name.clone();
+            match self.js.get_stream(&name).await {
+                Ok(found) => {
+                    let have = &found.cached_info().config;
+                    if have.retention != want.retention || have.storage != want.storage {
+                        done.refused.push(format!(
+                            "stream {name}: retention {:?} and storage {:?} cannot be changed to {:?} and {:?}",
+                            have.retention, have.storage, want.retention, want.storage
+                        ));
+                        continue;
+                    }
+                    let mut next = want;
+                    if let Some(p) = have.metadata.get(PARTITIONS)
+                        && Some(p) != next.metadata.get(PARTITIONS)
+                    {
+                        done.refused.push(format!(
+                            "stream {name}: the records in redis are in {p} partitions; changing that needs an empty system"
+                        ));
+                        next.metadata.insert(PARTITIONS.to_owned(), p.clone());
+                    }
+                    for (k, v) in &have.metadata {
+                        next.metadata.entry(k.clone()).or_insert_with(|| v.clone());
+                    }
+                    for s in &have.subjects {
+                        if !next.subjects.contains(s) {
+                            next.subjects.push(s.clone());
+                        }
+                    }
+                    let same = have.subjects == next.subjects
+                        && have.metadata == next.metadata
+                        && have.max_age == next.max_age
+                        && have.num_replicas == next.num_replicas
+                        && have.duplicate_window == next.duplicate_window
+                        && have.allow_direct == next.allow_direct;
+                    if !same {
+                        self.js.update_stream(next).await.map_err(|e| unfit(&name, &e))?;
+                        done.changed.push(format!("stream {name} updated"));
+                    }
+                }
+                Err(_) => {
+                    self.js.create_stream(want).await.map_err(|e| unfit(&name, &e))?;
+                    done.changed.push(format!("stream {name} created"));
+                }
+            }
+        }
+        let jobs = self.jobs_stream().await?;
+        for queue in &layout.queues {
+            let want = layout.consumer(n, queue);
+            match jobs.get_consumer::<pull::Config>(queue.as_str()).await {
+                Ok(c) => {
+                    let have = &c.cached_info().config;
+                    if have.ack_wait != want.ack_wait
+                        || have.max_deliver != want.max_deliver
+                        || have.max_ack_pending != want.max_ack_pending
+                    {
+                        let max_waiting = have.max_waiting;
+                        let next = pull::Config { max_waiting, ..want };
+                        jobs.update_consumer(next).await.map_err(|e| unfit(queue.as_str(), &e))?;
+                        done.changed.push(format!("consumer {queue} updated"));
+                    }
+                }
+                Err(_) => {
+                    jobs.create_consumer(want).await.map_err(|e| unfit(queue.as_str(), &e))?;
+                    done.changed.push(format!("consumer {queue} created"));
+                }
+            }
+        }
+        Ok(done)
+    }
+
+    pub(crate) async fn jobs_stream(&self) -> Result<async_nats::jetstream::stream::Stream, BrokerError> {
+        use async_nats::jetstream::context::GetStreamErrorKind as K;
+        let name = self.names().jobs();
+        self.js.get_stream(&name).await.map_err(|e| match e.kind() {
+            K::JetStream(inner) if inner.error_code().0 == 10059 => BrokerError::Unfit(format!(
+                "stream {name} does not exist: run `surety provision` first (`surety dev` does it by itself)"
+            )),
+            _ => BrokerError::Unreachable(format!("stream {name}: {e}")),
+        })
+    }
+
+    /// Reads what is provisioned.
+    /// Errors: `Unfit` when nothing is, or when a newer release provisioned it.
+    pub async fn found(&self) -> Result<Found, BrokerError> {
+        let stream = self.jobs_stream().await?;
+        let info = stream.cached_info();
+        let number = |k: &str| info.config.metadata.get(k).and_then(|v| v.parse::<u32>().ok());
+        let (Some(partitions), Some(layout)) = (number(PARTITIONS), number(LAYOUT)) else {
+            return Err(BrokerError::Unfit(format!(
+                "stream {} was not made by `surety provision`: it lacks the metadata {PARTITIONS} and {LAYOUT}",
+                info.config.name
+            )));
+        };
+        if layout as usize > LAYOUT_STEPS.len() {
+            return Err(BrokerError::Unfit(format!(
+                "stream {} has layout {layout}, this release knows {}: upgrade this process",
+                info.config.name,
+                LAYOUT_STEPS.len()
+            )));
+        }
+        let mut queues = Vec::new();
+        for s in &info.config.subjects {
+            if let Some((q, None)) = self.names().parse_job_subject(s)
+                && let Ok(q) = QueueName::new(q)
+            {
+                queues.push(q);
+            }
+        }
+        let first = queues.first().ok_or_else(|| BrokerError::Unfit("no queue is declared".into()))?;
+        let consumer = stream
+            .get_consumer::<pull::Config>(first.as_str())
+            .await
+            .map_err(|e| unfit(first.as_str(), &e))?;
+        let c = &consumer.cached_info().config;
+        Ok(Found {
+            partitions,
+            jobs_created: info.created.to_string(),
+            queues,
+            ack_wait: c.ack_wait,
+            max_deliver: c.max_deliver,
+        })
+    }
+}
+
+fn unfit(name: &str, e: &dyn std::fmt::Display) -> BrokerError {
+    BrokerError::Unfit(format!("{name}: {e}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn job_subjects_split_into_queue_and_id() {
+        let n = Names::new(Namespace::new("surety").unwrap());
+        assert_eq!(n.parse_job_subject("surety.jobs.default.a-1"), Some(("default", Some("a-1"))));
+        assert_eq!(n.parse_job_subject("surety.jobs.default"), Some(("default", None)));
+        assert_eq!(n.parse_job_subject("other.jobs.default"), None);
+        assert_eq!(carrier_sequence("JOBS:17"), Some(17));
+    }
+
+    // Shows: B-02
+    #[test]
+    fn layout_steps_are_numbered_once_and_in_order() {
+        assert!(!LAYOUT_STEPS.is_empty());
+        for (i, (n, what)) in LAYOUT_STEPS.iter().enumerate() {
+            assert_eq!(*n as usize, i + 1);
+            assert!(!what.is_empty());
+        }
+    }
+}

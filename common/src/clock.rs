@@ -1,0 +1,60 @@
+//! The two clocks of a process. Times that are compared across machines never come from here: due times, leases and
+//! deadlines use the `TIME` of Redis inside scripts, queue age uses the stream's timestamps.
+
+use std::time::Duration;
+
+/// Milliseconds since boot, counting suspended time, unlike `Instant`: a worker that slept with its machine must
+/// notice that its lease is over.
+pub fn boot_ms() -> u64 {
+    let t = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    // Boot time is never negative.
+    u64::try_from(t.tv_sec).unwrap_or(0) * 1000 + u64::try_from(t.tv_nsec).unwrap_or(0) / 1_000_000
+}
+
+/// Wall-clock time of this machine, for humans and logs only.
+pub fn wall_now() -> jiff::Timestamp {
+    jiff::Timestamp::now()
+}
+
+/// A span as people write it in configuration and documents: `90s`, `5m`, `1h 30m`, `250ms`.
+pub fn parse_span(s: &str) -> Result<Duration, String> {
+    let trimmed = s.trim();
+    if trimmed == "0" {
+        return Ok(Duration::ZERO);
+    }
+    let d: jiff::SignedDuration = trimmed.parse().map_err(|_| {
+        format!("{s:?} is not a duration; write a number with a unit, like 250ms, 30s, 5m, 24h")
+    })?;
+    Duration::try_from(d).map_err(|_| format!("{s:?} is negative; a duration is 0 or more"))
+}
+
+/// The shortest form that [`parse_span`] reads back.
+pub fn format_span(d: Duration) -> String {
+    let ms = d.as_millis();
+    match ms {
+        0 => "0s".into(),
+        _ if ms.is_multiple_of(3_600_000) => format!("{}h", ms / 3_600_000),
+        _ if ms.is_multiple_of(60_000) => format!("{}m", ms / 60_000),
+        _ if ms.is_multiple_of(1000) => format!("{}s", ms / 1000),
+        _ => format!("{ms}ms"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spans_read_as_people_write_them() {
+        for (text, ms) in
+            [("250ms", 250), ("30s", 30_000), ("5m", 300_000), ("1h 30m", 5_400_000), ("0", 0), ("0s", 0)]
+        {
+            assert_eq!(parse_span(text).unwrap().as_millis(), ms, "{text}");
+            assert_eq!(parse_span(&format_span(Duration::from_millis(ms as u64))).unwrap().as_millis(), ms);
+        }
+        for bad in ["", "5", "5 parsecs", "-3s", "1d"] {
+            let e = parse_span(bad);
+            assert!(e.is_err(), "{bad:?} gave {e:?}");
+        }
+    }
+}

@@ -1,0 +1,126 @@
+//! `[handlers.<type>]`: commands that perform a type.
+
+use std::{path::PathBuf, time::Duration};
+
+use super::value::{Setting, Size};
+use crate::domain::{ErrorCode, TypeName, text};
+
+/// A command handler.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Handler {
+    /// Program and arguments; no shell.
+    pub command: Vec<String>,
+    /// Working folder; the worker's own when absent.
+    pub cwd: Option<PathBuf>,
+    /// Added to the environment.
+    pub env: Vec<(String, String)>,
+    /// Time limit of one attempt, for jobs that set none.
+    pub timeout: Option<Duration>,
+    pub kill_grace: Option<Duration>,
+    pub output_limit: Option<u64>,
+    /// What exit codes mean, where the handler differs from the protocol.
+    pub exit_codes: Vec<(i32, ErrorCode)>,
+}
+
+const KEYS: [&str; 7] = ["command", "cwd", "env", "timeout", "kill_grace", "output_limit", "exit_codes"];
+
+/// Reads one handler's table; every problem is added to `problems`.
+pub(super) fn read(name: &str, value: &toml::Value, problems: &mut Vec<String>) -> Option<Handler> {
+    let at = format!("handlers.{name}");
+    if let Err(e) = TypeName::new(name) {
+        problems.push(format!("{at}: {e}"));
+    }
+    let Some(table) = value.as_table() else {
+        problems.push(format!("{at}: must be a table with `command = [\"program\", \"argument\"]`"));
+        return None;
+    };
+    for key in table.keys() {
+        if !KEYS.contains(&key.as_str()) {
+            let hint = text::nearest(key, KEYS)
+                .map_or(format!("known: {}", KEYS.join(", ")), |n| format!("did you mean {n:?}?"));
+            problems.push(format!("{at}.{key}: unknown setting; {hint}"));
+        }
+    }
+    let get = |key: &str| table.get(key).map(|v| (format!("{at}.{key}"), v));
+    let mut note = |place: &str, e: String| problems.push(format!("{place}: {e}"));
+
+    let command = match get("command") {
+        Some((place, v)) => match Vec::<String>::read(v) {
+            Ok(Some(c)) if v.is_array() && !c.is_empty() => c,
+            Ok(_) => {
+                note(&place, "must be a list like [\"program\", \"argument\"]".into());
+                vec![]
+            }
+            Err(e) => {
+                note(&place, e);
+                vec![]
+            }
+        },
+        None => {
+            note(&at, "has no command; write `command = [\"program\", \"argument\"]`".into());
+            vec![]
+        }
+    };
+    let span = |v: Option<(String, &toml::Value)>, note: &mut dyn FnMut(&str, String)| {
+        let (place, v) = v?;
+        Duration::read(v).unwrap_or_else(|e| {
+            note(&place, e);
+            None
+        })
+    };
+    let timeout = span(get("timeout"), &mut note);
+    let kill_grace = span(get("kill_grace"), &mut note);
+    let output_limit = get("output_limit").and_then(|(place, v)| match Size::read(v) {
+        Ok(s) => s.map(|s| s.0),
+        Err(e) => {
+            note(&place, e);
+            None
+        }
+    });
+    let cwd = get("cwd").and_then(|(place, v)| match v.as_str() {
+        Some(s) => Some(PathBuf::from(s)),
+        None => {
+            note(&place, format!("{v} is not a path in quotes"));
+            None
+        }
+    });
+    let mut env = Vec::new();
+    if let Some((place, v)) = get("env") {
+        match v.as_table() {
+            Some(t) => {
+                for (k, v) in t {
+                    match v.as_str() {
+                        Some(s) => env.push((k.clone(), s.to_owned())),
+                        None => note(&format!("{place}.{k}"), format!("{v} is not a text in quotes")),
+                    }
+                }
+            }
+            None => note(&place, "must be a table of texts".into()),
+        }
+    }
+    let mut exit_codes = Vec::new();
+    if let Some((place, v)) = get("exit_codes") {
+        match v.as_table() {
+            Some(t) => {
+                for (k, v) in t {
+                    let code = k.parse::<u8>().ok().filter(|c| *c > 0);
+                    match (code, v.as_str().and_then(ErrorCode::from_name)) {
+                        (Some(c), Some(e)) => exit_codes.push((i32::from(c), e)),
+                        (None, _) => note(&place, format!("{k:?} is not an exit code from 1 to 255")),
+                        (_, None) => {
+                            let known: Vec<_> = ErrorCode::ALL.iter().map(|c| c.name()).collect();
+                            let given = v.as_str().unwrap_or_default();
+                            let hint = text::nearest(given, known.iter().copied()).unwrap_or("stuck");
+                            note(
+                                &format!("{place}.{k}"),
+                                format!("{v} is not an error code; did you mean {hint:?}?"),
+                            );
+                        }
+                    }
+                }
+            }
+            None => note(&place, "must be a table like { 1 = \"stuck\" }".into()),
+        }
+    }
+    Some(Handler { command, cwd, env, timeout, kill_grace, output_limit, exit_codes })
+}

@@ -1,0 +1,253 @@
+//! Merging the layers and reporting every problem.
+
+use std::{collections::BTreeMap, path::Path};
+
+use super::{
+    handlers::{self, Handler},
+    settings::{Settings, table},
+    value::Setting,
+};
+use crate::domain::text;
+
+/// Settings given on the command line: (`section.key`, value, the flag's name).
+pub type Flags = Vec<(&'static str, String, &'static str)>;
+
+/// What is wrong with a configuration: every problem, each with the place it came from.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("the configuration has {} problem{}:\n  {}", problems.len(), if problems.len() == 1 { "" } else { "s" }, problems.join("\n  "))]
+pub struct ConfigError {
+    pub problems: Vec<String>,
+}
+
+/// Values by `section.key`, each with where it came from.
+pub(super) struct Layers {
+    values: BTreeMap<String, (toml::Value, String)>,
+    handlers: Vec<(String, toml::Value)>,
+    problems: Vec<String>,
+}
+
+impl Layers {
+    /// Reads a setting, or its default. A value of 0 for a duration takes the default too.
+    pub(super) fn take<T: Setting>(&mut self, section: &str, key: &str, default: &str) -> Option<T> {
+        let built_in = |problems: &mut Vec<String>| match T::read(&toml::Value::String(default.into())) {
+            Ok(v) => v,
+            Err(e) => {
+                problems.push(format!("{section}.{key}: built-in default: {e}"));
+                None
+            }
+        };
+        match self.values.remove(&format!("{section}.{key}")) {
+            None => built_in(&mut self.problems),
+            Some((value, source)) => match T::read(&value) {
+                Ok(Some(v)) => Some(v),
+                Ok(None) => built_in(&mut self.problems),
+                Err(e) => {
+                    self.problems.push(format!("{section}.{key} ({source}): {e}"));
+                    // Keep going with the default, so that later settings are checked too.
+                    built_in(&mut Vec::new())
+                }
+            },
+        }
+    }
+
+    pub(super) fn take_handlers(&mut self) -> BTreeMap<String, Handler> {
+        let mut out = BTreeMap::new();
+        for (name, value) in std::mem::take(&mut self.handlers) {
+            if let Some(h) = handlers::read(&name, &value, &mut self.problems) {
+                out.insert(name, h);
+            }
+        }
+        out
+    }
+
+    pub(super) fn problem(&mut self, problem: String) {
+        self.problems.push(problem);
+    }
+
+    fn file(&mut self, text_: &str, source: &str) {
+        let parsed: toml::Table = match text_.parse() {
+            Ok(t) => t,
+            Err(e) => {
+                self.problems
+                    .push(format!("{source}: not valid TOML: {}", e.to_string().trim().replace('\n', " ")));
+                return;
+            }
+        };
+        let mut sections: Vec<&str> = table().iter().map(|r| r.section).collect();
+        sections.dedup();
+        for (section, value) in parsed {
+            if section == "handlers" {
+                match value {
+                    toml::Value::Table(t) => self.handlers.extend(t),
+                    other => self.problems.push(format!("{source}: handlers: {other} is not a table")),
+                }
+                continue;
+            }
+            if !sections.contains(&section.as_str()) {
+                let known = sections.iter().copied().chain(["handlers"]);
+                self.unknown(
+                    source,
+                    &section,
+                    text::nearest(&section, known.clone()),
+                    &known.collect::<Vec<_>>(),
+                );
+                continue;
+            }
+            let toml::Value::Table(keys) = value else {
+                self.problems.push(format!("{source}: {section} must be a table [{section}]"));
+                continue;
+            };
+            let known: Vec<&str> = table().iter().filter(|r| r.section == section).map(|r| r.key).collect();
+            for (key, value) in keys {
+                if known.contains(&key.as_str()) {
+                    self.values.insert(format!("{section}.{key}"), (value, source.to_owned()));
+                } else {
+                    let path = format!("{section}.{key}");
+                    self.unknown(source, &path, text::nearest(&key, known.iter().copied()), &known);
+                }
+            }
+        }
+    }
+
+    fn unknown(&mut self, source: &str, path: &str, near: Option<&str>, known: &[&str]) {
+        let hint =
+            near.map_or(format!("known here: {}", known.join(", ")), |n| format!("did you mean {n:?}?"));
+        self.problems.push(format!("{path} ({source}): unknown setting; {hint}"));
+    }
+
+    fn environment(&mut self, env: &dyn Fn(&str) -> Option<String>) {
+        let mut set = |path: String, name: &str| {
+            let direct = env(name).map(|v| (v, name.to_owned()));
+            let file_name = format!("{name}_FILE");
+            let from_file = env(&file_name).and_then(|path| match std::fs::read_to_string(&path) {
+                Ok(s) => Some((s.trim().to_owned(), file_name.clone())),
+                Err(e) => {
+                    self.problems.push(format!("{file_name}: cannot read {path:?}: {e}"));
+                    None
+                }
+            });
+            if let Some((v, source)) = direct.or(from_file).filter(|(v, _)| !v.is_empty()) {
+                self.values.insert(path, (toml::Value::String(v), source));
+            }
+        };
+        set("connection.nats_url".into(), "NATS_URL");
+        set("connection.redis_url".into(), "REDIS_URL");
+        for r in table() {
+            let name = format!("SURETY_{}_{}", r.section, r.key).to_uppercase();
+            set(format!("{}.{}", r.section, r.key), &name);
+        }
+    }
+}
+
+/// Loads the settings: `file` if given (a missing file is a problem), the process's environment, the flags.
+pub fn load(file: Option<&Path>, flags: &Flags) -> Result<Settings, ConfigError> {
+    let text_ = match file {
+        None => None,
+        Some(path) => match std::fs::read_to_string(path) {
+            Ok(t) => Some((t, path.display().to_string())),
+            Err(e) => {
+                return Err(ConfigError {
+                    problems: vec![format!("cannot read the configuration file {}: {e}", path.display())],
+                });
+            }
+        },
+    };
+    #[expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
+    let env = |name: &str| std::env::var(name).ok();
+    load_text(text_.as_ref().map(|(t, s)| (t.as_str(), s.as_str())), &env, flags)
+}
+
+/// [`load`] from text and a given environment.
+pub fn load_text(
+    file: Option<(&str, &str)>,
+    env: &dyn Fn(&str) -> Option<String>,
+    flags: &Flags,
+) -> Result<Settings, ConfigError> {
+    let mut layers = Layers { values: BTreeMap::new(), handlers: Vec::new(), problems: Vec::new() };
+    if let Some((text_, source)) = file {
+        layers.file(text_, source);
+    }
+    layers.environment(env);
+    for (path, value, flag) in flags {
+        layers.values.insert((*path).to_owned(), (toml::Value::String(value.clone()), (*flag).to_owned()));
+    }
+    let settings = Settings::take(&mut layers);
+    match settings {
+        Some(s) if layers.problems.is_empty() => Ok(s),
+        _ => Err(ConfigError { problems: layers.problems }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn with(file: &str, env: &[(&str, &str)], flags: &Flags) -> Result<Settings, ConfigError> {
+        let env: BTreeMap<String, String> = env.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect();
+        load_text(Some((file, "surety.toml")), &|k| env.get(k).cloned(), flags)
+    }
+
+    #[test]
+    fn defaults_are_complete_and_fit_together() {
+        let s = with("", &[], &vec![]).unwrap();
+        assert_eq!((s.lease.ttl, s.layout.ack_wait), (Duration::from_secs(20), Duration::from_secs(60)));
+        assert_eq!(s.worker.slots.0, 8);
+        assert!(!table().is_empty());
+        assert!(table().iter().all(|r| !r.meaning.trim().is_empty()));
+    }
+
+    #[test]
+    fn flags_win_over_environment_over_file_over_defaults() {
+        let file =
+            "[connection]\nnats_url = \"nats://file\"\nredis_url = \"redis://file\"\n[worker]\nslots = 2";
+        let env =
+            [("NATS_URL", "nats://env"), ("SURETY_WORKER_SLOTS", "3"), ("SURETY_WORKER_QUEUES", "a,b:2")];
+        let s = with(file, &env, &vec![("worker.slots", "4".into(), "--slots")]).unwrap();
+        assert_eq!(s.connection.nats_url, "nats://env");
+        assert_eq!(s.connection.redis_url, "redis://file");
+        assert_eq!(s.worker.slots.0, 4);
+        assert_eq!(s.worker.queues, ["a", "b:2"]);
+    }
+
+    #[test]
+    fn every_problem_is_reported_at_once_with_its_place() {
+        let file = "[worker]\nslot = 2\n[leese]\n[lease]\nttl = 20\nrenewal = \"10s\"\n[handlers.x]\ncomand = []\n\
+                    [handlers.y]\ncommand = [\"z\"]\nexit_codes = { 300 = \"stuck\", 1 = \"stuk\" }";
+        let e = with(file, &[("SURETY_WORKER_DRAIN", "soon")], &vec![]).unwrap_err();
+        let all = e.to_string();
+        for part in [
+            "worker.slot (surety.toml): unknown setting; did you mean \"slots\"?",
+            "did you mean \"lease\"?",
+            "lease.ttl (surety.toml)",
+            "worker.drain (SURETY_WORKER_DRAIN)",
+            "did you mean \"command\"?",
+            "has no command",
+            "300",
+            "did you mean \"stuck\"?",
+            "lease.renewal × 3 ≤",
+        ] {
+            assert!(all.contains(part), "{part} is not in:\n{all}");
+        }
+    }
+
+    #[test]
+    fn zero_means_the_default() {
+        let s = with("[attempt]\ntimeout = \"0\"\n[lease]\nextend = 0", &[], &vec![]).unwrap();
+        assert_eq!(s.attempt.timeout, Duration::from_secs(600));
+        assert_eq!(s.lease.extend, Duration::from_secs(20));
+    }
+
+    #[test]
+    fn settings_that_do_not_fit_are_refused() {
+        for bad in [
+            "[lease]\nttl = \"90s\"",
+            "[lease]\nextend = \"40s\"",
+            "[layout]\nevents_age = \"1h\"",
+            "[layout]\nqueues = []",
+        ] {
+            assert!(with(bad, &[], &vec![]).is_err(), "{bad}");
+        }
+    }
+}

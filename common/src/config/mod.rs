@@ -1,0 +1,17 @@
+//! Configuration: defaults (compiled in) < file < environment < flags.
+//!
+//! Every setting is declared once, in [`settings`], with its default, unit and meaning; `docs/config.md` and the sample
+//! file are generated from that table. Every problem of every layer is reported at once, with the place it came from. A
+//! duration of 0 means "not set": the default applies, never "immediately".
+
+mod handlers;
+mod layers;
+mod settings;
+mod value;
+
+pub use handlers::Handler;
+pub use layers::{ConfigError, Flags, load, load_text};
+pub use settings::{
+    Attempt, Connection, LayoutSettings, Lease, Reaper, Row, Settings, WorkerSettings, check_layout, table,
+};
+pub use value::{Choice, Count, Setting, Size, Span};

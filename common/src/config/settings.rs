@@ -1,0 +1,252 @@
+//! The table of settings: one declaration each.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use super::{
+    handlers::Handler,
+    layers::Layers,
+    value::{Choice, Count, Setting, Size, Span},
+};
+use crate::{broker::topology::Layout, domain::QueueName};
+
+/// One setting, for documentation.
+#[derive(Debug, Clone, Copy)]
+pub struct Row {
+    pub section: &'static str,
+    pub key: &'static str,
+    pub kind: &'static str,
+    pub default: &'static str,
+    pub meaning: &'static str,
+}
+
+macro_rules! settings {
+    ($( $(#[doc = $sdoc:literal])+ [$section:literal] $name:ident { $( $(#[doc = $doc:literal])+ $key:ident: $type:ty = $default:literal; )+ } )+) => {
+        $(
+            $(#[doc = $sdoc])+
+            #[derive(Debug, Clone)]
+            pub struct $name { $( $(#[doc = $doc])+ pub $key: $type, )+ }
+
+            impl $name {
+                fn take(layers: &mut Layers) -> Option<Self> {
+                    // Every field is read before the first that failed ends it, so that all problems are reported.
+                    $( let $key = layers.take::<$type>($section, stringify!($key), $default); )+
+                    Some(Self { $( $key: $key?, )+ })
+                }
+            }
+        )+
+
+        const ROWS: &[Row] = &[ $( $( Row {
+            section: $section,
+            key: stringify!($key),
+            kind: <$type as Setting>::KIND,
+            default: $default,
+            meaning: concat!($($doc),+),
+        }, )+ )+ ];
+    };
+}
+
+settings! {
+    /// Where the servers are.
+    ["connection"] Connection {
+        /// NATS servers, separated by commas (also `NATS_URL`).
+        nats_url: String = "nats://127.0.0.1:4222";
+        /// The Redis server (also `REDIS_URL`).
+        redis_url: String = "redis://127.0.0.1:6379";
+        /// Prefix of subjects, streams and Redis keys.
+        namespace: String = "surety";
+        /// How long one call to NATS or Redis may take before it is repeated.
+        call_timeout: Span = "2s";
+        /// How long a call is repeated before its error is reported; also how long a start waits for the servers.
+        retry_limit: Span = "10s";
+    }
+    /// What `surety provision` makes.
+    ["layout"] LayoutSettings {
+        /// Declared queues in rank order; a publish to any other is refused at once.
+        queues: Vec<String> = "default";
+        /// Parts of the Redis data; 1 for a single Redis (best batching), several per master on a cluster.
+        partitions: Count<99> = "1";
+        /// Copies of each stream: 1, or 3 on a cluster of NATS servers.
+        replicas: Count<5> = "1";
+        /// The broker redelivers a message that nobody extended for this long.
+        ack_wait: Span = "60s";
+        /// Deliveries after which the broker gives up; a backstop, a live worker settles a job long before.
+        max_deliver: Count<1000000> = "100";
+        /// Messages in flight and in backoff per queue; far above both, because a delayed one holds a place.
+        max_ack_pending: Count<10000000> = "1000000";
+        /// A message id is refused again for this long.
+        duplicate_window: Span = "10m";
+        /// Age of journal events before they are dropped; above `attempt.finish`.
+        events_age: Span = "720h";
+        /// Age of dead letters before they are dropped.
+        dlq_age: Span = "2160h";
+    }
+    /// How a worker holds on to what it runs.
+    ["lease"] Lease {
+        /// How often a session is renewed in Redis.
+        renewal: Span = "5s";
+        /// A session that was not renewed for this long is lost; its attempts are given to others.
+        ttl: Span = "20s";
+        /// A worker stops trusting its lease this long before it can be lost, and its handlers are killed.
+        margin: Span = "5s";
+        /// How often the broker is told that a message is being worked on.
+        extend: Span = "20s";
+    }
+    /// Defaults for jobs that say nothing themselves.
+    ["attempt"] Attempt {
+        /// Time limit of one attempt.
+        timeout: Span = "10m";
+        /// Time by which a job must have ended, over all its attempts.
+        finish: Span = "24h";
+        /// Between TERM and KILL.
+        kill_grace: Span = "10s";
+        /// Output of a command beyond this is cut; the command goes on.
+        output_limit: Size = "10MiB";
+        /// Last lines of stdout and stderr that are kept with a failed attempt.
+        tail_lines: Count<10000> = "100";
+        /// First delay after a start that failed; it doubles up to ten minutes.
+        start_retry: Span = "2s";
+    }
+    /// One worker process.
+    ["worker"] WorkerSettings {
+        /// Queues to pull from, in rank order; `name:weight` where `order` is weighted. Empty: all declared ones.
+        queues: Vec<String> = "";
+        /// How slots are shared among the queues.
+        order: Choice = "strict";
+        /// Jobs that run at once.
+        slots: Count<100000> = "8";
+        /// At shutdown, how long running attempts may go on before they are stopped and handed back.
+        drain: Span = "30s";
+        /// Folder for the record of running commands; a restarted worker cleans up what it finds there.
+        state_dir: String = ".surety/state";
+        /// Journal entries that may wait for NATS before claims stop.
+        outbox_cap: Count<10000000> = "10000";
+        /// Delay before a job of unknown type or version is offered to another worker.
+        hand_on_delay: Span = "15s";
+        /// Deliveries after which such a job is buried.
+        hand_on_limit: Count<1000000> = "40";
+        /// Put each command into a cgroup of its own where the host allows it.
+        cgroups: bool = "true";
+    }
+    /// The reaper process.
+    ["reaper"] Reaper {
+        /// How often each rule looks for work.
+        tick: Span = "2s";
+        /// Journal entries older than this are published by the reaper.
+        relay_age: Span = "5s";
+        /// Jobs that one step of a rule handles; a step that times out is halved.
+        batch: Count<1000> = "100";
+    }
+}
+
+/// Everything a process may be configured with.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    pub connection: Connection,
+    pub layout: LayoutSettings,
+    pub lease: Lease,
+    pub attempt: Attempt,
+    pub worker: WorkerSettings,
+    pub reaper: Reaper,
+    /// Command handlers by job type.
+    pub handlers: BTreeMap<String, Handler>,
+}
+
+/// Every setting, in the order of the sample file.
+pub fn table() -> &'static [Row] {
+    ROWS
+}
+
+impl Settings {
+    pub(super) fn take(layers: &mut Layers) -> Option<Self> {
+        let connection = Connection::take(layers);
+        let layout = LayoutSettings::take(layers);
+        let lease = Lease::take(layers);
+        let attempt = Attempt::take(layers);
+        let worker = WorkerSettings::take(layers);
+        let reaper = Reaper::take(layers);
+        let handlers = layers.take_handlers();
+        let s = Self {
+            connection: connection?,
+            layout: layout?,
+            lease: lease?,
+            attempt: attempt?,
+            worker: worker?,
+            reaper: reaper?,
+            handlers,
+        };
+        s.cross_check(layers);
+        Some(s)
+    }
+
+    fn cross_check(&self, layers: &mut Layers) {
+        let Lease { renewal, ttl, margin, extend } = self.lease;
+        let mut must = |holds: bool, rule: &str| {
+            if !holds {
+                layers.problem(format!("these settings do not fit together: {rule}"));
+            }
+        };
+        must(
+            margin < ttl && renewal * 3 <= ttl.saturating_sub(margin),
+            "lease.renewal × 3 ≤ lease.ttl − lease.margin",
+        );
+        must(ttl < self.layout.ack_wait, "lease.ttl < layout.ack_wait");
+        must(extend * 2 < self.layout.ack_wait, "lease.extend × 2 < layout.ack_wait");
+        must(self.layout.events_age > self.attempt.finish, "layout.events_age > attempt.finish");
+        must(
+            self.worker.hand_on_limit.0 < self.layout.max_deliver.0,
+            "worker.hand_on_limit < layout.max_deliver (or the broker gives up first)",
+        );
+        must(
+            self.connection.call_timeout < ttl.saturating_sub(margin),
+            "connection.call_timeout < lease.ttl − lease.margin",
+        );
+        for name in &self.layout.queues {
+            if let Err(e) = QueueName::new(name) {
+                layers.problem(format!("layout.queues: {e}"));
+            }
+        }
+        if self.layout.queues.is_empty() {
+            layers.problem("layout.queues: at least one queue must be declared".to_owned());
+        }
+        if let Err(e) = crate::domain::ids::Namespace::new(&self.connection.namespace) {
+            layers.problem(format!("connection.namespace: {e}"));
+        }
+        for q in &self.worker.queues {
+            let (name, weight) = q.split_once(':').unwrap_or((q, "1"));
+            if let Err(e) = QueueName::new(name) {
+                layers.problem(format!("worker.queues: {e}"));
+            }
+            if !weight.parse::<u32>().is_ok_and(|w| (1..=1000).contains(&w)) {
+                layers.problem(format!("worker.queues: the weight in {q:?} is not a number from 1 to 1000"));
+            }
+        }
+    }
+
+    /// What `provision` makes of these settings.
+    pub fn layout(&self) -> Layout {
+        let l = &self.layout;
+        Layout {
+            queues: l.queues.iter().filter_map(|q| QueueName::new(q).ok()).collect(),
+            partitions: u32::try_from(l.partitions.0).unwrap_or(1),
+            replicas: usize::try_from(l.replicas.0).unwrap_or(1),
+            ack_wait: l.ack_wait,
+            max_deliver: i64::try_from(l.max_deliver.0).unwrap_or(100),
+            max_ack_pending: i64::try_from(l.max_ack_pending.0).unwrap_or(1_000_000),
+            duplicate_window: l.duplicate_window,
+            events_age: l.events_age,
+            dlq_age: l.dlq_age,
+        }
+    }
+}
+
+/// Compares the lease with what is provisioned: the consumer's ack-wait may be another than this file says.
+pub fn check_layout(lease: &Lease, ack_wait: Duration) -> Result<(), String> {
+    if lease.ttl >= ack_wait || lease.extend * 2 >= ack_wait {
+        return Err(format!(
+            "the provisioned ack-wait of {ack_wait:?} is too short for lease.ttl {:?} and lease.extend {:?}: run \
+             `surety provision` with the same settings",
+            lease.ttl, lease.extend
+        ));
+    }
+    Ok(())
+}

@@ -1,0 +1,131 @@
+//! Kinds of settings: how a value is read, and what is said when it cannot be.
+
+use std::time::Duration;
+
+use crate::clock::parse_span;
+
+/// A kind of setting. A value from the environment or a flag comes as a string; one from a file may have its own type.
+pub trait Setting: Sized {
+    /// For the documentation: `duration`, `size`, …
+    const KIND: &'static str;
+    /// Reads a value; the error says what is allowed. `Ok(None)` means "not set" (a duration of 0).
+    fn read(value: &toml::Value) -> Result<Option<Self>, String>;
+}
+
+/// A duration with its unit: `30s`. 0 means not set.
+pub type Span = Duration;
+
+impl Setting for Duration {
+    const KIND: &'static str = "duration";
+    fn read(value: &toml::Value) -> Result<Option<Self>, String> {
+        let text = match value {
+            toml::Value::String(s) => s.as_str(),
+            toml::Value::Integer(0) => "0",
+            other => return Err(format!("{other} needs a unit; write \"30s\", \"5m\", \"250ms\"")),
+        };
+        parse_span(text).map(|d| (!d.is_zero()).then_some(d))
+    }
+}
+
+/// A number of bytes: `10MiB`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Size(pub u64);
+
+impl Setting for Size {
+    const KIND: &'static str = "size";
+    fn read(value: &toml::Value) -> Result<Option<Self>, String> {
+        let bad = || format!("{value} is not a size; write a number with B, KiB, MiB or GiB, like \"10MiB\"");
+        let toml::Value::String(s) = value else { return Err(bad()) };
+        let s = s.trim();
+        let digits = s.find(|c: char| !c.is_ascii_digit()).unwrap_or(s.len());
+        let (number, unit) = s.split_at(digits);
+        let n: u64 = number.parse().map_err(|_| bad())?;
+        let factor: u64 = match unit.trim() {
+            "B" => 1,
+            "KiB" => 1 << 10,
+            "MiB" => 1 << 20,
+            "GiB" => 1 << 30,
+            _ => return Err(bad()),
+        };
+        n.checked_mul(factor).map(|n| Some(Self(n))).ok_or_else(bad)
+    }
+}
+
+/// A whole number of at least 1 and at most `MAX`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Count<const MAX: u64>(pub u64);
+
+impl<const MAX: u64> Setting for Count<MAX> {
+    const KIND: &'static str = "number";
+    fn read(value: &toml::Value) -> Result<Option<Self>, String> {
+        let n = match value {
+            toml::Value::Integer(n) => u64::try_from(*n).ok(),
+            toml::Value::String(s) => s.trim().parse().ok(),
+            _ => None,
+        };
+        match n {
+            Some(n) if (1..=MAX).contains(&n) => Ok(Some(Self(n))),
+            _ => Err(format!("{value} is not a whole number from 1 to {MAX}")),
+        }
+    }
+}
+
+impl Setting for bool {
+    const KIND: &'static str = "true or false";
+    fn read(value: &toml::Value) -> Result<Option<Self>, String> {
+        match value {
+            toml::Value::Boolean(b) => Ok(Some(*b)),
+            toml::Value::String(s) if s == "true" => Ok(Some(true)),
+            toml::Value::String(s) if s == "false" => Ok(Some(false)),
+            other => Err(format!("{other} is neither true nor false")),
+        }
+    }
+}
+
+impl Setting for String {
+    const KIND: &'static str = "text";
+    fn read(value: &toml::Value) -> Result<Option<Self>, String> {
+        match value {
+            toml::Value::String(s) => Ok(Some(s.clone())),
+            other => Err(format!("{other} is not a text in quotes")),
+        }
+    }
+}
+
+/// A list; from the environment, separated by commas.
+impl Setting for Vec<String> {
+    const KIND: &'static str = "list";
+    fn read(value: &toml::Value) -> Result<Option<Self>, String> {
+        match value {
+            toml::Value::String(s) => {
+                Ok(Some(s.split(',').map(|p| p.trim().to_owned()).filter(|p| !p.is_empty()).collect()))
+            }
+            toml::Value::Array(items) => items
+                .iter()
+                .map(|i| i.as_str().map(str::to_owned).ok_or_else(|| format!("{i} is not a text in quotes")))
+                .collect::<Result<Vec<_>, _>>()
+                .map(Some),
+            other => Err(format!("{other} is not a list like [\"a\", \"b\"]")),
+        }
+    }
+}
+
+/// How a worker chooses among its queues.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Choice {
+    /// The first queue with work always goes first.
+    Strict,
+    /// Each queue gets a share of the slots that come free, by its weight (`name:weight` in the list of queues).
+    Weighted,
+}
+
+impl Setting for Choice {
+    const KIND: &'static str = "strict or weighted";
+    fn read(value: &toml::Value) -> Result<Option<Self>, String> {
+        match value.as_str() {
+            Some("strict") => Ok(Some(Self::Strict)),
+            Some("weighted") => Ok(Some(Self::Weighted)),
+            _ => Err(format!("{value} is neither \"strict\" nor \"weighted\"")),
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! Connecting a process to both servers, with the checks that every process makes at its start.
+
+use crate::{
+    broker::{
+        Broker, BrokerError, BrokerOptions,
+        publish::Publisher,
+        topology::{Found, Provisioned},
+    },
+    config::Settings,
+    domain::ids::Namespace,
+    pace::Transient,
+    relay::Relay,
+    store::{Store, StoreError, StoreOptions},
+};
+
+/// Why a process could not start. The text says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    #[error(transparent)]
+    Broker(#[from] BrokerError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The servers are there and cannot keep the promises.
+    #[error("the servers do not keep what the promises need:\n  {}", .0.join("\n  "))]
+    Unfit(Vec<String>),
+}
+
+impl ConnectError {
+    /// Whether the cause is an unreachable server (exit code 69) and not a wrong setup (78).
+    pub fn is_unreachable(&self) -> bool {
+        match self {
+            Self::Broker(e) => e.is_transient(),
+            Self::Store(e) => e.is_transient(),
+            Self::Unfit(_) => false,
+        }
+    }
+}
+
+/// Both servers, checked, and what is provisioned.
+#[derive(Clone)]
+pub struct Connected {
+    pub broker: Broker,
+    pub publisher: Publisher,
+    pub store: Store,
+    pub relay: Relay,
+    pub found: Found,
+}
+
+/// Connects to the broker alone: enough for a producer.
+pub async fn broker(s: &Settings, name: &str) -> Result<Broker, ConnectError> {
+    let c = &s.connection;
+    Ok(Broker::connect(BrokerOptions {
+        url: c.nats_url.clone(),
+        name: name.to_owned(),
+        namespace: namespace(s)?,
+        retry_limit: c.retry_limit,
+        call_timeout: c.call_timeout,
+    })
+    .await?)
+}
+
+fn namespace(s: &Settings) -> Result<Namespace, ConnectError> {
+    // The settings were checked at load; this cannot fail for a loaded configuration.
+    Namespace::new(&s.connection.namespace).map_err(|e| ConnectError::Unfit(vec![e.to_string()]))
+}
+
+/// Connects to both servers, refuses a Redis that may lose records, and opens the data set that belongs to `JOBS`.
+/// The data set of a fresh Redis is created here (a wiped one is not told from a fresh one yet: `docs/guarantees.md`).
+pub async fn connect(s: &Settings, name: &str) -> Result<Connected, ConnectError> {
+    let broker = broker(s, name).await?;
+    let found = broker.found().await?;
+    open(s, broker, found).await
+}
+
+/// Makes streams and consumers, then connects as [`connect`] does.
+pub async fn provision(s: &Settings, name: &str) -> Result<(Connected, Provisioned), ConnectError> {
+    let broker = broker(s, name).await?;
+    let done = broker.provision(&s.layout()).await?;
+    let found = broker.found().await?;
+    Ok((open(s, broker, found).await?, done))
+}
+
+async fn open(s: &Settings, broker: Broker, found: Found) -> Result<Connected, ConnectError> {
+    let store = Store::connect(StoreOptions {
+        url: s.connection.redis_url.clone(),
+        namespace: namespace(s)?,
+        partitions: found.partitions,
+        call_timeout: s.connection.call_timeout,
+        retry_limit: s.connection.retry_limit,
+        keep: std::time::Duration::from_secs(7 * 24 * 3600),
+    })
+    .await?;
+    let problems = store.preflight().await?;
+    if !problems.is_empty() {
+        return Err(ConnectError::Unfit(problems));
+    }
+    store.open(&found.jobs_created, true).await?;
+    let publisher = Publisher::start(&broker).await?;
+    let relay = Relay::new(store.clone(), broker.clone(), publisher.clone());
+    Ok(Connected { broker, publisher, store, relay, found })
+}

@@ -1,0 +1,18 @@
+//! The rules of a job, without IO. `now`, random values and ids are arguments.
+
+pub mod contract;
+pub mod event;
+pub mod ids;
+pub mod job;
+pub mod outcome;
+pub mod retry;
+pub mod status;
+pub mod text;
+
+pub use contract::Contract;
+pub use event::EventKind;
+pub use ids::{JobId, QueueName, TypeName};
+pub use job::{Job, Terms};
+pub use outcome::{ErrorCode, FailureClass};
+pub use retry::RetryPolicy;
+pub use status::{Input, JobState, Refusal, Status, Transition};

@@ -1,0 +1,468 @@
+//! The job machine: a pure function `(state, input, now) → state + events, or a typed refusal`.
+//!
+//! The Lua scripts in `store/scripts` enforce the same table; `tests/suite/model.rs` drives both with the same random
+//! sequences. The table in words is in `docs/state-machine.md`.
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    contract::{Contract, ContractInput},
+    event::EventKind,
+    outcome::ErrorCode,
+};
+
+/// Where a job is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Status {
+    Queued,
+    Scheduled,
+    Deferred,
+    Running,
+    WaitingInput,
+    RetryWait,
+    Done,
+    Failed,
+    Cancelled,
+    TimedOut,
+}
+
+impl Status {
+    /// Every status; the position plus one is the number in the Redis record.
+    pub const ALL: [Self; 10] = [
+        Self::Queued,
+        Self::Scheduled,
+        Self::Deferred,
+        Self::Running,
+        Self::WaitingInput,
+        Self::RetryWait,
+        Self::Done,
+        Self::Failed,
+        Self::Cancelled,
+        Self::TimedOut,
+    ];
+
+    /// The name in store, journal, CLI and documents.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Queued => "queued",
+            Self::Scheduled => "scheduled",
+            Self::Deferred => "deferred",
+            Self::Running => "running",
+            Self::WaitingInput => "waiting_input",
+            Self::RetryWait => "retry_wait",
+            Self::Done => "done",
+            Self::Failed => "failed",
+            Self::Cancelled => "cancelled",
+            Self::TimedOut => "timed_out",
+        }
+    }
+
+    /// Whether the job has its outcome.
+    pub fn is_terminal(self) -> bool {
+        matches!(self, Self::Done | Self::Failed | Self::Cancelled | Self::TimedOut)
+    }
+
+    /// Whether an attempt holds the job.
+    pub fn is_running(self) -> bool {
+        matches!(self, Self::Running | Self::WaitingInput)
+    }
+
+    /// The number in the Redis record.
+    pub fn code(self) -> u8 {
+        self as u8 + 1
+    }
+
+    /// The status of a record's number; `None` for one that this release does not know.
+    pub fn from_code(code: u8) -> Option<Self> {
+        Self::ALL.get(usize::from(code).checked_sub(1)?).copied()
+    }
+}
+
+/// What the machine knows of a job. Times are milliseconds of the store's clock.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JobState {
+    pub status: Status,
+    pub contract: Contract,
+    /// From 1; one more for each operator replay.
+    pub generation: u32,
+    /// Number of transitions so far.
+    pub rev: u64,
+    /// Fencing token: grows with every claim.
+    pub epoch: u64,
+    /// Number of the present or last attempt of this generation.
+    pub attempt: u32,
+    /// Attempts of this generation that used up retry budget.
+    pub charged: u32,
+    /// Retry budget: `max_retries + 1` charged attempts are allowed.
+    pub max_retries: u32,
+    /// Failed starts in a row.
+    pub start_failures: u32,
+    /// When `retry_wait`, `deferred` and `scheduled` become claimable; 0 otherwise.
+    pub due_ms: u64,
+    /// Why the job failed, when it did.
+    pub error: Option<ErrorCode>,
+}
+
+impl JobState {
+    /// A job first seen in a queue: queued, nothing tried.
+    pub fn queued(max_retries: u32) -> Self {
+        Self {
+            status: Status::Queued,
+            contract: Contract::Created,
+            generation: 1,
+            rev: 0,
+            epoch: 0,
+            attempt: 0,
+            charged: 0,
+            max_retries,
+            start_failures: 0,
+            due_ms: 0,
+            error: None,
+        }
+    }
+}
+
+/// What happened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Input {
+    /// A worker wants to start an attempt.
+    Claim,
+    /// A guard or a missing precondition says "not now".
+    Defer { until_ms: u64 },
+    /// The time of a scheduled job came.
+    Fired,
+    /// The attempt with this epoch could not be started.
+    StartFailed { epoch: u64, until_ms: u64 },
+    /// The handler reported progress.
+    Progress { epoch: u64 },
+    /// The handler waits for an answer.
+    Waiting { epoch: u64 },
+    /// The answer came.
+    Answered { epoch: u64 },
+    /// The attempt failed and is to be tried again at `at_ms`.
+    Retry { epoch: u64, at_ms: u64 },
+    /// The attempt failed for good, or its budget is spent.
+    Fail { epoch: u64, code: ErrorCode },
+    /// The attempt's result is in.
+    Finish { epoch: u64 },
+    /// The attempt was stopped because somebody cancelled the job.
+    CancelObeyed { epoch: u64 },
+    /// The worker gives the attempt back at shutdown.
+    Release { epoch: u64 },
+    /// The session of the attempt expired, or the attempt was fenced for overstaying.
+    Lost { epoch: u64 },
+    /// Cancel of a job that is not running.
+    Cancel,
+    /// Poison, expired, unknown, or given up by the broker: the job ends without (another) attempt.
+    Bury { code: ErrorCode },
+    /// The finish deadline of a job that is not running passed.
+    Overdue,
+    /// An operator asks for another generation.
+    Replay,
+}
+
+/// Why an input was not applied. Nothing was written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    #[error("another attempt owns the job")]
+    LiveOwner,
+    #[error("the job is not due yet")]
+    NotDue,
+    #[error("the job already has its outcome")]
+    Terminal,
+    #[error("the job is still open")]
+    Open,
+    #[error("the attempt is fenced: a newer one, or none, owns the job")]
+    Fenced,
+    #[error("the retry budget is spent")]
+    Budget,
+    #[error("the job is not in a state that allows this")]
+    NotApplicable,
+}
+
+/// A move that was allowed: the new state, and the events it must journal, in order. One `rev` per event.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[must_use]
+pub struct Transition {
+    pub state: JobState,
+    pub events: &'static [EventKind],
+}
+
+/// The machine.
+///
+/// `job` is `None` for a job that the store has not seen. `someone` says whether there is a requester to tell.
+pub fn next(job: &JobState, input: Input, now_ms: u64, someone: bool) -> Result<Transition, Refusal> {
+    use EventKind as E;
+    use Status as S;
+
+    let mut n = job.clone();
+    // Every write of an attempt carries its epoch; any other is fenced, whatever the job's status.
+    if let Some(epoch) = epoch_of(input)
+        && !(job.status.is_running() && job.epoch == epoch)
+    {
+        return Err(Refusal::Fenced);
+    }
+    let (status, events): (Status, &'static [E]) = match (job.status, input) {
+        (S::Running | S::WaitingInput, Input::Claim) => return Err(Refusal::LiveOwner),
+        (S::Queued, Input::Claim) => (S::Running, &[E::Started]),
+        (S::Deferred | S::RetryWait, Input::Claim) if job.due_ms <= now_ms => (S::Running, &[E::Started]),
+        (S::Deferred | S::RetryWait | S::Scheduled, Input::Claim) => return Err(Refusal::NotDue),
+
+        (S::Queued | S::RetryWait | S::Deferred, Input::Defer { until_ms }) => {
+            n.due_ms = until_ms;
+            (S::Deferred, &[E::Deferred])
+        }
+        (S::Scheduled, Input::Fired) => (S::Queued, &[]),
+
+        // From here to `Lost` the epoch was compared above: the job is running and the attempt owns it.
+        (_, Input::StartFailed { until_ms, .. }) => {
+            n.start_failures += 1;
+            // It never ran, so it is neither counted nor charged.
+            n.attempt -= 1;
+            n.due_ms = until_ms;
+            (S::Deferred, &[E::Deferred])
+        }
+        (_, Input::Progress { .. }) => {
+            n.contract = n.contract.next(ContractInput::Progress).unwrap_or(n.contract);
+            (job.status, &[E::Progress])
+        }
+        (S::Running, Input::Waiting { .. }) => (S::WaitingInput, &[E::WaitingInput]),
+        (S::WaitingInput, Input::Answered { .. }) => (S::Running, &[E::Answered]),
+        (_, Input::Waiting { .. } | Input::Answered { .. }) => return Err(Refusal::NotApplicable),
+        (_, Input::Retry { at_ms, .. }) => {
+            if job.charged >= job.max_retries {
+                return Err(Refusal::Budget);
+            }
+            n.charged += 1;
+            n.due_ms = at_ms;
+            (S::RetryWait, &[E::AttemptFailed])
+        }
+        (_, Input::Fail { code, .. }) => {
+            n.charged += 1;
+            n.error = Some(code);
+            (if code == ErrorCode::Timeout { S::TimedOut } else { S::Failed }, &[E::Finished])
+        }
+        (_, Input::Finish { .. }) => (S::Done, &[E::Finished]),
+        (_, Input::CancelObeyed { .. }) => {
+            n.error = Some(ErrorCode::Cancelled);
+            (S::Cancelled, &[E::Finished])
+        }
+        (_, Input::Release { .. }) => (S::Queued, &[E::Released]),
+        (_, Input::Lost { .. }) => {
+            n.charged += 1;
+            if job.charged >= job.max_retries {
+                n.error = Some(ErrorCode::AttemptsExhausted);
+                (S::Failed, &[E::Finished])
+            } else {
+                n.due_ms = now_ms;
+                (S::RetryWait, &[E::Lost])
+            }
+        }
+
+        (S::Done | S::Failed | S::Cancelled | S::TimedOut, Input::Replay) => {
+            n.generation += 1;
+            n.attempt = 0;
+            n.charged = 0;
+            n.start_failures = 0;
+            n.error = None;
+            n.contract = Contract::Created;
+            (S::Queued, &[E::Replayed])
+        }
+        (_, Input::Replay) => return Err(Refusal::Open),
+        (S::Done | S::Failed | S::Cancelled | S::TimedOut, _) => return Err(Refusal::Terminal),
+
+        (
+            S::Running | S::WaitingInput,
+            Input::Cancel | Input::Bury { .. } | Input::Overdue | Input::Defer { .. },
+        ) => {
+            return Err(Refusal::LiveOwner);
+        }
+        (_, Input::Cancel) => {
+            n.error = Some(ErrorCode::Cancelled);
+            (S::Cancelled, &[E::Finished])
+        }
+        (_, Input::Bury { code }) => {
+            n.error = Some(code);
+            (S::Failed, &[E::Buried, E::Finished])
+        }
+        (_, Input::Overdue) => {
+            n.error = Some(ErrorCode::FinishDeadline);
+            (S::TimedOut, &[E::Finished])
+        }
+        (S::Scheduled, Input::Defer { .. })
+        | (S::Queued | S::Deferred | S::RetryWait | S::Running | S::WaitingInput, Input::Fired) => {
+            return Err(Refusal::NotApplicable);
+        }
+    };
+
+    if matches!(input, Input::Claim) {
+        n.epoch += 1;
+        n.attempt += 1;
+        if !someone {
+            n.contract = n.contract.next(ContractInput::Surfaced).unwrap_or(n.contract);
+        }
+    }
+    if !matches!(input, Input::StartFailed { .. } | Input::Claim | Input::Progress { .. }) {
+        n.start_failures = 0;
+    }
+    if !matches!(status, S::RetryWait | S::Deferred) {
+        n.due_ms = 0;
+    }
+    if status.is_terminal() {
+        n.contract = n.contract.next(ContractInput::Ended { someone }).unwrap_or(n.contract);
+    }
+    n.status = status;
+    n.rev += events.len() as u64;
+    Ok(Transition { state: n, events })
+}
+
+fn epoch_of(input: Input) -> Option<u64> {
+    match input {
+        Input::StartFailed { epoch, .. }
+        | Input::Progress { epoch }
+        | Input::Waiting { epoch }
+        | Input::Answered { epoch }
+        | Input::Retry { epoch, .. }
+        | Input::Fail { epoch, .. }
+        | Input::Finish { epoch }
+        | Input::CancelObeyed { epoch }
+        | Input::Release { epoch }
+        | Input::Lost { epoch } => Some(epoch),
+        Input::Claim
+        | Input::Defer { .. }
+        | Input::Fired
+        | Input::Cancel
+        | Input::Bury { .. }
+        | Input::Overdue
+        | Input::Replay => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn running() -> JobState {
+        next(&JobState::queued(3), Input::Claim, 1000, false).unwrap().state
+    }
+
+    #[test]
+    fn claim_grants_one_attempt_and_refuses_the_second() {
+        let j = running();
+        assert_eq!(
+            (j.status, j.epoch, j.attempt, j.rev, j.contract),
+            (Status::Running, 1, 1, 1, Contract::Acked)
+        );
+        assert_eq!(next(&j, Input::Claim, 1000, false), Err(Refusal::LiveOwner));
+    }
+
+    #[test]
+    fn a_job_in_backoff_is_claimable_at_its_time_and_not_before() {
+        let j = next(&running(), Input::Retry { epoch: 1, at_ms: 5000 }, 1000, false).unwrap().state;
+        assert_eq!(next(&j, Input::Claim, 4999, false), Err(Refusal::NotDue));
+        assert_eq!(next(&j, Input::Claim, 5000, false).unwrap().state.epoch, 2);
+    }
+
+    // Shows
+    #[test]
+    fn budget_counts_charged_attempts_only() {
+        let mut j = JobState::queued(3);
+        for _ in 0..20 {
+            j = next(&j, Input::Claim, 1000, false).unwrap().state;
+            j = next(&j, Input::Release { epoch: j.epoch }, 1000, false).unwrap().state;
+        }
+        let mut runs = 0;
+        loop {
+            j = next(&j, Input::Claim, u64::MAX, false).unwrap().state;
+            runs += 1;
+            match next(&j, Input::Retry { epoch: j.epoch, at_ms: 2000 }, 1000, false) {
+                Ok(t) => j = t.state,
+                Err(r) => {
+                    assert_eq!(r, Refusal::Budget);
+                    break;
+                }
+            }
+        }
+        assert_eq!(runs, 4);
+    }
+
+    // Shows: X-03
+    #[test]
+    fn a_late_result_is_fenced() {
+        let j = next(&running(), Input::Lost { epoch: 1 }, 1000, false).unwrap().state;
+        let j = next(&j, Input::Claim, 1000, false).unwrap().state;
+        assert_eq!(next(&j, Input::Finish { epoch: 1 }, 1000, false), Err(Refusal::Fenced));
+        assert_eq!(next(&j, Input::Finish { epoch: 2 }, 1000, false).unwrap().state.status, Status::Done);
+    }
+
+    // Shows: A-11
+    #[test]
+    fn replay_resets_exactly_what_a_new_generation_needs() {
+        let done =
+            next(&running(), Input::Fail { epoch: 1, code: ErrorCode::ExitCode }, 1000, false).unwrap().state;
+        let again = next(&done, Input::Replay, 1000, false).unwrap().state;
+        let want = JobState {
+            status: Status::Queued,
+            contract: Contract::Created,
+            generation: 2,
+            rev: done.rev + 1,
+            epoch: done.epoch, // never goes back: old attempts stay fenced
+            attempt: 0,
+            charged: 0,
+            max_retries: done.max_retries,
+            start_failures: 0,
+            due_ms: 0,
+            error: None,
+        };
+        assert_eq!(again, want);
+        assert_eq!(next(&again, Input::Replay, 1000, false), Err(Refusal::Open));
+    }
+
+    #[test]
+    fn a_timeout_is_its_own_terminal_state() {
+        let j =
+            next(&running(), Input::Fail { epoch: 1, code: ErrorCode::Timeout }, 1000, false).unwrap().state;
+        assert_eq!(j.status, Status::TimedOut);
+    }
+
+    fn any_input() -> impl Strategy<Value = Input> {
+        let epoch = 0u64..4;
+        prop_oneof![
+            3 => Just(Input::Claim),
+            1 => epoch.clone().prop_map(|epoch| Input::StartFailed { epoch, until_ms: 10 }),
+            1 => epoch.clone().prop_map(|epoch| Input::Retry { epoch, at_ms: 10 }),
+            1 => epoch.clone().prop_map(|epoch| Input::Fail { epoch, code: ErrorCode::ExitCode }),
+            1 => epoch.clone().prop_map(|epoch| Input::Finish { epoch }),
+            1 => epoch.clone().prop_map(|epoch| Input::Release { epoch }),
+            1 => epoch.clone().prop_map(|epoch| Input::Progress { epoch }),
+            1 => epoch.prop_map(|epoch| Input::Lost { epoch }),
+            1 => Just(Input::Cancel),
+            1 => Just(Input::Bury { code: ErrorCode::InvalidJob }),
+            1 => Just(Input::Replay),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_happens_revisions_are_gapless_and_an_outcome_stays(inputs in prop::collection::vec(any_input(), 0..60)) {
+            let mut j = JobState::queued(1);
+            for i in inputs {
+                if let Ok(t) = next(&j, i, 100, false) {
+                    prop_assert_eq!(t.state.rev, j.rev + t.events.len() as u64);
+                    prop_assert!(t.state.epoch >= j.epoch);
+                    prop_assert!(t.state.charged <= t.state.max_retries + 1);
+                    if j.status.is_terminal() {
+                        prop_assert_eq!(i, Input::Replay);
+                        prop_assert_eq!(t.state.generation, j.generation + 1);
+                    }
+                    let ends = t.events.iter().filter(|e| **e == EventKind::Finished).count();
+                    prop_assert_eq!(ends == 1, t.state.status.is_terminal());
+                    j = t.state;
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,62 @@
+//! Cutting text without breaking a character.
+
+use std::borrow::Cow;
+
+/// `s` if it has at most `max` bytes, else its longest prefix of whole characters that leaves room for the note
+/// `… [truncated, N bytes total]`, plus that note. The result has at most `max` bytes, unless `max` is too small for
+/// the note: then it is the longest whole-character prefix of at most `max` bytes.
+pub fn cut(s: &str, max: usize) -> Cow<'_, str> {
+    if s.len() <= max {
+        return Cow::Borrowed(s);
+    }
+    let note = format!("… [truncated, {} bytes total]", s.len());
+    match max.checked_sub(note.len()) {
+        Some(room) => Cow::Owned(format!("{}{note}", prefix(s, room))),
+        None => Cow::Borrowed(prefix(s, max)),
+    }
+}
+
+/// The longest prefix of at most `max` bytes that ends on a character boundary.
+pub fn prefix(s: &str, max: usize) -> &str {
+    let mut end = max.min(s.len());
+    while !s.is_char_boundary(end) {
+        end -= 1;
+    }
+    s.get(..end).unwrap_or("")
+}
+
+/// The known name nearest to `given`, if one is near enough to be a typing slip.
+pub fn nearest<'a>(given: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    known
+        .into_iter()
+        .map(|k| (strsim::damerau_levenshtein(given, k), k))
+        .filter(|(d, k)| *d <= 2.max(k.len() / 3))
+        .min()
+        .map(|(_, k)| k)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        // Shows: P-10
+        #[test]
+        fn cut_never_splits_a_character_and_says_how_much_there_was(s in "\\PC{0,200}", max in 0usize..300) {
+            let out = cut(&s, max);
+            prop_assert!(out.len() <= max || s.len() <= max);
+            if s.len() > max && max >= 64 {
+                let note = format!("[truncated, {} bytes total]", s.len());
+                prop_assert!(out.ends_with(&note));
+            }
+        }
+    }
+
+    #[test]
+    fn nearest_finds_a_slip_and_leaves_strangers_alone() {
+        assert_eq!(nearest("paylod", ["payload", "type"]), Some("payload"));
+        assert_eq!(nearest("zzzzzz", ["payload", "type"]), None);
+    }
+}

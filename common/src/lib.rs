@@ -1,0 +1,21 @@
+//! What every Surety process shares, in reading order:
+//!
+//! 1. [`domain`]: the rules. Pure: no clock, no randomness, no client, no runtime.
+//! 2. [`wire`]: the JSON documents and headers that other languages read and write.
+//! 3. [`store`]: Redis; one Lua script per operation, which enforces the table of `domain`.
+//! 4. [`broker`]: JetStream; streams and consumers as data, publish, pull, ack, dead letter.
+//! 5. [`config`], [`clock`], [`pace`], [`telemetry`]: what a process needs around them.
+//!
+//! Deliberately absent: process supervision (worker), rules of repair (reaper), commands (producer).
+
+pub mod broker;
+pub mod clock;
+pub mod config;
+pub mod connect;
+pub mod domain;
+pub mod fault;
+pub mod pace;
+pub mod relay;
+pub mod store;
+pub mod telemetry;
+pub mod wire;

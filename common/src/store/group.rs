@@ -1,0 +1,96 @@
+//! Group commit: requests that gather while earlier calls are in flight go out as one call. No timer delays a lone one.
+
+use std::{future::Future, sync::Arc};
+
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio_util::task::TaskTracker;
+
+/// Most requests of one call: past ~100 a bigger script gains nothing and blocks Redis longer.
+pub const GROUP_CAP: usize = 200;
+/// Calls in flight: one executes while the next is on the wire.
+const IN_FLIGHT: usize = 3;
+/// Requests that wait in the queue before `ask` waits itself.
+const QUEUE_CAP: usize = 4 * GROUP_CAP;
+
+/// Hands requests to a function in groups and gives each its own reply. Cheap to clone.
+pub struct Group<Q, R> {
+    queue: mpsc::Sender<(Q, oneshot::Sender<R>)>,
+}
+
+impl<Q, R> Clone for Group<Q, R> {
+    fn clone(&self) -> Self {
+        Self { queue: self.queue.clone() }
+    }
+}
+
+impl<Q: Send + 'static, R: Send + 'static> Group<Q, R> {
+    /// Starts the loop on `tracker`; it ends when the last handle is dropped. `commit` gets at most [`GROUP_CAP`] requests
+    /// with the senders of their replies, and gives back its permit as soon as the next call may start.
+    pub fn start<F, Fut>(tracker: &TaskTracker, commit: F) -> Self
+    where
+        F: Fn(Vec<Q>, Vec<oneshot::Sender<R>>, tokio::sync::OwnedSemaphorePermit) -> Fut + Send + 'static,
+        Fut: Future<Output = ()> + Send + 'static,
+    {
+        let (queue, mut requests) = mpsc::channel::<(Q, oneshot::Sender<R>)>(QUEUE_CAP);
+        let permits = Arc::new(Semaphore::new(IN_FLIGHT));
+        let calls = tracker.clone();
+        tracker.spawn(async move {
+            let mut batch = Vec::with_capacity(GROUP_CAP);
+            // The permit comes first: while all calls are in flight, requests gather.
+            while let Ok(permit) = permits.clone().acquire_owned().await {
+                if requests.recv_many(&mut batch, GROUP_CAP).await == 0 {
+                    return;
+                }
+                let (group, replies) = batch.drain(..).unzip();
+                calls.spawn(commit(group, replies, permit));
+            }
+        });
+        Self { queue }
+    }
+
+    /// Asks and waits for the reply. `None`: the loop ended or the call was dropped.
+    pub async fn ask(&self, request: Q) -> Option<R> {
+        let (tx, rx) = oneshot::channel();
+        self.queue.send((request, tx)).await.ok()?;
+        rx.await.ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn requests_gather_while_calls_are_in_flight_and_each_gets_its_own_reply() {
+        let tracker = TaskTracker::new();
+        let sizes = Arc::new(Mutex::new(Vec::new()));
+        let gate = Arc::new(Semaphore::new(0));
+        let (seen, wait) = (sizes.clone(), gate.clone());
+        let group: Group<u32, u32> = Group::start(&tracker, move |asks, replies, permit| {
+            seen.lock().unwrap().push(asks.len());
+            let wait = wait.clone();
+            async move {
+                wait.acquire().await.unwrap().forget();
+                for (a, r) in asks.into_iter().zip(replies) {
+                    r.send(a * 2).unwrap();
+                }
+                drop(permit);
+            }
+        });
+        let all: Vec<_> = (0..100)
+            .map(|n| {
+                let g = group.clone();
+                tokio::spawn(async move { g.ask(n).await })
+            })
+            .collect();
+        gate.add_permits(1000);
+        for (n, t) in all.into_iter().enumerate() {
+            assert_eq!(t.await.unwrap(), Some(n as u32 * 2));
+        }
+        let sizes = sizes.lock().unwrap();
+        assert_eq!(sizes.iter().sum::<usize>(), 100);
+        assert!(sizes.len() < 100, "nothing was grouped: {sizes:?}");
+    }
+}

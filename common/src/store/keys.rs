@@ -1,0 +1,84 @@
+//! Every Redis key, in one place (`docs/redis-keys.md`).
+
+use crate::domain::{
+    JobId,
+    ids::{Namespace, SessionId},
+};
+
+/// Builds keys. The keys of a partition share its hash tag `{pNN}`, so a script touches one slot of a cluster.
+#[derive(Debug, Clone)]
+pub struct Keys {
+    ns: Namespace,
+    partitions: u32,
+}
+
+impl Keys {
+    /// Keys of this namespace with this number of partitions (at least 1).
+    pub fn new(ns: Namespace, partitions: u32) -> Self {
+        Self { ns, partitions: partitions.max(1) }
+    }
+
+    /// Number of partitions.
+    pub fn partitions(&self) -> u32 {
+        self.partitions
+    }
+
+    /// Partition of a job.
+    pub fn partition(&self, id: &JobId) -> u32 {
+        id.partition(self.partitions)
+    }
+
+    fn key(&self, p: u32, rest: &str) -> String {
+        format!("{}:{{p{p:02}}}:{rest}", self.ns)
+    }
+
+    /// Identity of the data set (hash).
+    pub fn store(&self, p: u32) -> String {
+        self.key(p, "store")
+    }
+
+    /// Earliest deadline of each open job (zset).
+    pub fn due(&self, p: u32) -> String {
+        self.key(p, "due")
+    }
+
+    /// Journal entries not confirmed yet (stream).
+    pub fn outbox(&self, p: u32) -> String {
+        self.key(p, "outbox")
+    }
+
+    /// Sessions and their expiry (zset).
+    pub fn sessions(&self, p: u32) -> String {
+        self.key(p, "sessions")
+    }
+
+    /// Host, process id and start time of each session (hash).
+    pub fn session_info(&self, p: u32) -> String {
+        self.key(p, "sessinfo")
+    }
+
+    /// What a session runs (set of `<id>:<epoch>`).
+    pub fn run(&self, p: u32, session: &SessionId) -> String {
+        self.key(p, &format!("run:{session}"))
+    }
+
+    /// Stands in the place of [`Keys::run`] in calls that have no session.
+    pub fn key_without_session(&self, p: u32) -> String {
+        self.key(p, "run:-")
+    }
+
+    /// Record of a job (packed string).
+    pub fn job(&self, id: &JobId) -> String {
+        self.key(self.partition(id), &format!("job:{id}"))
+    }
+
+    /// [`Keys::job`] for a caller that knows the partition.
+    pub fn job_in(&self, p: u32, id: &str) -> String {
+        self.key(p, &format!("job:{id}"))
+    }
+
+    /// Error text and output tails of a job's last failed attempt (JSON string).
+    pub fn data(&self, id: &JobId) -> String {
+        self.key(self.partition(id), &format!("data:{id}"))
+    }
+}

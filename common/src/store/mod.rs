@@ -1,0 +1,21 @@
+//! Redis: what is happening now. Records, due index, outbox and sessions, per partition.
+//!
+//! One Lua script per operation ([`script`]), each atomic, fenced and safe to repeat. Every script call carries a call id:
+//! a retry of a call whose reply was lost gets the same answer. Owner of the layout: [`keys`] and [`record`].
+//! Deliberately absent: publishing what the outbox holds (that is [`crate::relay`]).
+
+pub mod group;
+pub mod keys;
+pub mod ops;
+pub mod record;
+mod replies;
+pub mod script;
+
+pub use group::Group;
+pub use keys::Keys;
+pub use ops::{
+    ClaimItem, ClaimReply, FinishItem, FinishReply, LostItem, LostReply, ProgressItem, ProgressReply,
+    Renewed, ReplayItem, ReplayReply, SessionState, SettleItem, SettleReply, Verdict,
+};
+pub use record::Record;
+pub use script::{Answer, OutboxEntry, Store, StoreError, StoreOptions};

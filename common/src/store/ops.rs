@@ -1,0 +1,568 @@
+//! The operations, one per script: what goes in, what comes out, typed.
+
+use std::time::Duration;
+
+use redis::AsyncCommands;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    record::Record,
+    script::{Answer, OutboxEntry, Store, StoreError},
+};
+use crate::domain::{ErrorCode, JobId, Status, ids::SessionId};
+
+/// One job to claim. The order of the fields is the order in `claim.lua`.
+#[derive(Debug, Clone, Serialize)]
+pub struct ClaimItem {
+    pub id: String,
+    pub queue: String,
+    pub job_type: String,
+    /// A JSON string literal, or empty.
+    pub key: String,
+    pub trace: String,
+    /// `STREAM:sequence`.
+    pub carrier: String,
+    pub ack_subject: String,
+    /// When the carrier was stored (the stream's clock).
+    pub created_ms: u64,
+    pub finish_ms: u64,
+    pub max_retries: u32,
+    pub timeout_ms: u64,
+    pub generation: u32,
+    /// A recorded carrier that was seen to be gone, so that this one may take its place; else empty.
+    pub adopt: String,
+    /// 0: never.
+    pub expires_ms: u64,
+}
+
+/// The right to run one attempt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Grant {
+    pub epoch: u64,
+    pub attempt: u32,
+    /// Charged attempts before this one.
+    pub charged: u32,
+    pub generation: u32,
+    pub started_ms: u64,
+    pub rev: u64,
+    /// Failed starts in a row before this one.
+    pub start_failures: u32,
+}
+
+/// A job that has its outcome.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ended {
+    /// `false`: the journal entry was still in the outbox and is among the answer's entries: publish it before the ack.
+    pub is_journaled: bool,
+    pub status: Status,
+    pub generation: u32,
+    pub epoch: u64,
+    /// Error code, empty for `done`.
+    pub code: String,
+}
+
+/// What became of a claim.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ClaimReply {
+    Granted(Grant),
+    /// Another attempt runs; its lease ends in `lease_ms` unless renewed.
+    LiveOwner {
+        lease_ms: u64,
+    },
+    NotDue {
+        due_in_ms: u64,
+    },
+    /// The job is carried by another message: `STREAM:sequence`.
+    SecondCarrier {
+        recorded: String,
+    },
+    Ended(Ended),
+    /// The carrier belongs to a generation that was replayed since.
+    StaleGeneration,
+    /// `expires_at` passed before the first start.
+    Expired,
+}
+
+/// What became of an attempt, as its worker says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    Done,
+    Fail(ErrorCode),
+    Retry { code: ErrorCode, delay: Duration },
+    Release,
+    StartFailed { delay: Duration },
+    CancelObeyed,
+}
+
+/// One attempt to finish.
+#[derive(Debug, Clone)]
+pub struct FinishItem {
+    pub id: JobId,
+    pub epoch: u64,
+    pub verdict: Verdict,
+    /// [`crate::wire::receipt::Draft::open_json`]; used when the verdict ends the job.
+    pub receipt: String,
+    /// JSON object without its closing brace; used when it does not.
+    pub data: String,
+    /// JSON for the `data` key (error text, tails), or empty.
+    pub detail: String,
+}
+
+/// What became of a finish.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FinishReply {
+    Applied {
+        status: Status,
+        rev: u64,
+    },
+    /// Another epoch, or nobody, owns the job: the result was refused.
+    Fenced {
+        status: Status,
+        epoch: u64,
+    },
+    NoRecord,
+    BudgetSpent,
+}
+
+/// One attempt of an expired session.
+#[derive(Debug, Clone, Serialize)]
+pub struct LostItem {
+    pub id: String,
+    pub epoch: u64,
+    /// Receipt in case the budget is spent.
+    pub receipt: String,
+    pub data: String,
+}
+
+/// A job whose state the call changed, with what is needed to settle its carrier.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settled {
+    pub status: Status,
+    /// Empty when no delivery was recorded.
+    pub ack_subject: String,
+    pub carrier: String,
+    pub generation: u32,
+    pub rev: u64,
+    pub epoch: u64,
+}
+
+/// What became of a lost attempt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LostReply {
+    Applied(Settled),
+    NotApplied,
+}
+
+/// One report of a running attempt.
+#[derive(Debug, Clone, Serialize)]
+pub struct ProgressItem {
+    pub id: String,
+    pub epoch: u64,
+    /// Event kind.
+    pub kind: &'static str,
+    /// JSON object.
+    pub data: String,
+}
+
+/// What became of a report.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ProgressReply {
+    Journaled { rev: u64 },
+    Fenced,
+}
+
+/// A job to end without an attempt.
+#[derive(Debug, Clone, Serialize)]
+pub struct SettleItem {
+    pub id: String,
+    /// 1 cancel, 2 bury.
+    pub verdict: u8,
+    pub code: &'static str,
+    pub receipt: String,
+    /// JSON object.
+    pub reason: String,
+    pub queue: String,
+    pub job_type: String,
+    pub key: String,
+    pub trace: String,
+    pub carrier: String,
+    pub ack_subject: String,
+    pub created_ms: u64,
+    pub generation: u32,
+}
+
+/// What became of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SettleReply {
+    Applied(Settled),
+    Running { status: Status },
+    Ended(Ended),
+}
+
+/// A job whose next generation's carrier is published.
+#[derive(Debug, Clone, Serialize)]
+pub struct ReplayItem {
+    pub id: String,
+    pub generation: u32,
+    pub carrier: String,
+    pub created_ms: u64,
+    pub finish_ms: u64,
+    pub data: String,
+}
+
+/// What became of a replay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReplayReply {
+    Queued { generation: u32, rev: u64 },
+    Open { status: Status },
+    NoRecord,
+}
+
+/// What a renewal compared.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+pub struct Renewed {
+    /// `<id>:<epoch>` that the worker runs and no longer owns: to be killed without a finish.
+    pub fenced: Vec<String>,
+    /// `<id>:<epoch>` that Redis gives to the session and the worker does not run.
+    pub orphans: Vec<String>,
+}
+
+/// What opening a session told.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct SessionState {
+    pub incarnation: String,
+    /// Creation time of the `JOBS` stream that this data set belongs to.
+    pub jobs_created: String,
+    pub live_sessions: u64,
+    /// Attempts that the session still owns.
+    pub owned: u64,
+}
+
+/// What to do with a session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum SessionAct {
+    Identity = 0,
+    Open = 1,
+    Close = 2,
+    Expire = 3,
+}
+
+impl Store {
+    fn frame(&self, p: u32, session: Option<&SessionId>) -> (String, String, String, u64) {
+        let keep = u64::try_from(self.inner.options.keep.as_millis()).unwrap_or(u64::MAX / 2);
+        (
+            self.incarnation(p),
+            self.call_id(),
+            session.map(ToString::to_string).unwrap_or_default(),
+            keep.max(1),
+        )
+    }
+
+    fn job_keys<'a>(&self, ids: impl Iterator<Item = &'a str>, p: u32) -> Vec<String> {
+        ids.map(|id| self.keys().job_in(p, id)).collect()
+    }
+
+    /// Claims jobs of one partition for a session. `outbox_cap`: most journal entries that may wait.
+    /// Errors: `SessionLost`, `OutboxFull`, `OtherStore`, `Unreachable`; in each case nothing was claimed, except that an
+    /// `Unreachable` call may have been executed: the next renewal finds such attempts as orphans.
+    pub async fn claim(
+        &self,
+        p: u32,
+        session: &SessionId,
+        outbox_cap: u64,
+        started: &str,
+        items: &[ClaimItem],
+    ) -> Result<Answer<Vec<ClaimReply>>, StoreError> {
+        let (inc, call, s, keep) = self.frame(p, Some(session));
+        let keys = self.job_keys(items.iter().map(|i| i.id.as_str()), p);
+        let frame = (inc, call, s, keep, outbox_cap, started);
+        self.call(&self.inner.scripts.claim, p, Some(session), &keys, &frame, items).await
+    }
+
+    /// Finishes attempts of one partition. Same errors as [`Store::claim`], without `SessionLost`.
+    pub async fn finish(
+        &self,
+        p: u32,
+        session: &SessionId,
+        items: &[FinishItem],
+    ) -> Result<Answer<Vec<FinishReply>>, StoreError> {
+        let mut keys: Vec<String> = self.job_keys(items.iter().map(|i| i.id.as_str()), p);
+        let mut packed = Vec::with_capacity(items.len());
+        for it in items {
+            let data_key = if it.detail.is_empty() {
+                0
+            } else {
+                keys.push(self.keys().data(&it.id));
+                // Positions in KEYS count from 1, after the five keys of the frame.
+                keys.len() + 5
+            };
+            let (verdict, code, delay) = match it.verdict {
+                Verdict::Done => (1, "", 0),
+                Verdict::Fail(code) => (2, code.name(), 0),
+                Verdict::Retry { code, delay } => (3, code.name(), millis(delay)),
+                Verdict::Release => (4, "", 0),
+                Verdict::StartFailed { delay } => (5, ErrorCode::StartFailed.name(), millis(delay)),
+                Verdict::CancelObeyed => (6, ErrorCode::Cancelled.name(), 0),
+            };
+            packed.push((
+                it.id.as_str(),
+                it.epoch,
+                verdict,
+                code,
+                delay,
+                &it.receipt,
+                &it.data,
+                &it.detail,
+                data_key,
+            ));
+        }
+        let frame = self.frame(p, Some(session));
+        self.call(&self.inner.scripts.finish, p, Some(session), &keys, &frame, &packed).await
+    }
+
+    /// Commits attempts of an expired session as lost. `SessionLost` here means the opposite of its name: the session is
+    /// alive, so nothing was written.
+    pub async fn lost(
+        &self,
+        p: u32,
+        session: &SessionId,
+        items: &[LostItem],
+    ) -> Result<Answer<Vec<LostReply>>, StoreError> {
+        let keys = self.job_keys(items.iter().map(|i| i.id.as_str()), p);
+        self.call(&self.inner.scripts.lost, p, Some(session), &keys, &self.frame(p, Some(session)), items)
+            .await
+    }
+
+    /// Journals what running attempts reported.
+    pub async fn progress(
+        &self,
+        p: u32,
+        session: &SessionId,
+        items: &[ProgressItem],
+    ) -> Result<Answer<Vec<ProgressReply>>, StoreError> {
+        let keys = self.job_keys(items.iter().map(|i| i.id.as_str()), p);
+        self.call(&self.inner.scripts.progress, p, Some(session), &keys, &self.frame(p, Some(session)), items)
+            .await
+    }
+
+    /// Ends jobs that nobody runs: cancel or burial.
+    pub async fn settle(&self, p: u32, items: &[SettleItem]) -> Result<Answer<Vec<SettleReply>>, StoreError> {
+        let keys = self.job_keys(items.iter().map(|i| i.id.as_str()), p);
+        self.call(&self.inner.scripts.settle, p, None, &keys, &self.frame(p, None), items).await
+    }
+
+    /// Records the next generation of ended jobs.
+    pub async fn replay(&self, p: u32, items: &[ReplayItem]) -> Result<Answer<Vec<ReplayReply>>, StoreError> {
+        let keys = self.job_keys(items.iter().map(|i| i.id.as_str()), p);
+        self.call(&self.inner.scripts.replay, p, None, &keys, &self.frame(p, None), items).await
+    }
+
+    /// Renews a session and compares what it runs (`<id>:<epoch>`). `SessionLost`: open another one.
+    pub async fn renew(
+        &self,
+        p: u32,
+        session: &SessionId,
+        ttl: Duration,
+        running: &[String],
+    ) -> Result<Answer<Renewed>, StoreError> {
+        let (inc, call, s, keep) = self.frame(p, Some(session));
+        let frame = (inc, call, s, keep, millis(ttl));
+        self.call(&self.inner.scripts.renew, p, Some(session), &[], &frame, running).await
+    }
+
+    /// Reads the identity of every partition's data set, creating it where `may_create` and it is missing, and remembers
+    /// it: from then on a call that meets another data set writes nothing.
+    /// Errors: `OtherStore` when missing, or when it belongs to another `JOBS` stream than `jobs_created`.
+    pub async fn open(&self, jobs_created: &str, may_create: bool) -> Result<(), StoreError> {
+        for p in 0..self.keys().partitions() {
+            let fresh = ulid::Ulid::generate().to_string();
+            let (_, call, s, keep) = self.frame(p, None);
+            let frame = (
+                fresh,
+                call,
+                s,
+                keep,
+                SessionAct::Identity as u8,
+                0u64,
+                "",
+                jobs_created,
+                u8::from(may_create),
+            );
+            let keys = [self.keys().session_info(p)];
+            let a: Answer<SessionState> =
+                self.call(&self.inner.scripts.session, p, None, &keys, &frame, &[(); 0]).await?;
+            if a.results.jobs_created != jobs_created {
+                return Err(StoreError::OtherStore("it belongs to another JOBS stream"));
+            }
+            self.set_incarnation(p, a.results.incarnation);
+        }
+        Ok(())
+    }
+
+    /// Opens a session in a partition. `info` is JSON: host, process id, start time.
+    pub async fn open_session(
+        &self,
+        p: u32,
+        session: &SessionId,
+        ttl: Duration,
+        info: &str,
+    ) -> Result<SessionState, StoreError> {
+        self.session(p, session, SessionAct::Open, ttl, info).await
+    }
+
+    /// Closes a session that runs nothing any more; otherwise changes nothing and `owned` says how many are left.
+    pub async fn close_session(&self, p: u32, session: &SessionId) -> Result<SessionState, StoreError> {
+        self.session(p, session, SessionAct::Close, Duration::ZERO, "").await
+    }
+
+    /// Lets a session expire now, because its process is known to be dead with all its handlers.
+    pub async fn expire_session(&self, p: u32, session: &SessionId) -> Result<SessionState, StoreError> {
+        self.session(p, session, SessionAct::Expire, Duration::ZERO, "").await
+    }
+
+    async fn session(
+        &self,
+        p: u32,
+        session: &SessionId,
+        act: SessionAct,
+        ttl: Duration,
+        info: &str,
+    ) -> Result<SessionState, StoreError> {
+        let (inc, call, s, keep) = self.frame(p, Some(session));
+        let frame = (inc, call, s, keep, act as u8, millis(ttl), info, "", 0u8);
+        let keys = [self.keys().session_info(p)];
+        let a: Answer<SessionState> =
+            self.call(&self.inner.scripts.session, p, Some(session), &keys, &frame, &[(); 0]).await?;
+        Ok(a.results)
+    }
+
+    /// The record of a job, or `None` when the store has not seen it.
+    pub async fn record(&self, id: &JobId) -> Result<Option<Record>, StoreError> {
+        let bytes: Option<Vec<u8>> = self.connection().get(self.keys().job(id)).await?;
+        bytes
+            .map(|b| Record::decode(&b).map_err(|e| StoreError::Decode(format!("job {id}: {e}"))))
+            .transpose()
+    }
+
+    /// Error text and tails of a job's last failed attempt (JSON), if any.
+    pub async fn detail(&self, id: &JobId) -> Result<Option<String>, StoreError> {
+        Ok(self.connection().get(self.keys().data(id)).await?)
+    }
+
+    /// Up to `n` outbox entries written before `before_ms` (the store's clock), oldest first, after entry `after`.
+    pub async fn outbox(
+        &self,
+        p: u32,
+        after: &str,
+        before_ms: u64,
+        n: usize,
+    ) -> Result<Vec<OutboxEntry>, StoreError> {
+        let from = if after.is_empty() { "-".to_owned() } else { format!("({after}") };
+        let found: redis::streams::StreamRangeReply =
+            self.connection().xrange_count(self.keys().outbox(p), from, before_ms, n).await?;
+        let text = |e: &redis::streams::StreamId, f: &str| -> Result<String, StoreError> {
+            e.get(f).ok_or_else(|| StoreError::Decode(format!("outbox entry {} has no field {f}", e.id)))
+        };
+        found
+            .ids
+            .iter()
+            .map(|e| {
+                Ok(OutboxEntry {
+                    id: e.id.clone(),
+                    suffix: text(e, "s")?,
+                    body: text(e, "b")?,
+                    ended: text(e, "e")?,
+                    commit: text(e, "c")?.parse().map_err(|_| StoreError::Decode("commit".into()))?,
+                })
+            })
+            .collect()
+    }
+
+    /// Removes entries that JetStream confirmed.
+    pub async fn trim(&self, p: u32, ids: &[String]) -> Result<(), StoreError> {
+        if !ids.is_empty() {
+            let _: u64 = self.connection().xdel(self.keys().outbox(p), ids).await?;
+        }
+        Ok(())
+    }
+
+    /// Number of entries in the outbox.
+    pub async fn outbox_len(&self, p: u32) -> Result<u64, StoreError> {
+        Ok(self.connection().xlen(self.keys().outbox(p)).await?)
+    }
+
+    /// The store's clock in milliseconds.
+    pub async fn now_ms(&self) -> Result<u64, StoreError> {
+        let (s, us): (u64, u64) = redis::cmd("TIME").query_async(&mut self.connection()).await?;
+        Ok(s * 1000 + us / 1000)
+    }
+
+    /// Sessions of a partition with their expiry, those that expire before `before_ms` only.
+    pub async fn sessions(
+        &self,
+        p: u32,
+        before_ms: u64,
+        n: isize,
+    ) -> Result<Vec<(SessionId, u64)>, StoreError> {
+        let found: Vec<(String, f64)> = self
+            .connection()
+            .zrangebyscore_limit_withscores(self.keys().sessions(p), 0, before_ms, 0, n)
+            .await?;
+        found
+            .into_iter()
+            .map(|(s, score)| {
+                let id = SessionId::new(&s).map_err(|e| StoreError::Decode(e.to_string()))?;
+                Ok((id, score as u64))
+            })
+            .collect()
+    }
+
+    /// What a session runs: ids with epochs.
+    pub async fn running(&self, p: u32, session: &SessionId) -> Result<Vec<(JobId, u64)>, StoreError> {
+        let members: Vec<String> = self.connection().smembers(self.keys().run(p, session)).await?;
+        members
+            .iter()
+            .map(|m| parse_member(m).ok_or_else(|| StoreError::Decode(format!("run member {m:?}"))))
+            .collect()
+    }
+
+    /// Host, process id and start time of a session (JSON), if it was opened in this partition.
+    pub async fn session_info(&self, p: u32, session: &SessionId) -> Result<Option<String>, StoreError> {
+        Ok(self.connection().hget(self.keys().session_info(p), session.as_str()).await?)
+    }
+
+    /// Checks what the promises need of the server. Each problem is one line with its fix.
+    pub async fn preflight(&self) -> Result<Vec<String>, StoreError> {
+        let info: redis::InfoDict = redis::cmd("INFO").query_async(&mut self.connection()).await?;
+        let get = |k: &str| info.get::<String>(k).unwrap_or_default();
+        let mut problems = Vec::new();
+        let version = get("redis_version");
+        let major: u32 = version.split('.').next().and_then(|v| v.parse().ok()).unwrap_or(0);
+        if major < 7 {
+            problems.push(format!("redis {version} is too old: 7.0 or newer is needed"));
+        }
+        let policy = get("maxmemory_policy");
+        if policy != "noeviction" {
+            problems.push(format!(
+                "redis evicts keys (maxmemory-policy {policy}): records would vanish; set `maxmemory-policy noeviction`"
+            ));
+        }
+        if get("aof_enabled") != "1" {
+            problems.push(
+                "redis keeps no append-only file: a restart would lose what runs; set `appendonly yes`"
+                    .to_owned(),
+            );
+        }
+        Ok(problems)
+    }
+}
+
+/// Reads `<id>:<epoch>`.
+pub fn parse_member(member: &str) -> Option<(JobId, u64)> {
+    let (id, epoch) = member.rsplit_once(':')?;
+    Some((JobId::new(id).ok()?, epoch.parse().ok()?))
+}
+
+fn millis(d: Duration) -> u64 {
+    u64::try_from(d.as_millis()).unwrap_or(u64::MAX / 2)
+}

@@ -1,0 +1,116 @@
+//! Decoding of the scripts' results: arrays that begin with a number, which says what follows.
+
+use serde::{
+    Deserialize, Deserializer,
+    de::{self, SeqAccess, Visitor},
+};
+
+use super::ops::{
+    ClaimReply, Ended, FinishReply, Grant, LostReply, ProgressReply, ReplayReply, SettleReply, Settled,
+};
+use crate::domain::Status;
+
+macro_rules! tagged {
+    ($type:ty, $what:literal, |$seq:ident| { $($tag:literal => $make:expr),+ $(,)? }) => {
+        impl<'de> Deserialize<'de> for $type {
+            fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+                struct Tagged;
+                impl<'de> Visitor<'de> for Tagged {
+                    type Value = $type;
+                    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                        f.write_str($what)
+                    }
+                    fn visit_seq<A: SeqAccess<'de>>(self, mut $seq: A) -> Result<$type, A::Error> {
+                        let tag: u8 = take(&mut $seq)?;
+                        match tag {
+                            $($tag => Ok($make),)+
+                            other => Err(de::Error::custom(format!("{}: unknown code {other}", $what))),
+                        }
+                    }
+                }
+                d.deserialize_seq(Tagged)
+            }
+        }
+    };
+}
+
+fn take<'de, A: SeqAccess<'de>, T: Deserialize<'de>>(seq: &mut A) -> Result<T, A::Error> {
+    seq.next_element()?.ok_or_else(|| de::Error::custom("reply is too short"))
+}
+
+fn status<'de, A: SeqAccess<'de>>(seq: &mut A) -> Result<Status, A::Error> {
+    let code: u8 = take(seq)?;
+    Status::from_code(code).ok_or_else(|| de::Error::custom(format!("status {code} is unknown")))
+}
+
+fn ended<'de, A: SeqAccess<'de>>(seq: &mut A, is_journaled: bool) -> Result<Ended, A::Error> {
+    Ok(Ended {
+        is_journaled,
+        status: status(seq)?,
+        generation: take(seq)?,
+        epoch: take(seq)?,
+        code: take(seq)?,
+    })
+}
+
+tagged!(ClaimReply, "claim reply", |s| {
+    0 => ClaimReply::Granted(Grant {
+        epoch: take(&mut s)?,
+        attempt: take(&mut s)?,
+        charged: take(&mut s)?,
+        generation: take(&mut s)?,
+        started_ms: take(&mut s)?,
+        rev: take(&mut s)?,
+        start_failures: take(&mut s)?,
+    }),
+    1 => ClaimReply::LiveOwner { lease_ms: take(&mut s)? },
+    2 => ClaimReply::NotDue { due_in_ms: take(&mut s)? },
+    3 => ClaimReply::SecondCarrier { recorded: take(&mut s)? },
+    4 => ClaimReply::Ended(ended(&mut s, true)?),
+    5 => ClaimReply::Ended(ended(&mut s, false)?),
+    6 => ClaimReply::StaleGeneration,
+    7 => ClaimReply::Expired,
+});
+
+tagged!(FinishReply, "finish reply", |s| {
+    0 => FinishReply::Applied { status: status(&mut s)?, rev: take(&mut s)? },
+    1 => FinishReply::Fenced { status: status(&mut s)?, epoch: take(&mut s)? },
+    2 => FinishReply::NoRecord,
+    3 => FinishReply::BudgetSpent,
+});
+
+tagged!(LostReply, "lost reply", |s| {
+    0 => LostReply::Applied(Settled {
+        status: status(&mut s)?,
+        ack_subject: take(&mut s)?,
+        carrier: take(&mut s)?,
+        generation: take(&mut s)?,
+        rev: take(&mut s)?,
+        epoch: 0,
+    }),
+    1 => LostReply::NotApplied,
+});
+
+tagged!(ProgressReply, "progress reply", |s| {
+    0 => ProgressReply::Journaled { rev: take(&mut s)? },
+    1 => ProgressReply::Fenced,
+});
+
+tagged!(SettleReply, "settle reply", |s| {
+    0 => SettleReply::Applied(Settled {
+        status: status(&mut s)?,
+        ack_subject: take(&mut s)?,
+        carrier: take(&mut s)?,
+        generation: take(&mut s)?,
+        rev: take(&mut s)?,
+        epoch: take(&mut s)?,
+    }),
+    1 => SettleReply::Running { status: status(&mut s)? },
+    2 => SettleReply::Ended(ended(&mut s, true)?),
+});
+
+tagged!(ReplayReply, "replay reply", |s| {
+    0 => ReplayReply::Queued { generation: take(&mut s)?, rev: take(&mut s)? },
+    1 => ReplayReply::Open { status: status(&mut s)? },
+    2 => ReplayReply::NoRecord,
+});

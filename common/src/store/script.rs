@@ -1,0 +1,323 @@
+//! Loading, calling and decoding of the scripts; the connection.
+
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use redis::{Script, aio::ConnectionManager};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use super::keys::Keys;
+use crate::{
+    domain::ids::{Namespace, SessionId},
+    pace::{Pace, Transient, retry},
+};
+
+/// Why a call to the store failed.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum StoreError {
+    /// Network, timeout, restart or full memory: may go away by itself.
+    #[error("redis is not reachable or not ready: {0}")]
+    Unreachable(String),
+    /// The server refused the call: repeating it will not help.
+    #[error("redis refused the call: {0}")]
+    Refused(String),
+    /// The data set is gone, or is another one than this process opened. Nothing was written.
+    #[error("the data in redis is not the data set this process opened ({0}); nothing was written")]
+    OtherStore(&'static str),
+    /// The session of the call expired: every attempt it owned may be running elsewhere.
+    #[error("the session expired")]
+    SessionLost,
+    /// Too many journal entries wait for the broker; nothing new starts.
+    #[error("the outbox is full: the journal cannot be published")]
+    OutboxFull,
+    /// A reply or a record that this release cannot read.
+    #[error("reply from redis does not decode: {0}")]
+    Decode(String),
+}
+
+impl Transient for StoreError {
+    fn is_transient(&self) -> bool {
+        matches!(self, Self::Unreachable(_))
+    }
+}
+
+impl From<redis::RedisError> for StoreError {
+    fn from(e: redis::RedisError) -> Self {
+        use redis::{ErrorKind, ServerErrorKind};
+        let text = e.to_string();
+        let waiting = matches!(
+            e.kind(),
+            ErrorKind::Server(
+                ServerErrorKind::BusyLoading | ServerErrorKind::TryAgain | ServerErrorKind::MasterDown
+            )
+        ) || text.contains("OOM")
+            || text.contains("BUSY");
+        if e.is_io_error()
+            || e.is_timeout()
+            || e.is_connection_dropped()
+            || e.is_connection_refusal()
+            || waiting
+        {
+            Self::Unreachable(text)
+        } else {
+            Self::Refused(text)
+        }
+    }
+}
+
+/// How to reach the store.
+#[derive(Debug, Clone)]
+pub struct StoreOptions {
+    /// `redis://host:port/db`, `rediss://…`
+    pub url: String,
+    pub namespace: Namespace,
+    /// Number of partitions, from the metadata of `JOBS`.
+    pub partitions: u32,
+    /// How long one call may take before it is repeated.
+    pub call_timeout: Duration,
+    /// How long a call is repeated before its error is given to the caller.
+    pub retry_limit: Duration,
+    /// How long the record of an ended job is kept.
+    pub keep: Duration,
+}
+
+/// A journal entry that a script wrote to the outbox.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct OutboxEntry {
+    /// Entry id in the outbox stream: makes the message id of its publish.
+    pub id: String,
+    /// `<queue>` or `<queue>.ended`.
+    pub suffix: String,
+    /// JSON array of events.
+    pub body: String,
+    /// Ids of the jobs that end in it, separated by commas.
+    pub ended: String,
+    /// Commit counter of the data set.
+    pub commit: u64,
+}
+
+/// What a script answered.
+#[derive(Debug, Clone)]
+pub struct Answer<R> {
+    /// The store's clock at the call.
+    pub now_ms: u64,
+    pub results: R,
+    /// Entries to publish: those that this call wrote, and those of outcomes that are not journaled yet.
+    pub entries: Vec<OutboxEntry>,
+}
+
+/// The scripts, each with the prelude in front.
+#[derive(Debug)]
+pub(super) struct Scripts {
+    pub(super) claim: Script,
+    pub(super) finish: Script,
+    pub(super) lost: Script,
+    pub(super) progress: Script,
+    pub(super) settle: Script,
+    pub(super) replay: Script,
+    pub(super) renew: Script,
+    pub(super) session: Script,
+}
+
+macro_rules! script {
+    ($name:literal) => {
+        Script::new(concat!(
+            include_str!("scripts/prelude.lua"),
+            "\n",
+            include_str!(concat!("scripts/", $name, ".lua"))
+        ))
+    };
+}
+
+impl Scripts {
+    fn new() -> Self {
+        Self {
+            claim: script!("claim"),
+            finish: script!("finish"),
+            lost: script!("lost"),
+            progress: script!("progress"),
+            settle: script!("settle"),
+            replay: script!("replay"),
+            renew: script!("renew"),
+            session: script!("session"),
+        }
+    }
+}
+
+/// One self-healing connection to Redis, and the operations on it. Cheap to clone.
+#[derive(Clone)]
+pub struct Store {
+    pub(super) inner: Arc<Inner>,
+}
+
+pub(super) struct Inner {
+    connection: ConnectionManager,
+    pub(super) scripts: Scripts,
+    pub(super) keys: Keys,
+    pub(super) options: StoreOptions,
+    /// Incarnation of each partition's data set, as opened.
+    pub(super) incarnations: Mutex<Vec<String>>,
+    /// Outbox entries that JetStream confirmed: trimmed by the next call, per partition.
+    confirmed: Vec<Mutex<Vec<String>>>,
+    calls: AtomicU64,
+    /// Unique prefix of this process's call ids.
+    process: String,
+}
+
+/// Most confirmed entries that one call trims: bounds the script.
+const TRIM_CAP: usize = 500;
+
+impl Store {
+    /// Connects, waiting for the server as long as `retry_limit` says.
+    /// Errors: `Unreachable` with the last cause; `Refused` for a wrong URL or password.
+    pub async fn connect(options: StoreOptions) -> Result<Self, StoreError> {
+        let client = redis::Client::open(options.url.as_str())
+            .map_err(|e| StoreError::Refused(format!("{}: {e}", mask(&options.url))))?;
+        let config = redis::aio::ConnectionManagerConfig::new()
+            .set_response_timeout(Some(options.call_timeout))
+            .set_connection_timeout(Some(options.call_timeout))
+            .set_number_of_retries(3)
+            .set_max_delay(Duration::from_millis(250));
+        let connection = retry(Pace::call(options.retry_limit), || async {
+            ConnectionManager::new_with_config(client.clone(), config.clone())
+                .await
+                .map_err(|e| StoreError::Unreachable(format!("{}: {e}", mask(&options.url))))
+        })
+        .await?;
+        let keys = Keys::new(options.namespace.clone(), options.partitions);
+        let n = keys.partitions() as usize;
+        Ok(Self {
+            inner: Arc::new(Inner {
+                connection,
+                scripts: Scripts::new(),
+                keys,
+                options,
+                incarnations: Mutex::new(vec![String::new(); n]),
+                confirmed: (0..n).map(|_| Mutex::new(Vec::new())).collect(),
+                calls: AtomicU64::new(0),
+                process: ulid::Ulid::generate().to_string(),
+            }),
+        })
+    }
+
+    /// The keys of this store.
+    pub fn keys(&self) -> &Keys {
+        &self.inner.keys
+    }
+
+    /// A multiplexed handle of the one connection.
+    pub(super) fn connection(&self) -> ConnectionManager {
+        self.inner.connection.clone()
+    }
+
+    /// Incarnation of a partition's data set; empty before [`Store::open`].
+    pub fn incarnation(&self, p: u32) -> String {
+        let all = self.inner.incarnations.lock().unwrap_or_else(PoisonError::into_inner);
+        all.get(p as usize).cloned().unwrap_or_default()
+    }
+
+    pub(super) fn set_incarnation(&self, p: u32, incarnation: String) {
+        let mut all = self.inner.incarnations.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(slot) = all.get_mut(p as usize) {
+            *slot = incarnation;
+        }
+    }
+
+    /// A call id that no other call of any process has.
+    pub(super) fn call_id(&self) -> String {
+        format!("{}{:x}", self.inner.process, self.inner.calls.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// Notes entries that JetStream confirmed; the next call of the partition trims them.
+    pub fn confirm(&self, p: u32, ids: impl IntoIterator<Item = String>) {
+        if let Some(c) = self.inner.confirmed.get(p as usize) {
+            c.lock().unwrap_or_else(PoisonError::into_inner).extend(ids);
+        }
+    }
+
+    pub(super) fn take_confirmed(&self, p: u32) -> Vec<String> {
+        let Some(c) = self.inner.confirmed.get(p as usize) else { return Vec::new() };
+        let mut c = c.lock().unwrap_or_else(PoisonError::into_inner);
+        let from = c.len().saturating_sub(TRIM_CAP);
+        c.split_off(from)
+    }
+
+    /// Calls a script on one partition. `jobs` are the job keys in the order of `items`, then their data keys.
+    /// Transient errors are repeated under the same call id until `retry_limit`.
+    pub(super) async fn call<F, I, R>(
+        &self,
+        script: &Script,
+        p: u32,
+        session: Option<&SessionId>,
+        jobs: &[String],
+        frame: &F,
+        items: &I,
+    ) -> Result<Answer<R>, StoreError>
+    where
+        F: Serialize + ?Sized,
+        I: Serialize + ?Sized,
+        R: DeserializeOwned,
+    {
+        let confirmed = self.take_confirmed(p);
+        let keys = &self.inner.keys;
+        let mut call = script.prepare_invoke();
+        call.key(keys.store(p)).key(keys.due(p)).key(keys.outbox(p)).key(keys.sessions(p));
+        call.key(session.map_or_else(|| keys.key_without_session(p), |s| keys.run(p, s)));
+        for k in jobs {
+            call.key(k);
+        }
+        call.arg(pack(frame)?).arg(pack(&confirmed)?).arg(pack(items)?);
+        let answer = retry(Pace::call(self.inner.options.retry_limit), || {
+            let mut connection = self.connection();
+            let call = &call;
+            async move {
+                let bytes: Vec<u8> = call.invoke_async(&mut connection).await?;
+                Ok::<_, StoreError>(bytes)
+            }
+        })
+        .await;
+        let bytes = match answer {
+            Ok(b) => b,
+            Err(e) => {
+                self.confirm(p, confirmed);
+                return Err(e);
+            }
+        };
+        decode(&bytes).inspect_err(|_| self.confirm(p, confirmed))
+    }
+}
+
+fn pack<T: Serialize + ?Sized>(value: &T) -> Result<Vec<u8>, StoreError> {
+    rmp_serde::to_vec(value).map_err(|e| StoreError::Decode(format!("arguments do not encode: {e}")))
+}
+
+fn decode<R: DeserializeOwned>(bytes: &[u8]) -> Result<Answer<R>, StoreError> {
+    // The code comes first: the results of a refused call are an empty array, whatever their type.
+    let code = bytes.get(1).copied();
+    match code {
+        Some(0) => {}
+        Some(1) => return Err(StoreError::OtherStore("it is empty")),
+        Some(2) => return Err(StoreError::OtherStore("another incarnation")),
+        Some(3) => return Err(StoreError::SessionLost),
+        Some(4) => return Err(StoreError::OutboxFull),
+        other => return Err(StoreError::Decode(format!("unknown reply code {other:?}"))),
+    }
+    let (_, now_ms, results, entries): (u8, u64, R, Vec<OutboxEntry>) =
+        rmp_serde::from_slice(bytes).map_err(|e| StoreError::Decode(e.to_string()))?;
+    Ok(Answer { now_ms, results, entries })
+}
+
+/// A URL without its password, for messages.
+pub fn mask(url: &str) -> String {
+    match (url.find("://"), url.rfind('@')) {
+        (Some(s), Some(at)) if at > s + 3 => {
+            format!("{}***{}", url.get(..s + 3).unwrap_or(""), url.get(at..).unwrap_or(""))
+        }
+        _ => url.to_owned(),
+    }
+}

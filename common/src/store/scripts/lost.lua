@@ -1,0 +1,38 @@
+-- lost: attempts of a session that expired. The session of the frame is the expired one.
+-- Item: {id, epoch, receipt (JSON object without its last brace) in case the budget is spent, data (the same)}
+-- Result: {0, status, ack subject, carrier, gen, rev} applied    {1} not running under this session and epoch any more
+-- Reply code 3: the session is alive: nothing was written.
+-- Second call: answers {1}; the work was done by the first.
+
+local code = open_frame()
+if code ~= 0 then return reply(code) end
+local lease = redis.call('ZSCORE', KEYS[4], session)
+if lease and tonumber(lease) > now then return reply(3) end
+raise_commit()
+
+local results, gone = {}, {}
+for i = 1, #items do
+  local it = items[i]
+  local id, epoch = it[1], it[2]
+  local rec = record(i)
+  if owns(rec, epoch) then
+    local ack = rec[REPLY]
+    rec[CHARGED] = rec[CHARGED] + 1
+    if rec[CHARGED] > rec[MAXR] then
+      emit_finished(rec, id, FAILED, 'attempts_exhausted', it[3])
+    else
+      rec[STATUS], rec[DUE], rec[CODE], rec[STARTFAILS] = RETRY_WAIT, now, 'lost', 0
+      emit(rec, id, 'lost', it[4] .. '}')
+    end
+    rec[SESSION] = ''
+    save(i, rec, id)
+    results[i] = { 0, rec[STATUS], ack, rec[CARRIER], rec[GEN], rec[REV] }
+  else
+    results[i] = { 1 }
+  end
+  gone[#gone + 1] = id .. ':' .. epoch
+end
+if #gone > 0 then redis.call('SREM', KEYS[5], unpack(gone)) end
+if redis.call('SCARD', KEYS[5]) == 0 then redis.call('ZREM', KEYS[4], session) end
+write_back()
+return reply(0, results, entries)

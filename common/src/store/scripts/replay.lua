@@ -1,0 +1,31 @@
+-- replay: another generation of an ended job, whose new carrier is already published. (A claim that meets the carrier
+-- first does the same by itself.)
+-- Item: {id, new generation, carrier, created ms, finish ms, data (JSON object)}
+-- Result: {0, gen, rev} applied or already so    {1, status} it is open    {2} no record: the claim will make one
+-- Second call: the generation is already the new one: {0}.
+
+local code = open_frame()
+if code ~= 0 then return reply(code) end
+raise_commit()
+
+local results = {}
+for i = 1, #items do
+  local it = items[i]
+  local rec = record(i)
+  if not rec then
+    results[i] = { 2 }
+  elseif rec[GEN] >= it[2] then
+    results[i] = { 0, rec[GEN], rec[REV] }
+  elseif not is_terminal(rec) then
+    results[i] = { 1, rec[STATUS] }
+  else
+    rec[STATUS], rec[CONTRACT], rec[GEN] = QUEUED, C_CREATED, rec[GEN] + 1
+    rec[ATTEMPT], rec[CHARGED], rec[STARTFAILS], rec[CODE], rec[ENDED] = 0, 0, 0, '', 0
+    rec[CARRIER], rec[REPLY], rec[CREATED], rec[FINISH_BY] = it[3], '', it[4], it[4] + it[5]
+    emit(rec, it[1], 'replayed', it[6])
+    save(i, rec, it[1])
+    results[i] = { 0, rec[GEN], rec[REV] }
+  end
+end
+write_back()
+return reply(0, results, entries)

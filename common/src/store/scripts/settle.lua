@@ -1,0 +1,39 @@
+-- settle: gives a job that nobody runs its outcome: cancel of an operator, burial of a poison message.
+-- Item: {id, verdict, code, receipt (JSON object without its last brace), reason (JSON object),
+--        queue, type, key, trace, carrier, ack subject, created ms, generation}; the last eight for a job not seen before
+-- Verdict: 1 cancel, 2 bury
+-- Result: {0, status, ack subject, carrier, gen, rev, epoch} applied    {1, status} it is running
+--         {2, status, gen, epoch, code} it has its outcome; its entry is in entries while not journaled
+-- Second call: a verdict that this very call id applied is answered as applied.
+
+local code = open_frame()
+if code ~= 0 then return reply(code) end
+raise_commit()
+
+local results = {}
+for i = 1, #items do
+  local it = items[i]
+  local id, verdict = it[1], it[2]
+  local rec = record(i) or fresh(it[6], it[7], it[8], it[9], it[10], it[11], it[12], it[12], 0)
+  local ack, carrier = rec[REPLY], rec[CARRIER]
+  if it[13] > rec[GEN] and rec[REV] == 0 then rec[GEN] = it[13] end
+  if rec[CALL] == call and is_terminal(rec) then
+    fetch_entry(rec[ENTRY])
+    results[i] = { 0, rec[STATUS], it[11], carrier, rec[GEN], rec[REV], rec[EPOCH] }
+  elseif is_terminal(rec) then
+    fetch_entry(rec[ENTRY])
+    results[i] = { 2, rec[STATUS], rec[GEN], rec[EPOCH], rec[CODE] }
+  elseif is_running(rec) then
+    results[i] = { 1, rec[STATUS] }
+  else
+    if verdict == 2 then
+      rec[STATUS], rec[CODE] = FAILED, it[3]
+      emit(rec, id, 'buried', it[5])
+    end
+    emit_finished(rec, id, verdict == 1 and CANCELLED or FAILED, it[3], it[4])
+    save(i, rec, id)
+    results[i] = { 0, rec[STATUS], ack, carrier, rec[GEN], rec[REV], rec[EPOCH] }
+  end
+end
+write_back()
+return reply(0, results, entries)

@@ -1,0 +1,47 @@
+//! Header names, each in one place. `docs/protocol.md` explains them.
+
+/// De-duplicates publishes inside the stream's window; the job id, for a first publish.
+pub const MSG_ID: &str = "Nats-Msg-Id";
+/// Refuses a publish that would land in another stream than the one meant.
+pub const EXPECTED_STREAM: &str = "Nats-Expected-Stream";
+/// W3C trace context; travels to the handler and the receipt.
+pub const TRACEPARENT: &str = "traceparent";
+/// See [`TRACEPARENT`].
+pub const TRACESTATE: &str = "tracestate";
+
+/// Job id of a republished carrier, whose `Nats-Msg-Id` is no longer the job id.
+pub const JOB: &str = "Surety-Job";
+/// Generation of a republished carrier.
+pub const GENERATION: &str = "Surety-Generation";
+/// When the job was first stored (RFC 3339), on a republished carrier.
+pub const FIRST_AT: &str = "Surety-First-At";
+/// Commit counter of the Redis data set when the journal entry was written.
+pub const COMMIT: &str = "Surety-Commit";
+/// Job ids that have a `finished` event in this journal message, separated by commas.
+pub const ENDED: &str = "Surety-Ended";
+
+/// Error code of a dead letter.
+pub const REASON: &str = "Surety-Reason";
+/// One line about a dead letter.
+pub const MESSAGE: &str = "Surety-Message";
+/// Subject the dead letter was first published to.
+pub const SUBJECT: &str = "Surety-Subject";
+/// `STREAM:sequence` of the dead letter's carrier.
+pub const CARRIER: &str = "Surety-Carrier";
+/// Epoch of the last attempt of the dead letter.
+pub const EPOCH: &str = "Surety-Epoch";
+/// Prefix under which a dead letter keeps the original value of a header that must not be repeated (`Nats-*`).
+pub const ORIGINAL: &str = "Surety-Original-";
+
+/// Whether a header of a carrier may be copied to a republished message as it is. `Nats-*` would be obeyed by the
+/// server (an old message id makes it drop the copy), and `Surety-*` is ours to set.
+pub fn may_copy(name: &str) -> bool {
+    let starts = |p: &str| name.get(..p.len()).is_some_and(|s| s.eq_ignore_ascii_case(p));
+    !starts("Nats-") && !starts("Surety-")
+}
+
+/// Makes a text fit for a header value: one line, bounded, no control characters.
+pub fn clean(text: &str) -> String {
+    let one_line: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    crate::domain::text::cut(one_line.trim(), 512).into_owned()
+}
