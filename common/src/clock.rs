@@ -16,6 +16,14 @@ pub fn wall_now() -> jiff::Timestamp {
     jiff::Timestamp::now()
 }
 
+/// Milliseconds of the store's or the stream's clock as RFC 3339; `None` for 0, which means "not set".
+pub fn iso(ms: u64) -> Option<String> {
+    if ms == 0 {
+        return None;
+    }
+    jiff::Timestamp::from_millisecond(i64::try_from(ms).ok()?).ok().map(|t| t.to_string())
+}
+
 /// A span as people write it in configuration and documents: `90s`, `5m`, `1h 30m`, `250ms`.
 pub fn parse_span(s: &str) -> Result<Duration, String> {
     let trimmed = s.trim();

@@ -1,1 +1,10 @@
+//! The reaper: reconciles what got stuck, one small rule at a time. Several may run; every action is re-checked and
+//! committed atomically by the store, so two of them never act twice on one thing.
 
+pub mod cli;
+mod rule;
+mod rules;
+mod service;
+
+pub use rule::{Context, Done, Rule};
+pub use service::{Reaper, StartError};

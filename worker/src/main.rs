@@ -1,1 +1,5 @@
-fn main() {}
+//! `surety-worker`: see [`surety_worker::cli`].
+
+fn main() -> std::process::ExitCode {
+    surety_worker::cli::main()
+}

@@ -1,13 +1,19 @@
 //! JetStream: streams and consumers as data ([`topology`]), publishing with counted acks ([`publish`]), pulling into free
-//! slots ([`pull`]), settling carriers ([`carrier`]), dead letters ([`dead`]), the journal ([`journal`]).
+//! slots ([`pull`]), settling carriers ([`carrier`]), dead letters ([`dead`]), the journal ([`journal`], [`follow`]), what a
+//! producer publishes ([`jobs`]), how full the queues are ([`queues`]).
 //!
 //! Facts about the server that the code relies on are in `docs/platform.md`.
 
+pub mod advisories;
 pub mod carrier;
 pub mod dead;
+pub mod decode;
+pub mod follow;
+pub mod jobs;
 pub mod journal;
 pub mod publish;
 pub mod pull;
+pub mod queues;
 pub mod topology;
 
 use std::time::Duration;

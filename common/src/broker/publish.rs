@@ -26,6 +26,8 @@ pub struct Stored {
 
 /// Most publishes without acknowledgement. Beyond it `publish` waits: the buffer of the client stays bounded.
 pub const IN_FLIGHT: usize = 8192;
+/// A message takes one more of the [`IN_FLIGHT`] places for each such number of bytes, so that at most 64 MiB are buffered.
+const BYTES_PER_PLACE: usize = 8 * 1024;
 
 type Waiting = Arc<Mutex<HashMap<u64, (oneshot::Sender<Result<Stored, BrokerError>>, OwnedSemaphorePermit)>>>;
 
@@ -119,10 +121,11 @@ impl Publisher {
         headers: HeaderMap,
         payload: Bytes,
     ) -> Result<Pending, BrokerError> {
+        let places = 1 + payload.len() / BYTES_PER_PLACE;
         let permit = self
             .permits
             .clone()
-            .acquire_owned()
+            .acquire_many_owned(u32::try_from(places.min(IN_FLIGHT)).unwrap_or(1))
             .await
             .map_err(|_| BrokerError::Unreachable("the connection was closed".into()))?;
         let token = self.next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);

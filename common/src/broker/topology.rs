@@ -86,6 +86,12 @@ impl Names {
         format!("{}.dlq.{queue}.{id}", self.ns)
     }
 
+    /// Matches the dead letters of a queue (`None`: of all) and of a job (`None`: of all).
+    pub fn dlq_filter(&self, queue: Option<&QueueName>, id: Option<&JobId>) -> String {
+        let queue = queue.map_or("*", QueueName::as_str);
+        format!("{}.dlq.{queue}.{}", self.ns, id.map_or("*", JobId::as_str))
+    }
+
     /// `JOBS:1234`, as records and events name a carrier.
     pub fn carrier(&self, sequence: u64) -> String {
         format!("JOBS:{sequence}")

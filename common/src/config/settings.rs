@@ -32,6 +32,10 @@ macro_rules! settings {
                     $( let $key = layers.take::<$type>($section, stringify!($key), $default); )+
                     Some(Self { $( $key: $key?, )+ })
                 }
+
+                fn values(&self, out: &mut Vec<(&'static str, &'static str, String)>) {
+                    $( out.push(($section, stringify!($key), self.$key.show())); )+
+                }
             }
         )+
 
@@ -220,6 +224,18 @@ impl Settings {
                 layers.problem(format!("worker.queues: the weight in {q:?} is not a number from 1 to 1000"));
             }
         }
+    }
+
+    /// The settings in effect: section, key and value as a file would have it, with passwords in URLs masked.
+    pub fn values(&self) -> Vec<(&'static str, &'static str, String)> {
+        let mut out = Vec::with_capacity(ROWS.len());
+        self.connection.values(&mut out);
+        self.layout.values(&mut out);
+        self.lease.values(&mut out);
+        self.attempt.values(&mut out);
+        self.worker.values(&mut out);
+        self.reaper.values(&mut out);
+        out
     }
 
     /// What `provision` makes of these settings.

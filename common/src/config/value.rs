@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use crate::clock::parse_span;
+use crate::{
+    clock::{format_span, parse_span},
+    domain::text::mask,
+};
 
 /// A kind of setting. A value from the environment or a flag comes as a string; one from a file may have its own type.
 pub trait Setting: Sized {
@@ -10,6 +13,8 @@ pub trait Setting: Sized {
     const KIND: &'static str;
     /// Reads a value; the error says what is allowed. `Ok(None)` means "not set" (a duration of 0).
     fn read(value: &toml::Value) -> Result<Option<Self>, String>;
+    /// The value as a file would have it, without secrets.
+    fn show(&self) -> String;
 }
 
 /// A duration with its unit: `30s`. 0 means not set.
@@ -24,6 +29,9 @@ impl Setting for Duration {
             other => return Err(format!("{other} needs a unit; write \"30s\", \"5m\", \"250ms\"")),
         };
         parse_span(text).map(|d| (!d.is_zero()).then_some(d))
+    }
+    fn show(&self) -> String {
+        format!("{:?}", format_span(*self))
     }
 }
 
@@ -49,6 +57,13 @@ impl Setting for Size {
         };
         n.checked_mul(factor).map(|n| Some(Self(n))).ok_or_else(bad)
     }
+    fn show(&self) -> String {
+        match self.0 {
+            n if n > 0 && n.is_multiple_of(1 << 20) => format!("\"{}MiB\"", n >> 20),
+            n if n > 0 && n.is_multiple_of(1 << 10) => format!("\"{}KiB\"", n >> 10),
+            n => format!("\"{n}B\""),
+        }
+    }
 }
 
 /// A whole number of at least 1 and at most `MAX`.
@@ -68,6 +83,9 @@ impl<const MAX: u64> Setting for Count<MAX> {
             _ => Err(format!("{value} is not a whole number from 1 to {MAX}")),
         }
     }
+    fn show(&self) -> String {
+        self.0.to_string()
+    }
 }
 
 impl Setting for bool {
@@ -80,6 +98,9 @@ impl Setting for bool {
             other => Err(format!("{other} is neither true nor false")),
         }
     }
+    fn show(&self) -> String {
+        self.to_string()
+    }
 }
 
 impl Setting for String {
@@ -89,6 +110,10 @@ impl Setting for String {
             toml::Value::String(s) => Ok(Some(s.clone())),
             other => Err(format!("{other} is not a text in quotes")),
         }
+    }
+    fn show(&self) -> String {
+        // Several URLs may stand in one setting, each with its own password.
+        format!("{:?}", self.split(',').map(mask).collect::<Vec<_>>().join(","))
     }
 }
 
@@ -108,6 +133,9 @@ impl Setting for Vec<String> {
             other => Err(format!("{other} is not a list like [\"a\", \"b\"]")),
         }
     }
+    fn show(&self) -> String {
+        format!("{self:?}")
+    }
 }
 
 /// How a worker chooses among its queues.
@@ -126,6 +154,12 @@ impl Setting for Choice {
             Some("strict") => Ok(Some(Self::Strict)),
             Some("weighted") => Ok(Some(Self::Weighted)),
             _ => Err(format!("{value} is neither \"strict\" nor \"weighted\"")),
+        }
+    }
+    fn show(&self) -> String {
+        match self {
+            Self::Strict => "\"strict\"".into(),
+            Self::Weighted => "\"weighted\"".into(),
         }
     }
 }

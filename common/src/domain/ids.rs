@@ -93,7 +93,20 @@ name!(
     |b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-'
 );
 
+impl TypeName {
+    /// Stands for a type that could not be told.
+    pub fn unknown() -> Self {
+        Self(Arc::from("unknown"))
+    }
+}
+
 impl JobId {
+    /// The id of last resort: `seq-<creation of the stream>-<sequence>`, with the letters and digits of the time only.
+    pub fn of_sequence(stream_created: &str, sequence: u64) -> Self {
+        let created: String = stream_created.chars().filter(char::is_ascii_alphanumeric).take(40).collect();
+        Self(Arc::from(format!("seq-{created}-{sequence}")))
+    }
+
     /// The partition of this job among `n` (at least 1): a stable hash, the same in every process and release.
     pub fn partition(&self, n: u32) -> u32 {
         if n <= 1 {

@@ -12,6 +12,7 @@ use redis::{Script, aio::ConnectionManager};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::keys::Keys;
+pub use crate::domain::text::mask;
 use crate::{
     domain::ids::{Namespace, SessionId},
     pace::{Pace, Transient, retry},
@@ -310,14 +311,4 @@ fn decode<R: DeserializeOwned>(bytes: &[u8]) -> Result<Answer<R>, StoreError> {
     let (_, now_ms, results, entries): (u8, u64, R, Vec<OutboxEntry>) =
         rmp_serde::from_slice(bytes).map_err(|e| StoreError::Decode(e.to_string()))?;
     Ok(Answer { now_ms, results, entries })
-}
-
-/// A URL without its password, for messages.
-pub fn mask(url: &str) -> String {
-    match (url.find("://"), url.rfind('@')) {
-        (Some(s), Some(at)) if at > s + 3 => {
-            format!("{}***{}", url.get(..s + 3).unwrap_or(""), url.get(at..).unwrap_or(""))
-        }
-        _ => url.to_owned(),
-    }
 }

@@ -1,0 +1,114 @@
+//! Taking the attempts of a dead session back: commit *lost*, journal it, give the carriers back. Used by the reaper's rule
+//! for expired sessions and by a worker that finds its own former incarnation at its start.
+
+use std::time::Duration;
+
+use crate::{
+    broker::{BrokerError, dead::Obituary},
+    connect::Connected,
+    domain::{ErrorCode, JobId, Status, TypeName, ids::SessionId},
+    pace::Pace,
+    store::{LostItem, LostReply, Record, StoreError},
+    wire::receipt::Draft,
+};
+
+/// Why a repair did not finish. What was committed stays committed; the next pass goes on.
+#[derive(Debug, thiserror::Error)]
+pub enum RecoverError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Broker(#[from] BrokerError),
+}
+
+/// What one pass over a session did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Recovered {
+    /// Attempts committed as lost.
+    pub lost: usize,
+    /// Of these, jobs whose budget was spent.
+    pub failed: usize,
+    /// The session turned out to be alive: nothing was done.
+    pub is_alive: bool,
+    /// More is left: call again.
+    pub is_partial: bool,
+}
+
+/// How long publishes and copies of a repair are tried before the next pass takes over.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Commits up to `batch` attempts of an expired session as lost, in one partition, and settles their carriers.
+pub async fn lost_session(
+    c: &Connected,
+    p: u32,
+    session: &SessionId,
+    batch: usize,
+) -> Result<Recovered, RecoverError> {
+    let owned = c.store.running(p, session).await?;
+    let is_partial = owned.len() > batch;
+    let mut items = Vec::with_capacity(owned.len().min(batch));
+    let mut jobs = Vec::with_capacity(owned.len().min(batch));
+    for (id, epoch) in owned.into_iter().take(batch) {
+        let record = c.store.record(&id).await?;
+        items.push(item(&id, epoch, record.as_ref(), session));
+        jobs.push((id, epoch));
+    }
+    let answer = match c.store.lost(p, session, &items).await {
+        Err(StoreError::SessionLost) => return Ok(Recovered { is_alive: true, ..Recovered::default() }),
+        other => other?,
+    };
+    crate::fault::point("lost_committed");
+    // Ordering: the verdicts are journaled before any carrier is touched.
+    c.relay.publish(p, &answer.entries, Pace::call(PATIENCE)).await?;
+    let mut done = Recovered { is_partial, ..Recovered::default() };
+    for ((id, epoch), reply) in jobs.iter().zip(answer.results) {
+        let LostReply::Applied(s) = reply else { continue };
+        done.lost += 1;
+        tracing::warn!(job = %id, epoch, %session, status = s.status.name(), "attempt lost");
+        if s.status == Status::RetryWait {
+            if !s.ack_subject.is_empty() {
+                c.broker.nak(&s.ack_subject, Duration::ZERO).await?;
+            }
+            continue;
+        }
+        done.failed += 1;
+        tracing::error!(job = %id, alert = "attempts_exhausted", "the job failed: its last attempt was lost");
+        if let Some(raw) = c.broker.carrier_message(&s.carrier).await? {
+            let queue =
+                c.broker.names().parse_job_subject(&raw.subject).map_or("unknown", |(q, _)| q).to_owned();
+            let obituary = Obituary {
+                job: id,
+                queue: &queue,
+                generation: s.generation,
+                epoch: *epoch,
+                reason: ErrorCode::AttemptsExhausted.name(),
+                message: LOST,
+                carrier: &s.carrier,
+            };
+            c.broker.bury(&c.publisher, &raw, &obituary, Pace::call(PATIENCE)).await?;
+            c.broker.delete(&c.broker.names().jobs(), raw.sequence).await?;
+        }
+    }
+    Ok(done)
+}
+
+const LOST: &str = "the worker of the last attempt died, froze or lost its lease";
+
+fn item(id: &JobId, epoch: u64, record: Option<&Record>, session: &SessionId) -> LostItem {
+    let data = serde_json::json!({ "error_code": ErrorCode::Lost, "session": session.as_str() }).to_string();
+    let data = data.strip_suffix('}').unwrap_or("{").to_owned();
+    let generation = record.map_or(1, |r| r.generation);
+    // A record without a usable type cannot be running; the script will then answer "not applied".
+    let job_type = record.and_then(|r| TypeName::new(&r.job_type).ok());
+    let receipt = job_type
+        .map(|t| {
+            let started = record.and_then(|r| crate::clock::iso(r.started_ms));
+            let mut d = Draft::new(id, generation, &t, Status::Failed.name());
+            d.error_code = Some(ErrorCode::AttemptsExhausted);
+            d.message = Some(LOST);
+            d.started_at = started.as_deref();
+            d.open_json()
+        })
+        .unwrap_or_else(|| "{".into());
+    LostItem { id: id.to_string(), epoch, receipt, data }
+}

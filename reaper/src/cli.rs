@@ -1,0 +1,94 @@
+//! The `surety-reaper` command.
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::{Parser, ValueEnum};
+use surety_common::{
+    config::{Flags, load},
+    telemetry::{self, LogFormat},
+};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::service::{Reaper, StartError};
+
+/// Reconciles what got stuck: attempts of dead workers, journal entries that were not published, deliveries that the broker
+/// gave up. Several may run.
+#[derive(Debug, Parser)]
+#[command(
+    name = "surety-reaper",
+    version,
+    after_help = "Example:\n  surety-reaper --nats nats://127.0.0.1:4222 --redis redis://127.0.0.1:6379\n\nExit codes:\n  0 stopped in order, 2 bad arguments, 69 NATS or Redis not reachable, 70 internal error,\n  78 bad configuration, or servers that do not keep what the promises need"
+)]
+struct Args {
+    /// Configuration file; ./surety.toml where it exists
+    #[arg(long, env = "SURETY_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// NATS servers, separated by commas [default: nats://127.0.0.1:4222]
+    #[arg(long, value_name = "URL")]
+    nats: Option<String>,
+    /// Redis server [default: redis://127.0.0.1:6379]
+    #[arg(long, value_name = "URL")]
+    redis: Option<String>,
+    /// Prefix of subjects, streams and keys [default: surety]
+    #[arg(long, value_name = "NAME")]
+    namespace: Option<String>,
+    /// What is logged, as a tracing filter
+    #[arg(long, env = "SURETY_LOG", default_value = "info", value_name = "FILTER")]
+    log: String,
+    /// How log lines look
+    #[arg(long, value_enum, default_value_t = Format::Human)]
+    log_format: Format,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Format {
+    Human,
+    Json,
+}
+
+/// Entry point of the binary.
+pub fn main() -> ExitCode {
+    let args = Args::parse();
+    let format = if args.log_format == Format::Json { LogFormat::Json } else { LogFormat::Human };
+    telemetry::start(format, &args.log);
+    match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
+        Ok(r) => r.block_on(run(args)),
+        Err(e) => fail(70, &format!("cannot start the runtime: {e}")),
+    }
+}
+
+fn fail(code: u8, text: &str) -> ExitCode {
+    eprintln!("surety-reaper: {text}");
+    ExitCode::from(code)
+}
+
+async fn run(args: Args) -> ExitCode {
+    let flags: Flags = [
+        ("connection.nats_url", &args.nats, "--nats"),
+        ("connection.redis_url", &args.redis, "--redis"),
+        ("connection.namespace", &args.namespace, "--namespace"),
+    ]
+    .into_iter()
+    .filter_map(|(path, value, flag)| Some((path, value.clone()?, flag)))
+    .collect();
+    let default = PathBuf::from("surety.toml");
+    let file = args.config.clone().or_else(|| default.exists().then_some(default));
+    let settings = match load(file.as_deref(), &flags) {
+        Ok(s) => s,
+        Err(e) => return fail(78, &e.to_string()),
+    };
+    let (mut term, mut int) = match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
+        (Ok(t), Ok(i)) => (t, i),
+        (Err(e), _) | (_, Err(e)) => return fail(70, &format!("signals: {e}")),
+    };
+    let reaper = match Reaper::start(settings).await {
+        Ok(r) => r,
+        Err(StartError::Connect(e)) => return fail(if e.is_unreachable() { 69 } else { 78 }, &e.to_string()),
+    };
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = int.recv() => {}
+    }
+    reaper.stop().await;
+    ExitCode::SUCCESS
+}

@@ -1,0 +1,57 @@
+//! What a rule is.
+
+use std::{future::Future, pin::Pin};
+
+use surety_common::{
+    broker::BrokerError, config::Settings, connect::Connected, pace::Transient, recover::RecoverError,
+    store::StoreError,
+};
+
+/// What a rule may use.
+pub struct Context {
+    pub c: Connected,
+    pub settings: Settings,
+    /// Most items of one step; halved while steps time out.
+    pub batch: usize,
+}
+
+/// What one step of a rule did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Done {
+    /// Things repaired.
+    pub acted: usize,
+    /// More is left: the rule is asked again at once.
+    pub is_partial: bool,
+}
+
+/// Why a step failed. What it committed stays; the next tick goes on.
+#[derive(Debug, thiserror::Error)]
+pub enum RuleError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Broker(#[from] BrokerError),
+    #[error(transparent)]
+    Recover(#[from] RecoverError),
+}
+
+impl Transient for RuleError {
+    fn is_transient(&self) -> bool {
+        match self {
+            Self::Store(e) | Self::Recover(RecoverError::Store(e)) => e.is_transient(),
+            Self::Broker(e) | Self::Recover(RecoverError::Broker(e)) => e.is_transient(),
+        }
+    }
+}
+
+/// The future of one step.
+pub type Step<'a> = Pin<Box<dyn Future<Output = Result<Done, RuleError>> + Send + 'a>>;
+
+/// One rule: reads what may be stuck, decides purely, applies with a fence.
+pub trait Rule: Send + Sync {
+    /// For logs and metrics.
+    fn name(&self) -> &'static str;
+
+    /// One bounded step.
+    fn step<'a>(&'a self, context: &'a Context) -> Step<'a>;
+}

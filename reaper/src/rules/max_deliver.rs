@@ -1,0 +1,88 @@
+//! Deliveries that the broker gave up: their message stays in the stream, invisible to every consumer. A live worker settles
+//! a job long before, so what is found here was lost by dying workers each time: the job is buried, and its message removed.
+
+use surety_common::{
+    broker::decode::decode,
+    domain::{ErrorCode, QueueName, TypeName},
+    ending::{By, Ending, Outcome, end_job, json_string},
+};
+use tokio::sync::Mutex;
+
+use crate::rule::{Context, Done, Rule, RuleError, Step};
+
+/// Reads the advisories through a consumer that all reapers share.
+#[derive(Default)]
+pub(crate) struct MaxDeliver {
+    advisories: Mutex<()>,
+}
+
+impl Rule for MaxDeliver {
+    fn name(&self) -> &'static str {
+        "max_deliver"
+    }
+
+    fn step<'a>(&'a self, x: &'a Context) -> Step<'a> {
+        Box::pin(async move {
+            let _one_at_a_time = self.advisories.lock().await;
+            let mut done = Done::default();
+            let advisories = x.c.broker.advisories(x.batch).await?;
+            done.is_partial = advisories.len() >= x.batch;
+            for a in advisories {
+                if a.is_max_deliveries {
+                    if !bury(x, a.sequence).await? {
+                        // An attempt runs: looked at again later.
+                        x.c.broker.nak(&a.ack_subject, x.settings.lease.ttl).await?;
+                        continue;
+                    }
+                    done.acted += 1;
+                }
+                x.c.broker.ack(&a.ack_subject).await?;
+            }
+            Ok(done)
+        })
+    }
+}
+
+/// Buries the job of a message; `false` while an attempt of it runs.
+async fn bury(x: &Context, sequence: u64) -> Result<bool, RuleError> {
+    let jobs = x.c.broker.names().jobs();
+    let Some(raw) = x.c.broker.message(&jobs, sequence).await? else { return Ok(true) };
+    let queue = x.c.broker.names().parse_job_subject(&raw.subject).and_then(|(q, _)| QueueName::new(q).ok());
+    let Some(queue) = queue else { return Ok(true) };
+    let why = "the broker gave up: every worker that had the job died with it";
+    let unknown = TypeName::unknown();
+    let read = decode(&x.c.broker, &queue, &raw, &x.c.found.jobs_created);
+    let (id, kind, key, generation, carrier) = match &read {
+        Ok(d) => (&d.job.id, &d.job.kind, json_string(d.job.key.as_deref()), d.generation, &d.carrier),
+        Err(u) => (&u.id, &unknown, String::new(), u.generation, &u.carrier),
+    };
+    if let Some(record) = x.c.store.record(id).await?
+        && !record.status.is_terminal()
+        && !record.carrier.is_empty()
+        && record.carrier != *carrier
+    {
+        // A second carrier: the recorded one goes on; this one is only in the way.
+        x.c.broker.delete(&jobs, sequence).await?;
+        return Ok(true);
+    }
+    let end = Ending {
+        by: By::Burial,
+        id,
+        kind,
+        queue: queue.as_str(),
+        key,
+        trace: "",
+        generation,
+        carrier,
+        code: ErrorCode::MaxDeliver,
+        why,
+    };
+    match end_job(&x.c, Some(&raw), &end).await? {
+        Outcome::Running(_) => Ok(false),
+        Outcome::Ended { .. } | Outcome::Before(_) => {
+            tracing::error!(job = %id, carrier, alert = "max_deliver", "job buried: {why}");
+            x.c.broker.delete(&jobs, sequence).await?;
+            Ok(true)
+        }
+    }
+}

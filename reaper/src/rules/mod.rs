@@ -1,0 +1,16 @@
+//! The rules, one file each.
+
+mod expired_sessions;
+mod max_deliver;
+mod outbox_relay;
+
+use crate::rule::Rule;
+
+/// Every rule of this release.
+pub(crate) fn all() -> Vec<Box<dyn Rule>> {
+    vec![
+        Box::new(expired_sessions::ExpiredSessions),
+        Box::new(outbox_relay::OutboxRelay::default()),
+        Box::new(max_deliver::MaxDeliver::default()),
+    ]
+}

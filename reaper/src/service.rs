@@ -1,0 +1,97 @@
+//! The loop: each rule on its own task, a step at every tick, at once again while more is left.
+
+use std::{sync::Arc, time::Duration};
+
+use surety_common::{
+    config::Settings,
+    connect::{ConnectError, connect},
+    pace::Transient,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    rule::{Context, Rule},
+    rules,
+};
+
+/// Why the reaper did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+}
+
+/// Longest that one step may take before it counts as timed out and its batch is halved.
+const STEP_LIMIT: Duration = Duration::from_secs(30);
+
+/// A reaper that runs.
+#[derive(Debug)]
+pub struct Reaper {
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl Reaper {
+    /// Connects, checks and starts every rule.
+    pub async fn start(settings: Settings) -> Result<Self, StartError> {
+        let c = connect(&settings, "surety-reaper").await?;
+        let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+        for rule in rules::all() {
+            let context = Context {
+                c: c.clone(),
+                batch: usize::try_from(settings.reaper.batch.0).unwrap_or(100),
+                settings: settings.clone(),
+            };
+            tasks.spawn(run(rule.into(), context, stop.clone()));
+        }
+        tasks.close();
+        tracing::info!(tick = ?settings.reaper.tick, "reaper ready");
+        Ok(Self { stop, tasks })
+    }
+
+    /// Stops every rule after its step in hand.
+    pub async fn stop(self) {
+        self.stop.cancel();
+        self.tasks.wait().await;
+        tracing::info!("stopped");
+    }
+}
+
+async fn run(rule: Arc<dyn Rule>, mut context: Context, stop: CancellationToken) {
+    let full = context.batch;
+    let tick = context.settings.reaper.tick;
+    loop {
+        let again = match tokio::time::timeout(STEP_LIMIT, rule.step(&context)).await {
+            Ok(Ok(done)) => {
+                if done.acted > 0 {
+                    tracing::info!(rule = rule.name(), acted = done.acted, "rule acted");
+                }
+                // Back to full size slowly, after it was halved.
+                context.batch = (context.batch * 2).min(full);
+                done.is_partial && done.acted > 0
+            }
+            Ok(Err(e)) => {
+                if e.is_transient() {
+                    tracing::warn!(rule = rule.name(), error = %e, "rule waits for the servers");
+                } else {
+                    tracing::error!(rule = rule.name(), error = %e, alert = "rule_failed", "rule failed");
+                }
+                false
+            }
+            Err(_) => {
+                context.batch = (context.batch / 2).max(1);
+                tracing::warn!(
+                    rule = rule.name(),
+                    batch = context.batch,
+                    "step timed out; the next one is smaller"
+                );
+                false
+            }
+        };
+        let pause = if again { Duration::ZERO } else { tick };
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(pause) => {}
+        }
+    }
+}

@@ -1,0 +1,239 @@
+//! Building, starting and stopping a worker.
+
+use std::{collections::HashMap, future::Future, path::PathBuf, sync::Arc, time::Duration};
+
+use serde_json::Value;
+use surety_common::{
+    config::Settings,
+    connect::{ConnectError, Connected, connect},
+    domain::TypeName,
+    recover::{RecoverError, lost_session},
+    store::StoreError,
+};
+use tokio::sync::{Notify, watch};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    commit::Commits,
+    handler::{HandlerError, JobContext, RustHandler, command::CommandHandler},
+    intake,
+    keeper::{Keeper, KeeperError, KeeperOptions, kill_left_over},
+    session::{self, OpenError},
+    shared::{AnyHandler, Shared},
+    state::LocalState,
+};
+
+/// Why a worker did not start. The text says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("recovering what an earlier incarnation left: {0}")]
+    Recover(#[from] RecoverError),
+    #[error("{0}")]
+    Settings(String),
+    #[error("the keeper process did not start: {0}")]
+    Keeper(#[from] KeeperError),
+    #[error("the state folder {path}: {source}", path = path.display())]
+    State { path: PathBuf, source: std::io::Error },
+}
+
+/// A worker: see [`Worker::builder`].
+#[derive(Debug)]
+pub struct Worker;
+
+impl Worker {
+    /// Starts with these settings and no handler. Command handlers of the settings are added at the start.
+    pub fn builder(settings: Settings) -> WorkerBuilder {
+        WorkerBuilder { settings, handlers: HashMap::new(), keeper: None, problem: None }
+    }
+}
+
+/// Collects handlers.
+pub struct WorkerBuilder {
+    settings: Settings,
+    handlers: HashMap<TypeName, AnyHandler>,
+    keeper: Option<KeeperOptions>,
+    problem: Option<String>,
+}
+
+impl WorkerBuilder {
+    /// Adds a Rust handler for a type. It gets a [`JobContext`] and returns the result (JSON, `null` for none) or a
+    /// [`HandlerError`]; a panic is a failed attempt. A wrong type name is reported by [`WorkerBuilder::start`].
+    #[must_use]
+    pub fn handler<F, Fut>(mut self, job_type: &str, run: F) -> Self
+    where
+        F: Fn(JobContext) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<Value, HandlerError>> + Send + 'static,
+    {
+        match TypeName::new(job_type) {
+            Ok(t) => {
+                self.handlers.insert(t, AnyHandler::Rust(RustHandler::new(run)));
+            }
+            Err(e) => self.problem = Some(e.to_string()),
+        }
+        self
+    }
+
+    /// The program to start as keeper; needed for command handlers. `surety-worker` passes itself.
+    #[must_use]
+    pub fn keeper(mut self, program: PathBuf, args: Vec<String>) -> Self {
+        self.keeper = Some(KeeperOptions { program, args, cgroup: self.settings.worker.cgroups });
+        self
+    }
+
+    /// Connects, checks, recovers what an earlier incarnation left, opens a session and starts to pull, in this order.
+    pub async fn start(self) -> Result<Running, StartError> {
+        if let Some(p) = self.problem {
+            return Err(StartError::Settings(p));
+        }
+        let settings = self.settings;
+        let c = connect(&settings, "surety-worker").await?;
+        Shared::check(&c, &settings)?;
+        let mut handlers = self.handlers;
+        let (keeper, state) = if settings.handlers.is_empty() {
+            (None, None)
+        } else {
+            let options = self.keeper.ok_or_else(|| {
+                StartError::Settings("command handlers need a keeper: call WorkerBuilder::keeper".into())
+            })?;
+            let path = PathBuf::from(&settings.worker.state_dir);
+            let failed = |source| StartError::State { path: path.clone(), source };
+            let state = LocalState::new(&path).map_err(failed)?;
+            recover(&c, &state, &settings).await?;
+            (Some(Keeper::start(options).await?), Some(state))
+        };
+        if let (Some(keeper), Some(state)) = (&keeper, &state) {
+            let defaults = Arc::new(settings.attempt.clone());
+            for (name, config) in &settings.handlers {
+                let kind = TypeName::new(name).map_err(|e| StartError::Settings(e.to_string()))?;
+                let handler = CommandHandler {
+                    config: Arc::new(config.clone()),
+                    defaults: defaults.clone(),
+                    keeper: keeper.clone(),
+                    state: state.clone(),
+                };
+                handlers.insert(kind, AnyHandler::Command(handler));
+            }
+        }
+        let tracker = TaskTracker::new();
+        let commits =
+            Commits::start(&c.store, &c.relay, &tracker, settings.worker.outbox_cap.0, &session::info());
+        let w = Arc::new(Shared {
+            c,
+            settings,
+            handlers,
+            keeper,
+            state,
+            commits,
+            session: watch::Sender::new(None),
+            running: Default::default(),
+            held: Default::default(),
+            freed: Notify::new(),
+            draining: CancellationToken::new(),
+            abort: CancellationToken::new(),
+            tracker: TaskTracker::new(),
+        });
+        let (first, folder) = session::open(&w).await.map_err(|e| match e {
+            OpenError::Store(e) => StartError::Store(e),
+            OpenError::State(source) => {
+                StartError::State { path: PathBuf::from(&w.settings.worker.state_dir), source }
+            }
+        })?;
+        w.session.send_replace(Some(first.clone()));
+        let background = CancellationToken::new();
+        let services = TaskTracker::new();
+        services.spawn(session::keep(w.clone(), first, folder, background.clone()));
+        services.spawn(w.clone().extend_loop(background.clone()));
+        services.close();
+        w.tracker.spawn(intake::run(w.clone()));
+        let types: Vec<_> = w.handlers.keys().map(TypeName::as_str).collect();
+        tracing::info!(?types, slots = w.settings.worker.slots.0, "worker ready");
+        Ok(Running { w, services, commits: tracker, background })
+    }
+}
+
+/// Kills what earlier incarnations of this worker left running, and tells the store, before the first claim (J-06).
+async fn recover(c: &Connected, state: &LocalState, settings: &Settings) -> Result<(), StartError> {
+    let path = || PathBuf::from(&settings.worker.state_dir);
+    let failed = |source| StartError::State { path: path(), source };
+    for left in state.left_over().map_err(failed)? {
+        for a in &left.attempts {
+            let killed = kill_left_over(a.pid, a.start_time, &a.token).map_err(failed)?;
+            tracing::warn!(job = a.job, epoch = a.epoch, killed, "left over from a dead worker");
+        }
+        for p in 0..c.store.keys().partitions() {
+            c.store.expire_session(p, &left.session).await?;
+            while lost_session(c, p, &left.session, 100).await?.is_partial {}
+        }
+        tracing::info!(session = %left.session, attempts = left.attempts.len(), "earlier session reconciled");
+        left.clear().map_err(failed)?;
+    }
+    Ok(())
+}
+
+/// A worker that runs.
+pub struct Running {
+    w: Arc<Shared>,
+    services: TaskTracker,
+    commits: TaskTracker,
+    background: CancellationToken,
+}
+
+impl std::fmt::Debug for Running {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Running").field("attempts", &self.w.n_running()).finish()
+    }
+}
+
+impl Running {
+    /// Number of attempts that run now.
+    pub fn n_running(&self) -> usize {
+        self.w.n_running()
+    }
+
+    /// Resolves when [`Running::stop`] was called (from another handle or task) or the worker ended by itself.
+    pub async fn stopped(&self) {
+        self.w.draining.cancelled().await;
+    }
+
+    /// Stops: no more pulls; running attempts may end within `worker.drain`; then they are stopped and handed back without
+    /// a charge; then the session is closed. `hurry` resolving (a second signal) ends the drain at once.
+    pub async fn stop(self, hurry: impl Future<Output = ()>) {
+        let Self { w, services, commits, background } = self;
+        w.draining.cancel();
+        w.tracker.close();
+        tracing::info!(attempts = w.n_running(), drain = ?w.settings.worker.drain, "draining");
+        tokio::select! {
+            () = w.tracker.wait() => {}
+            () = tokio::time::sleep(w.settings.worker.drain) => tracing::warn!(attempts = w.n_running(), "drain time is over"),
+            () = hurry => tracing::warn!(attempts = w.n_running(), "told to hurry"),
+        }
+        w.abort.cancel();
+        // Bounded: the keeper needs at most the grace to kill, then the finishes go out.
+        let bound =
+            w.settings.attempt.kill_grace + w.settings.connection.retry_limit + Duration::from_secs(10);
+        if tokio::time::timeout(bound, w.tracker.wait()).await.is_err() {
+            tracing::error!(
+                attempts = w.n_running(),
+                "attempts did not end; their session is left to expire"
+            );
+        }
+        if let Some(k) = &w.keeper {
+            k.shutdown().await;
+        }
+        if let Err(e) = w.c.broker.flush().await {
+            tracing::warn!(error = %e, "last acks may not have been sent");
+        }
+        background.cancel();
+        services.wait().await;
+        drop(w);
+        commits.close();
+        if tokio::time::timeout(Duration::from_secs(5), commits.wait()).await.is_err() {
+            tracing::warn!("journal entries are left to the relay");
+        }
+        tracing::info!("stopped");
+    }
+}

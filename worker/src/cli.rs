@@ -1,0 +1,153 @@
+//! The `surety-worker` command.
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::{Parser, ValueEnum};
+use surety_common::{
+    config::{ConfigError, Flags, load},
+    connect::ConnectError,
+    telemetry::{self, LogFormat},
+};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::{JobContext, StartError, Worker, keeper};
+
+/// Runs jobs: pulls them from NATS JetStream, claims each in Redis, starts its command, and settles it.
+///
+/// Handlers are commands from the configuration file:
+///
+///   [handlers.hello]
+///   command = ["sh", "-c", "echo hello"]
+///
+/// The type `noop` is built in: it does nothing and succeeds.
+#[derive(Debug, Parser)]
+#[command(
+    name = "surety-worker",
+    version,
+    after_help = "Example:\n  surety-worker --config surety.toml --slots 4\n\nSignals:\n  TERM, INT  stop pulling, drain, hand back; a second one ends the drain at once\n\nExit codes:\n  0 stopped in order, 2 bad arguments, 69 NATS or Redis not reachable, 70 internal error,\n  78 bad configuration, or servers that do not keep what the promises need"
+)]
+struct Args {
+    /// Configuration file; ./surety.toml where it exists
+    #[arg(long, env = "SURETY_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// NATS servers, separated by commas [default: nats://127.0.0.1:4222]
+    #[arg(long, value_name = "URL")]
+    nats: Option<String>,
+    /// Redis server [default: redis://127.0.0.1:6379]
+    #[arg(long, value_name = "URL")]
+    redis: Option<String>,
+    /// Prefix of subjects, streams and keys [default: surety]
+    #[arg(long, value_name = "NAME")]
+    namespace: Option<String>,
+    /// Jobs that run at once [default: 8]
+    #[arg(long, value_name = "N")]
+    slots: Option<String>,
+    /// Queues in rank order, separated by commas [default: all declared]
+    #[arg(long, value_name = "LIST")]
+    queues: Option<String>,
+    /// Folder for the record of running commands [default: .surety/state]
+    #[arg(long, value_name = "FOLDER")]
+    state_dir: Option<String>,
+    /// What is logged, as a tracing filter
+    #[arg(long, env = "SURETY_LOG", default_value = "info", value_name = "FILTER")]
+    log: String,
+    /// How log lines look
+    #[arg(long, value_enum, default_value_t = Format::Human)]
+    log_format: Format,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Format {
+    Human,
+    Json,
+}
+
+fn flags(args: &Args) -> Flags {
+    [
+        ("connection.nats_url", &args.nats, "--nats"),
+        ("connection.redis_url", &args.redis, "--redis"),
+        ("connection.namespace", &args.namespace, "--namespace"),
+        ("worker.slots", &args.slots, "--slots"),
+        ("worker.queues", &args.queues, "--queues"),
+        ("worker.state_dir", &args.state_dir, "--state-dir"),
+    ]
+    .into_iter()
+    .filter_map(|(path, value, flag)| Some((path, value.clone()?, flag)))
+    .collect()
+}
+
+/// Entry point of the binary: the keeper when started as one, else the worker.
+pub fn main() -> ExitCode {
+    if std::env::args().nth(1).as_deref() == Some("keeper") {
+        return run_keeper();
+    }
+    let args = Args::parse();
+    let format = if args.log_format == Format::Json { LogFormat::Json } else { LogFormat::Human };
+    telemetry::start(format, &args.log);
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(r) => r,
+        Err(e) => return fail(70, &format!("cannot start the runtime: {e}")),
+    };
+    runtime.block_on(run(args))
+}
+
+fn run_keeper() -> ExitCode {
+    telemetry::start(LogFormat::Human, "warn");
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(r) => r,
+        Err(e) => return fail(70, &format!("keeper: cannot start the runtime: {e}")),
+    };
+    match runtime.block_on(keeper::run_keeper()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => fail(70, &format!("keeper: {e}")),
+    }
+}
+
+fn fail(code: u8, text: &str) -> ExitCode {
+    eprintln!("surety-worker: {text}");
+    ExitCode::from(code)
+}
+
+async fn run(args: Args) -> ExitCode {
+    let default = PathBuf::from("surety.toml");
+    let file = args.config.clone().or_else(|| default.exists().then_some(default));
+    let settings = match load(file.as_deref(), &flags(&args)) {
+        Ok(s) => s,
+        Err(e @ ConfigError { .. }) => return fail(78, &e.to_string()),
+    };
+    // `/proc/self/exe` stays this very binary, also when the file is replaced during an upgrade.
+    let worker = Worker::builder(settings)
+        .handler("noop", |_: JobContext| async { Ok(serde_json::Value::Null) })
+        .keeper(PathBuf::from("/proc/self/exe"), vec!["keeper".to_owned()]);
+    let (mut term, mut int) = match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
+        (Ok(t), Ok(i)) => (t, i),
+        (Err(e), _) | (_, Err(e)) => return fail(70, &format!("signals: {e}")),
+    };
+    let running = match worker.start().await {
+        Ok(r) => r,
+        Err(e) => return fail(exit_code(&e), &e.to_string()),
+    };
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = int.recv() => {}
+    }
+    let hurry = async {
+        tokio::select! {
+            _ = term.recv() => {}
+            _ = int.recv() => {}
+        }
+    };
+    running.stop(hurry).await;
+    ExitCode::SUCCESS
+}
+
+fn exit_code(e: &StartError) -> u8 {
+    use surety_common::pace::Transient;
+    let unreachable = match e {
+        StartError::Connect(e @ ConnectError::Broker(_) | e @ ConnectError::Store(_)) => e.is_unreachable(),
+        StartError::Store(e) => e.is_transient(),
+        StartError::Recover(_) => true,
+        _ => false,
+    };
+    if unreachable { 69 } else { 78 }
+}

@@ -1,0 +1,292 @@
+//! Commands, run through the keeper.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use serde_json::value::RawValue;
+use surety_common::{
+    clock::format_span,
+    config::{self, Handler},
+    domain::{
+        ErrorCode, FailureClass, Job,
+        job::RESULT_CAP,
+        outcome::{CommandEnd, Verdict, judge_command},
+        text,
+    },
+    fault, pace,
+};
+
+use super::{
+    Attempt, Detail, Ended,
+    control::{Heard, Line},
+};
+use crate::{
+    keeper::{AttemptSpec, Cause, Exit, ExitStatusKind, Keeper, RunningAttempt, StopReason},
+    state::LocalState,
+};
+
+/// A command as handler.
+#[derive(Clone)]
+pub(crate) struct CommandHandler {
+    pub(crate) config: Arc<Handler>,
+    pub(crate) defaults: Arc<config::Attempt>,
+    pub(crate) keeper: Keeper,
+    pub(crate) state: LocalState,
+}
+
+impl CommandHandler {
+    /// Time limit for jobs that set none.
+    pub(crate) fn timeout(&self) -> Option<Duration> {
+        self.config.timeout
+    }
+
+    fn grace(&self) -> Duration {
+        self.config.kill_grace.unwrap_or(self.defaults.kill_grace)
+    }
+
+    fn spec(&self, a: &Attempt, token: &str) -> AttemptSpec {
+        let job = a.context.job();
+        let mut env = self.config.env.clone();
+        let mut set = |k: &str, v: String| env.push((k.to_owned(), v));
+        set("SURETY_JOB_ID", job.id.to_string());
+        set("SURETY_JOB_TYPE", job.kind.to_string());
+        set("SURETY_QUEUE", job.queue.to_string());
+        set("SURETY_ATTEMPT", a.context.attempt.to_string());
+        set("SURETY_EPOCH", a.context.epoch.to_string());
+        set("SURETY_CONTROL_FD", "3".into());
+        // For the handler's information only; the keeper measures the limit itself.
+        let deadline = surety_common::clock::wall_now() + a.timeout;
+        set("SURETY_DEADLINE", deadline.to_string());
+        if let Some(p) = &job.parent {
+            set("SURETY_PARENT", p.to_string());
+        }
+        if let Some(t) = &a.trace {
+            set("TRACEPARENT", t.clone());
+        }
+        AttemptSpec {
+            token: token.to_owned(),
+            argv: self.config.command.clone(),
+            env,
+            cwd: self.config.cwd.as_ref().map(PathBuf::from),
+            stdin: stdin(job, a.context.attempt),
+            timeout: a.timeout,
+            grace: self.grace(),
+            output_limit: self.config.output_limit.unwrap_or(self.defaults.output_limit.0),
+            result_cap: RESULT_CAP,
+            tail_lines: usize::try_from(self.defaults.tail_lines.0).unwrap_or(100),
+        }
+    }
+
+    /// Runs the command to its end. When this returns, nothing of its process tree is left.
+    pub(crate) async fn run(&self, a: Attempt) -> Ended {
+        let token = format!("{}.{}.{}", a.context.id(), a.context.epoch, a.session);
+        // Ordering: the local record comes first, so that a restarted worker knows what may still be alive.
+        if let Err(e) = self.state.begin(&a.session, a.context.id(), a.context.epoch, &token) {
+            return Ended::NotStarted { message: format!("cannot write the local attempt record: {e}") };
+        }
+        let running = match self.keeper.run(self.spec(&a, &token)).await {
+            Ok(r) => r,
+            Err(e) => {
+                let message = format!("{}: {e}", self.config.command.first().map_or("", String::as_str));
+                // J-07: the start error is the one that is reported; a failed roll-back is logged beside it.
+                if let Err(rollback) = self.state.end(&a.session, a.context.id(), a.context.epoch) {
+                    tracing::error!(job = %a.context.id(), error = %rollback, "cannot remove the local attempt record");
+                }
+                tracing::error!(job = %a.context.id(), error = %e, "start failed");
+                return Ended::NotStarted { message };
+            }
+        };
+        if let Err(e) = self.state.started(
+            &a.session,
+            a.context.id(),
+            a.context.epoch,
+            &token,
+            running.pid,
+            running.start_time,
+        ) {
+            tracing::warn!(job = %a.context.id(), error = %e, "cannot complete the local attempt record");
+        }
+        fault::point("started");
+        let (heard, exit) = follow(&running, &a).await;
+        if let Err(e) = self.state.end(&a.session, a.context.id(), a.context.epoch) {
+            tracing::warn!(job = %a.context.id(), error = %e, "cannot remove the local attempt record");
+        }
+        self.judge(heard, exit, a.timeout)
+    }
+
+    fn judge(&self, heard: Heard, exit: Exit, timeout: Duration) -> Ended {
+        let end = match (&exit.cause, exit.status) {
+            (Cause::Stopped(StopReason::Shutdown | StopReason::Cancelled), _) => return Ended::Stopped,
+            (Cause::Stopped(StopReason::Fenced) | Cause::TrustLost, _) => return Ended::Fenced,
+            (Cause::TimedOut, _) => CommandEnd::TimedOut,
+            (Cause::KeeperLost, _) => CommandEnd::Signal { oom: false },
+            (Cause::Exited, ExitStatusKind::Code(c)) => CommandEnd::Exit(c),
+            (Cause::Exited, ExitStatusKind::Signal(_)) => CommandEnd::Signal { oom: exit.oom },
+        };
+        if exit.output_truncated {
+            tracing::warn!(
+                stdout_bytes = exit.stdout_total,
+                stderr_bytes = exit.stderr_total,
+                "output over the limit was cut; the command went on"
+            );
+        }
+        match judge_command(end, &heard.said, &self.config.exit_codes) {
+            Verdict::Done => {
+                Ended::Done { result: heard.result.or_else(|| result(&exit)), usage: heard.usage }
+            }
+            Verdict::Failed(code, class) => Ended::Failed {
+                code,
+                class,
+                message: message(code, &exit, &heard, timeout),
+                detail: Detail {
+                    exit_code: if let ExitStatusKind::Code(c) = exit.status { Some(c) } else { None },
+                    signal: if let ExitStatusKind::Signal(s) = exit.status { Some(s) } else { None },
+                    iteration: heard.said.iteration.map(|(n, _)| n),
+                    stdout_tail: exit.stdout_tail,
+                    stderr_tail: exit.stderr_tail,
+                    output_truncated: exit.output_truncated,
+                },
+            },
+        }
+    }
+}
+
+/// Follows the control lines to the end of the attempt, stopping it when told to.
+async fn follow(running: &RunningAttempt, a: &Attempt) -> (Heard, Exit) {
+    let mut heard = Heard::default();
+    let stopper = running.stopper();
+    let mut lines_open = true;
+    let mut stopping = false;
+    loop {
+        tokio::select! {
+            line = running.next_line(), if lines_open => match line {
+                None => lines_open = false,
+                Some(text_) => match serde_json::from_str::<Line>(&text_) {
+                    Ok(line) => {
+                        heard.take(&line);
+                        if !stopping && !a.context.reports.send(line).await {
+                            tracing::warn!(job = %a.context.id(), "a report of this attempt was refused");
+                        }
+                    }
+                    Err(e) => tracing::warn!(
+                        job = %a.context.id(),
+                        error = %e,
+                        line = %text::cut(&text_, 200),
+                        "control line does not parse and is ignored"
+                    ),
+                },
+            },
+            exit = running.wait(), if !lines_open => return (heard, exit),
+            () = a.stop.fence.cancelled(), if !stopping => {
+                stopping = true;
+                stopper.stop(StopReason::Fenced);
+            }
+            () = a.stop.abort.cancelled(), if !stopping => {
+                stopping = true;
+                stopper.stop(StopReason::Shutdown);
+            }
+        }
+    }
+}
+
+/// The job as one JSON document, for the command's stdin.
+fn stdin(job: &Job, attempt: u32) -> Vec<u8> {
+    #[derive(serde::Serialize)]
+    struct Document<'a> {
+        v: u32,
+        id: &'a str,
+        #[serde(rename = "type")]
+        kind: &'a str,
+        queue: &'a str,
+        attempt: u32,
+        payload: &'a RawValue,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        key: Option<&'a str>,
+        #[serde(skip_serializing_if = "std::collections::BTreeMap::is_empty")]
+        meta: &'a std::collections::BTreeMap<String, String>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        parent: Option<&'a str>,
+    }
+    let doc = Document {
+        v: 1,
+        id: job.id.as_str(),
+        kind: job.kind.as_str(),
+        queue: job.queue.as_str(),
+        attempt,
+        payload: &job.payload,
+        key: job.key.as_deref(),
+        meta: &job.meta,
+        parent: job.parent.as_ref().map(|p| p.as_str()),
+    };
+    // Strings, numbers and checked raw JSON always serialize.
+    let mut bytes = serde_json::to_vec(&doc).unwrap_or_default();
+    bytes.push(b'\n');
+    bytes
+}
+
+/// stdout as the result: parsed as JSON, else its text.
+fn result(exit: &Exit) -> Option<Box<RawValue>> {
+    let all = String::from_utf8_lossy(&exit.stdout);
+    let trimmed = all.trim();
+    if trimmed.is_empty() {
+        return None;
+    }
+    let is_whole = exit.stdout_total <= exit.stdout.len() as u64;
+    if is_whole && let Ok(raw) = serde_json::from_str::<Box<RawValue>>(trimmed) {
+        return Some(raw);
+    }
+    let room = RESULT_CAP / 2;
+    let shown = if is_whole {
+        text::cut(trimmed, room).into_owned()
+    } else {
+        format!("{}… [truncated, {} bytes total]", text::prefix(trimmed, room), exit.stdout_total)
+    };
+    serde_json::to_string(&shown).ok().and_then(|s| RawValue::from_string(s).ok())
+}
+
+fn message(code: ErrorCode, exit: &Exit, heard: &Heard, timeout: Duration) -> String {
+    if let Some(m) = &heard.error_message {
+        return text::cut(m, 1024).into_owned();
+    }
+    let last = exit.stderr_tail.iter().rev().find(|l| !l.trim().is_empty());
+    let what = match (code, &exit.cause, exit.status) {
+        (ErrorCode::Timeout, ..) => return format!("time limit of {} reached", format_span(timeout)),
+        (ErrorCode::LimitReached, ..) => {
+            format!("ended at its iteration limit {:?}", heard.said.iteration.unwrap_or_default())
+        }
+        (_, Cause::KeeperLost, _) => "the keeper process died; the command was killed with it".to_owned(),
+        (_, _, ExitStatusKind::Code(c)) => format!("exit code {c}"),
+        (_, _, ExitStatusKind::Signal(s)) => format!("ended by signal {s}"),
+    };
+    match last {
+        Some(l) => text::cut(&format!("{what}: {}", l.trim()), 1024).into_owned(),
+        None => what,
+    }
+}
+
+/// Delay before a start that failed is tried again: doubles from `first`, up to ten minutes.
+pub(crate) fn start_delay(first: Duration, failures: u32) -> Duration {
+    first.saturating_mul(1 << failures.min(16)).min(Duration::from_secs(600))
+}
+
+/// How long a finish is tried before its error is reported.
+pub(crate) const FINISH_PACE: pace::Pace = pace::Pace {
+    first: Duration::from_millis(100),
+    most: Duration::from_secs(2),
+    limit: Some(Duration::from_secs(8)),
+};
+
+/// The class of a failure, for the retry decision.
+pub(crate) fn may_retry(class: FailureClass) -> bool {
+    class == FailureClass::Retryable
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn start_delays_grow_and_are_bounded() {
+        let secs = |n| start_delay(Duration::from_secs(2), n).as_secs();
+        assert_eq!([secs(0), secs(1), secs(2), secs(20)], [2, 4, 8, 600]);
+    }
+}

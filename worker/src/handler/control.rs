@@ -1,0 +1,139 @@
+//! Control lines: what a handler says while it runs (file descriptor 3, one JSON object a line).
+
+use serde::Deserialize;
+use serde_json::{Value, value::RawValue};
+use surety_common::domain::{EventKind, job::EVENT_CAP, outcome::Said, text};
+use tokio::sync::{mpsc, oneshot};
+
+/// One line. A line may hold several fields; each is taken.
+#[derive(Debug, Clone, Default, Deserialize)]
+pub(crate) struct Line {
+    pub(crate) progress: Option<f64>,
+    pub(crate) message: Option<String>,
+    pub(crate) tool: Option<String>,
+    pub(crate) state: Option<String>,
+    pub(crate) iteration: Option<u64>,
+    pub(crate) max: Option<u64>,
+    pub(crate) usage: Option<Box<RawValue>>,
+    pub(crate) result: Option<Box<RawValue>>,
+    pub(crate) error: Option<ErrorLine>,
+}
+
+/// `{"error": {"code": …, "message": …, "retry": …}}`
+#[derive(Debug, Clone, Default, Deserialize)]
+pub(crate) struct ErrorLine {
+    pub(crate) code: Option<String>,
+    pub(crate) message: Option<String>,
+    pub(crate) retry: Option<bool>,
+}
+
+impl Line {
+    pub(crate) fn progress(fraction: f64, message: &str) -> Self {
+        Self { progress: Some(fraction), message: Some(message.to_owned()), ..Self::default() }
+    }
+
+    /// The event of this line, if it is one that the journal keeps: kind and data (a JSON object within the event cap).
+    pub(crate) fn event(&self) -> Option<(EventKind, String)> {
+        let mut data = serde_json::Map::new();
+        let mut put = |k: &str, v: Option<Value>| {
+            if let Some(v) = v {
+                data.insert(k.to_owned(), v);
+            }
+        };
+        let kind = if self.tool.is_some() {
+            EventKind::Tool
+        } else if self.progress.is_some()
+            || self.iteration.is_some()
+            || self.message.is_some()
+            || self.usage.is_some()
+        {
+            EventKind::Progress
+        } else {
+            return None;
+        };
+        let short = |s: &String| Value::from(text::cut(s, EVENT_CAP / 2).into_owned());
+        put("progress", self.progress.map(Value::from));
+        put("message", self.message.as_ref().map(short));
+        put("tool", self.tool.as_ref().map(short));
+        put("state", self.state.as_ref().map(short));
+        put("iteration", self.iteration.map(Value::from));
+        put("max", self.max.map(Value::from));
+        let usage = self.usage.as_ref().filter(|u| u.get().len() <= 1024);
+        put("usage", usage.and_then(|u| serde_json::from_str(u.get()).ok()));
+        Some((kind, Value::Object(data).to_string()))
+    }
+}
+
+/// What the lines of one attempt add up to.
+#[derive(Debug, Default)]
+pub(crate) struct Heard {
+    pub(crate) said: Said,
+    pub(crate) result: Option<Box<RawValue>>,
+    pub(crate) usage: Option<Box<RawValue>>,
+    pub(crate) error_message: Option<String>,
+}
+
+impl Heard {
+    /// Takes one line in.
+    pub(crate) fn take(&mut self, line: &Line) {
+        if let Some(n) = line.iteration {
+            let max = line.max.or(self.said.iteration.map(|(_, m)| m)).unwrap_or(0);
+            self.said.iteration = Some((n, max));
+        }
+        if let Some(r) = &line.result {
+            self.result = Some(r.clone());
+        }
+        if let Some(u) = &line.usage {
+            self.usage = Some(u.clone());
+        }
+        if let Some(e) = &line.error {
+            self.said.is_error = true;
+            self.said.error_retry = e.retry;
+            let parts: Vec<&str> = [&e.code, &e.message].into_iter().filter_map(|p| p.as_deref()).collect();
+            self.error_message = Some(parts.join(": "));
+        }
+    }
+}
+
+/// A report on its way to the journal.
+pub(crate) type Report = (EventKind, String, oneshot::Sender<bool>);
+
+/// Where an attempt's reports go.
+#[derive(Debug, Clone)]
+pub(crate) struct Reports(pub(crate) mpsc::Sender<Report>);
+
+impl Reports {
+    /// Journals a line; `false` when it was fenced or the attempt is over. A line that is no event is `true` at once.
+    pub(crate) async fn send(&self, line: Line) -> bool {
+        let Some((kind, data)) = line.event() else { return true };
+        let (tx, rx) = oneshot::channel();
+        self.0.send((kind, data, tx)).await.is_ok() && rx.await.unwrap_or(false)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_become_events_or_stay_private() {
+        let line = |s: &str| serde_json::from_str::<Line>(s).unwrap();
+        let (kind, data) = line(r#"{"progress":0.4,"message":"half"}"#).event().unwrap();
+        assert_eq!((kind, data.as_str()), (EventKind::Progress, r#"{"message":"half","progress":0.4}"#));
+        assert_eq!(line(r#"{"tool":"git","state":"started"}"#).event().unwrap().0, EventKind::Tool);
+        assert!(line(r#"{"result":{"x":1}}"#).event().is_none());
+        let long = format!(r#"{{"message":"{}"}}"#, "x".repeat(10_000));
+        let (_, data) = line(&long).event().unwrap();
+        assert!(data.len() < EVENT_CAP && data.contains("10000 bytes total"));
+    }
+
+    // Shows: A-04
+    #[test]
+    fn the_last_iteration_is_remembered() {
+        let mut h = Heard::default();
+        for n in 1..=3 {
+            h.take(&serde_json::from_str(&format!(r#"{{"iteration":{n},"max":3}}"#)).unwrap());
+        }
+        assert_eq!(h.said.iteration, Some((3, 3)));
+    }
+}

@@ -1,0 +1,140 @@
+//! What performs a job: a Rust function or a command.
+
+pub(crate) mod command;
+pub(crate) mod control;
+mod rust;
+
+use std::{sync::Arc, time::Duration};
+
+use serde_json::value::RawValue;
+use surety_common::domain::{ErrorCode, FailureClass, Job, JobId};
+use tokio_util::sync::CancellationToken;
+
+pub(crate) use rust::RustHandler;
+
+/// What a Rust handler is given.
+#[derive(Debug, Clone)]
+pub struct JobContext {
+    pub(crate) job: Arc<Job>,
+    /// Number of this attempt, from 1.
+    pub attempt: u32,
+    /// Fencing token of this attempt: grows with every attempt of the job.
+    pub epoch: u64,
+    pub(crate) stop: CancellationToken,
+    pub(crate) reports: control::Reports,
+}
+
+impl JobContext {
+    /// The job's id.
+    pub fn id(&self) -> &JobId {
+        &self.job.id
+    }
+
+    /// The job as it was asked for.
+    pub fn job(&self) -> &Job {
+        &self.job
+    }
+
+    /// The payload as JSON text.
+    pub fn payload(&self) -> &RawValue {
+        &self.job.payload
+    }
+
+    /// The payload, read. The error is a failure that is not retried: the same bytes will not read better.
+    pub fn payload_json(&self) -> Result<serde_json::Value, HandlerError> {
+        serde_json::from_str(self.job.payload.get())
+            .map_err(|e| HandlerError::give_up(format!("payload: {e}")))
+    }
+
+    /// Resolves when the attempt should stop: time limit, shutdown, lost lease. The future of the handler is dropped soon
+    /// after; in-process code cannot be killed, only asked.
+    pub async fn stopped(&self) {
+        self.stop.cancelled().await;
+    }
+
+    /// Reports progress (0 to 1) with a message: journaled, and it re-arms the progress deadline. Waits while earlier
+    /// reports are under way; `false` when the attempt no longer owns the job.
+    pub async fn progress(&self, fraction: f64, message: &str) -> bool {
+        self.reports.send(control::Line::progress(fraction, message)).await
+    }
+}
+
+/// Why a handler failed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct HandlerError {
+    /// For people; stored with the attempt.
+    pub message: String,
+    /// Whether another attempt may succeed.
+    pub class: FailureClass,
+}
+
+impl HandlerError {
+    /// A failure that is tried again while budget is left.
+    pub fn retry(message: impl Into<String>) -> Self {
+        Self { message: message.into(), class: FailureClass::Retryable }
+    }
+
+    /// A failure for good.
+    pub fn give_up(message: impl Into<String>) -> Self {
+        Self { message: message.into(), class: FailureClass::Final }
+    }
+}
+
+/// How a handler ended, before the retry budget is looked at.
+#[derive(Debug, Clone)]
+pub(crate) enum Ended {
+    Done {
+        result: Option<Box<RawValue>>,
+        usage: Option<Box<RawValue>>,
+    },
+    Failed {
+        code: ErrorCode,
+        class: FailureClass,
+        message: String,
+        detail: Detail,
+    },
+    /// The handler never ran.
+    NotStarted {
+        message: String,
+    },
+    /// The attempt was stopped at shutdown: to be handed back.
+    Stopped,
+    /// The lease is gone: nothing may be written.
+    Fenced,
+}
+
+/// What is kept with a failed attempt.
+#[derive(Debug, Clone, Default, serde::Serialize)]
+pub(crate) struct Detail {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) exit_code: Option<i32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) signal: Option<i32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) iteration: Option<u64>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) stdout_tail: Vec<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) stderr_tail: Vec<String>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) output_truncated: bool,
+}
+
+/// Why an attempt is stopped before its end.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Stop {
+    /// Shutdown after the drain: stop and hand back.
+    pub(crate) abort: CancellationToken,
+    /// The lease is lost, or the attempt is fenced: die without a word.
+    pub(crate) fence: CancellationToken,
+}
+
+/// One attempt, as handlers see it.
+pub(crate) struct Attempt {
+    pub(crate) context: JobContext,
+    pub(crate) timeout: Duration,
+    pub(crate) session: surety_common::domain::ids::SessionId,
+    pub(crate) stop: Stop,
+    pub(crate) trace: Option<String>,
+}

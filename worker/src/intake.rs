@@ -1,0 +1,139 @@
+//! The pull loop: asks for as many jobs as there are free slots and starts a task for each.
+
+use std::{sync::Arc, time::Duration};
+
+use futures::{StreamExt, stream::FuturesUnordered};
+use surety_common::{
+    broker::{
+        BrokerError,
+        pull::{Delivery, Pulled, Puller},
+    },
+    config::Choice,
+    domain::QueueName,
+};
+use tokio::sync::Semaphore;
+
+use crate::{attempt::handle, plan::Plan, session::Session, shared::Shared};
+
+/// The queues of this worker in rank order, with their weights.
+pub(crate) fn queues(w: &Shared) -> Vec<(QueueName, u32)> {
+    if w.settings.worker.queues.is_empty() {
+        return w.c.found.queues.iter().map(|q| (q.clone(), 1)).collect();
+    }
+    let read = |s: &String| {
+        let (name, weight) = s.split_once(':').unwrap_or((s, "1"));
+        Some((QueueName::new(name).ok()?, weight.parse().ok()?))
+    };
+    w.settings.worker.queues.iter().filter_map(read).collect()
+}
+
+/// Pulls until the worker drains.
+pub(crate) async fn run(w: Arc<Shared>) {
+    let queues = queues(&w);
+    let n_slots = usize::try_from(w.settings.worker.slots.0).unwrap_or(8);
+    let slots = Arc::new(Semaphore::new(n_slots));
+    let weights = match w.settings.worker.order {
+        Choice::Strict => None,
+        Choice::Weighted => Some(queues.iter().map(|(_, weight)| *weight).collect()),
+    };
+    let mut plan = Plan::new(queues.len(), weights, n_slots);
+    let mut sessions = w.session.subscribe();
+    while !w.draining.is_cancelled() {
+        let current = sessions.borrow_and_update().clone();
+        let Some(session) = current else {
+            tokio::select! {
+                changed = sessions.changed() => if changed.is_err() { return },
+                () = w.draining.cancelled() => return,
+            }
+            continue;
+        };
+        plan.reset();
+        if let Err(e) = pull(&w, &session, &queues, &slots, &mut plan).await {
+            tracing::warn!(error = %e, "pulling stopped, starting again");
+            tokio::select! {
+                () = tokio::time::sleep(Duration::from_millis(500)) => {}
+                () = w.draining.cancelled() => return,
+            }
+        }
+    }
+}
+
+/// Pulls under one session, until it is lost or the worker drains.
+async fn pull(
+    w: &Arc<Shared>,
+    session: &Arc<Session>,
+    queues: &[(QueueName, u32)],
+    slots: &Arc<Semaphore>,
+    plan: &mut Plan,
+) -> Result<(), BrokerError> {
+    let mut pullers = Vec::with_capacity(queues.len());
+    for (q, _) in queues {
+        pullers.push(Puller::start(&w.c.broker, q).await?);
+    }
+    loop {
+        let outstanding: usize = pullers.iter().map(Puller::outstanding).sum();
+        let free = slots.available_permits().saturating_sub(if queues.len() == 1 { outstanding } else { 0 });
+        for ask in plan.next(free, outstanding, jitter()) {
+            if let Some(p) = pullers.get_mut(ask.queue) {
+                p.ask(ask.n, ask.wait).await?;
+            }
+        }
+        tokio::select! {
+            (i, pulled) = next_of(&mut pullers) => match pulled {
+                Pulled::Message(d) => {
+                    plan.on_message(i);
+                    if let Some((queue, _)) = queues.get(i) {
+                        begin(w, session, queue, slots, *d).await;
+                    }
+                }
+                Pulled::Ended => plan.on_end(i),
+                Pulled::Silent => {
+                    tracing::warn!("no sign of life from the consumer; asking again");
+                    plan.reset();
+                }
+                Pulled::Gone(why) => return Err(BrokerError::Unreachable(why)),
+            },
+            () = w.freed.notified() => plan.on_freed(),
+            () = session.lost() => return Ok(()),
+            () = w.draining.cancelled() => return Ok(()),
+        }
+    }
+}
+
+async fn next_of(pullers: &mut [Puller]) -> (usize, Pulled) {
+    if let [only] = pullers {
+        return (0, only.next().await);
+    }
+    let mut all: FuturesUnordered<_> =
+        pullers.iter_mut().enumerate().map(|(i, p)| async move { (i, p.next().await) }).collect();
+    match all.next().await {
+        Some(next) => next,
+        None => std::future::pending().await,
+    }
+}
+
+async fn begin(
+    w: &Arc<Shared>,
+    session: &Arc<Session>,
+    queue: &QueueName,
+    slots: &Arc<Semaphore>,
+    d: Delivery,
+) {
+    let Ok(slot) = slots.clone().try_acquire_owned() else {
+        // Two parked pulls were answered at once: one job more than there are slots. Not ours to keep waiting.
+        if let Err(e) = w.c.broker.nak(&d.ack_subject, Duration::ZERO).await {
+            tracing::warn!(error = %e, "a surplus delivery could not be given back; its ack-wait brings it back");
+        }
+        return;
+    };
+    let (w2, session, queue) = (w.clone(), session.clone(), queue.clone());
+    w.tracker.spawn(async move {
+        handle(w2.clone(), session, queue, d).await;
+        drop(slot);
+        w2.freed.notify_one();
+    });
+}
+
+fn jitter() -> f64 {
+    (ulid::Ulid::generate().random() & 0xffff) as f64 / f64::from(0x1_0000)
+}

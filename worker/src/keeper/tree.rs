@@ -1,0 +1,263 @@
+//! Finding and killing the processes of an attempt by `/proc`.
+//!
+//! Needed without a cgroup, after the death of a keeper, and for what an earlier worker left. A
+//! pid is never trusted by itself: a signal goes through a pidfd, opened before the start time of
+//! its process is compared.
+
+use std::collections::{HashMap, HashSet};
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+use super::cgroup;
+use super::protocol::TOKEN_VARIABLE;
+
+/// What `/proc/<pid>/stat` says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Process {
+    pub(super) pid: i32,
+    pub(super) parent: i32,
+    pub(super) group: i32,
+    pub(super) session: i32,
+    /// Field 22, in clock ticks since boot.
+    pub(super) start_time: u64,
+    /// Not a zombie. (A leader that left its threads running shows as one, but has threads.)
+    pub(super) alive: bool,
+}
+
+/// By what the processes of an attempt are known.
+#[derive(Clone, Debug)]
+pub(super) struct Mark {
+    /// The main process; also its session and group. 0 when it was not learnt.
+    pub(super) pid: i32,
+    pub(super) start_time: u64,
+    pub(super) token: String,
+}
+
+/// Where processes of the attempt can be, which decides how much proof each one takes.
+pub(super) enum Scope<'a> {
+    /// Below this keeper, together with the attempts in `others`.
+    Keeper { pid: i32, others: &'a [Mark] },
+    /// Below this worker, whose keeper died.
+    Worker { pid: i32 },
+    /// Anywhere.
+    Host,
+}
+
+/// All processes at one moment.
+pub(super) struct Table(HashMap<i32, Process>);
+
+impl Table {
+    pub(super) fn read() -> io::Result<Self> {
+        let mut all = HashMap::new();
+        for entry in std::fs::read_dir("/proc")? {
+            // An entry that vanished meanwhile is no error.
+            let Ok(entry) = entry else { continue };
+            let pid = entry.file_name().to_str().and_then(|n| n.parse::<i32>().ok());
+            if let Some(process) = pid.and_then(read_process) {
+                all.insert(process.pid, process);
+            }
+        }
+        Ok(Self(all))
+    }
+
+    /// The zombies that wait for `parent`.
+    pub(super) fn zombies(&self, parent: i32) -> impl Iterator<Item = i32> + '_ {
+        self.0.values().filter(move |p| p.parent == parent && !p.alive).map(|p| p.pid)
+    }
+
+    /// From `pid` upwards, itself first. Bounded, as a table read piecemeal may hold a circle.
+    fn ancestors(&self, pid: i32) -> impl Iterator<Item = &Process> + '_ {
+        std::iter::successors(self.0.get(&pid), |p| self.0.get(&p.parent)).take(4096)
+    }
+
+    /// The living processes of `mark`.
+    pub(super) fn members(&self, mark: &Mark, scope: &Scope<'_>) -> Vec<Process> {
+        let main_is = |m: &Mark, p: &Process| p.pid == m.pid && p.start_time == m.start_time;
+        let main_known = self.0.get(&mark.pid).is_some_and(|p| main_is(mark, p));
+        let anchor = match scope {
+            Scope::Keeper { pid, .. } | Scope::Worker { pid } => Some(*pid),
+            Scope::Host => None,
+        };
+        let others = match scope {
+            Scope::Keeper { others, .. } => *others,
+            _ => &[],
+        };
+        let own_pid = i32::try_from(std::process::id()).unwrap_or(0);
+        // The number of a session or group stays taken while it has members, so it proves
+        // something as long as the main process is there, or below our own subreaper.
+        let by_number = mark.pid > 0 && (main_known || anchor.is_some());
+        let mut tokens = HashMap::new();
+        let mut ours = |a: &Process| {
+            a.start_time >= mark.start_time
+                && (main_is(mark, a)
+                    || by_number && (a.session == mark.pid || a.group == mark.pid)
+                    || *tokens.entry(a.pid).or_insert_with(|| has_token(a.pid, &mark.token)))
+        };
+        let mut found = Vec::new();
+        for process in self.0.values().filter(|p| p.alive && p.pid != own_pid) {
+            if Some(process.pid) == anchor {
+                continue;
+            }
+            // The chain up to, without, the anchor; outside of the anchor's tree nothing matches.
+            let mut inside = anchor.is_none();
+            let mut chain = Vec::new();
+            for ancestor in self.ancestors(process.pid) {
+                if Some(ancestor.pid) == anchor {
+                    inside = true;
+                    break;
+                }
+                chain.push(*ancestor);
+            }
+            if !inside || chain.iter().any(|a| others.iter().any(|o| main_is(o, a))) {
+                continue;
+            }
+            if chain.iter().any(&mut ours) || Self::unclaimed(&chain, others, scope) {
+                found.push(*process);
+            }
+        }
+        found
+    }
+
+    /// Whether no attempt but the one at its end is old enough to own this process below the
+    /// keeper: then it goes, though it shed session, group and token and its parents are gone.
+    fn unclaimed(chain: &[Process], others: &[Mark], scope: &Scope<'_>) -> bool {
+        matches!(scope, Scope::Keeper { .. })
+            && chain.last().is_some_and(|top| others.iter().all(|o| o.start_time > top.start_time))
+    }
+}
+
+/// Reads one process; `None` when there is none.
+pub(super) fn read_process(pid: i32) -> Option<Process> {
+    let mut buffer = [0u8; 1024];
+    let mut file = File::open(format!("/proc/{pid}/stat")).ok()?;
+    let length = file.read(&mut buffer).ok()?;
+    let text = buffer.get(..length)?;
+    // The name may hold spaces and parentheses: the fields follow the last one.
+    let after = text.iter().rposition(|b| *b == b')')?;
+    let fields = std::str::from_utf8(text.get(after + 2..)?).ok()?;
+    let mut fields = fields.split(' ');
+    let state = fields.next()?;
+    let parent = fields.next()?.parse().ok()?;
+    let group = fields.next()?.parse().ok()?;
+    let session = fields.next()?.parse().ok()?;
+    let threads: i64 = fields.nth(13)?.parse().ok()?;
+    let start_time = fields.nth(1)?.parse().ok()?;
+    let alive = !matches!(state, "Z" | "X" | "x") || threads > 1;
+    Some(Process { pid, parent, group, session, start_time, alive })
+}
+
+/// Whether the environment with which `pid` was started carries the token.
+fn has_token(pid: i32, token: &str) -> bool {
+    if token.is_empty() {
+        return false;
+    }
+    let Ok(environment) = std::fs::read(format!("/proc/{pid}/environ")) else {
+        return false;
+    };
+    environment.split(|b| *b == 0).any(|entry| {
+        entry
+            .strip_prefix(TOKEN_VARIABLE.as_bytes())
+            .and_then(|rest| rest.strip_prefix(b"="))
+            .is_some_and(|value| value == token.as_bytes())
+    })
+}
+
+/// Sends a signal to exactly this process. `false` when it is gone or may not be signalled.
+pub(super) fn signal(process: &Process, signal: Signal) -> bool {
+    let Some(pid) = Pid::from_raw(process.pid) else {
+        return false;
+    };
+    let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty()) else {
+        return false;
+    };
+    // The pidfd holds on to whoever has the number now; only then is its identity checked.
+    if read_process(process.pid).is_none_or(|p| p.start_time != process.start_time) {
+        return false;
+    }
+    pidfd_send_signal(&pidfd, signal).is_ok()
+}
+
+/// One round against the tree of `mark`: stops its processes until a look finds no new ones (a
+/// stopped process can not fork away from under the search, and no link of descent is lost), then
+/// kills them all. Returns those that were alive; none is the proof that the tree is dead.
+pub(super) fn strike(mark: &Mark, scope: &Scope<'_>) -> io::Result<Vec<Process>> {
+    let mut found: Vec<Process> = Vec::new();
+    let mut known = HashSet::new();
+    for _ in 0..64 {
+        let before = found.len();
+        for process in Table::read()?.members(mark, scope) {
+            if known.insert((process.pid, process.start_time)) {
+                signal(&process, Signal::STOP);
+                found.push(process);
+            }
+        }
+        if found.len() == before {
+            break;
+        }
+    }
+    for process in &found {
+        signal(process, Signal::KILL);
+    }
+    Ok(found)
+}
+
+/// A cheap proof that the keeper `pid` has no unknown children, for the end of a short attempt:
+/// pids are given out in order, so what the attempt started has a number between its main process
+/// and the last one given out. `None` when that range wrapped or is too wide to be cheap.
+pub(super) fn no_strays_since(main: i32, keeper: i32, known: impl Fn(i32) -> bool) -> Option<bool> {
+    let load = std::fs::read_to_string("/proc/loadavg").ok()?;
+    let last: i32 = load.split_whitespace().next_back()?.parse().ok()?;
+    if last < main || last - main > 64 {
+        return None;
+    }
+    let stray = |pid| read_process(pid).is_some_and(|p| p.parent == keeper && p.alive && !known(p.pid));
+    Some(!(main + 1..=last).any(stray))
+}
+
+/// Kills what an earlier worker and its keeper left of an attempt.
+///
+/// `pid` and `start_time` (`/proc/<pid>/stat` field 22, clock ticks since boot) are those of
+/// [`super::RunningAttempt`], `token` that of its [`super::AttemptSpec`]. The main process and its
+/// session, group and descendants are killed only when both numbers match; besides, every process
+/// started with the token in its environment, its descendants, and what is in the cgroup an
+/// earlier keeper made for the token. No other process is touched, so a pid that was given out
+/// anew is safe.
+///
+/// Returns the number of processes killed. Blocks, at most about ten seconds.
+///
+/// # Errors
+///
+/// `/proc` can not be read, or (`TimedOut`) something survived.
+pub fn kill_left_over(pid: u32, start_time: u64, token: &str) -> io::Result<u32> {
+    let pid = i32::try_from(pid).map_err(io::Error::other)?;
+    // Token matches are as old as the attempt; a pid of a boot before this one matches nothing.
+    let marks = [
+        Mark { pid, start_time, token: token.to_owned() },
+        Mark { pid: 0, start_time: 0, token: token.to_owned() },
+    ];
+    let deadline = Instant::now() + Duration::from_secs(10);
+    let mut killed = HashSet::new();
+    let mut pause = Duration::from_millis(1);
+    loop {
+        let mut gone = true;
+        for mark in &marks {
+            for process in strike(mark, &Scope::Host)? {
+                gone = false;
+                killed.insert((process.pid, process.start_time));
+            }
+        }
+        let (inside, empty) = cgroup::kill_marked(token);
+        killed.extend(inside);
+        if gone && empty {
+            return Ok(u32::try_from(killed.len()).unwrap_or(u32::MAX));
+        }
+        if Instant::now() > deadline {
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "processes survived KILL"));
+        }
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(50));
+    }
+}

@@ -1,0 +1,251 @@
+//! The session: one incarnation of this worker, kept alive by renewal, trusted until a deadline of its own.
+//!
+//! The worker trusts its lease until the *start* of its last successful renewal plus TTL minus margin, on the boot-time
+//! clock. At that moment every attempt is ended without a word, by the worker and, whatever the worker does, by the keeper;
+//! the store lets others have them only a margin later.
+
+use std::{
+    collections::HashSet,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use surety_common::{
+    clock::boot_ms,
+    domain::ids::SessionId,
+    pace::Pace,
+    store::{FinishItem, StoreError, Verdict, ops::parse_member},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{shared::Shared, state::SessionFolder};
+
+/// One session.
+pub(crate) struct Session {
+    pub(crate) id: Arc<SessionId>,
+    trust_until: AtomicU64,
+    lost: CancellationToken,
+}
+
+impl Session {
+    /// Gives the session up: its attempts are ended without a word.
+    pub(crate) fn lose(&self, why: &str) {
+        if !self.lost.is_cancelled() {
+            tracing::error!(session = %self.id, why, "session lost: its attempts are killed");
+            self.lost.cancel();
+        }
+    }
+
+    pub(crate) fn is_lost(&self) -> bool {
+        self.lost.is_cancelled()
+    }
+
+    /// Resolves when the session is lost.
+    pub(crate) async fn lost(&self) {
+        self.lost.cancelled().await;
+    }
+}
+
+/// Host, process and start time of this worker, as JSON.
+pub(crate) fn info() -> String {
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let started = surety_common::clock::wall_now().to_string();
+    serde_json::json!({ "host": host, "pid": std::process::id(), "started_at": started }).to_string()
+}
+
+/// Opens sessions, renews them, replaces lost ones; ends when `until` is cancelled, closing the last one.
+pub(crate) async fn keep(
+    w: Arc<Shared>,
+    first: Arc<Session>,
+    mut folder: Option<SessionFolder>,
+    until: CancellationToken,
+) {
+    let mut session = first;
+    loop {
+        tokio::select! {
+            () = renew_loop(&w, &session) => {}
+            () = until.cancelled() => {
+                close(&w, &session, folder).await;
+                return;
+            }
+        }
+        w.session.send_replace(None);
+        let n = w.fence_all();
+        tracing::warn!(attempts = n, "waiting for the attempts of the lost session to die");
+        while w.n_running() > 0 {
+            tokio::select! {
+                () = w.freed.notified() => {}
+                () = tokio::time::sleep(Duration::from_millis(200)) => { w.fence_all(); }
+            }
+        }
+        if let Some(f) = folder.take()
+            && let Err(e) = f.remove()
+        {
+            tracing::warn!(error = %e, "cannot remove the folder of the lost session");
+        }
+        tokio::select! {
+            opened = open_until_it_works(&w) => (session, folder) = opened,
+            () = until.cancelled() => return,
+        }
+        w.session.send_replace(Some(session.clone()));
+    }
+}
+
+async fn open_until_it_works(w: &Shared) -> (Arc<Session>, Option<SessionFolder>) {
+    let mut delays = Pace::forever().delays();
+    loop {
+        match open(w).await {
+            Ok(s) => return s,
+            Err(e) => tracing::warn!(error = %e, "cannot open a session"),
+        }
+        tokio::time::sleep(delays.next_delay().unwrap_or(Duration::from_secs(2))).await;
+    }
+}
+
+/// Why a session could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum OpenError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("state folder: {0}")]
+    State(#[from] std::io::Error),
+}
+
+/// Opens a session in every partition.
+pub(crate) async fn open(w: &Shared) -> Result<(Arc<Session>, Option<SessionFolder>), OpenError> {
+    let id =
+        SessionId::new(&ulid::Ulid::generate().to_string()).map_err(|e| StoreError::Decode(e.to_string()))?;
+    let folder = w.state.as_ref().map(|s| s.open(&id)).transpose()?;
+    let started = boot_ms();
+    let info = info();
+    for p in 0..w.c.store.keys().partitions() {
+        w.c.store.open_session(p, &id, w.settings.lease.ttl, &info).await?;
+    }
+    let session =
+        Session { id: Arc::new(id), trust_until: AtomicU64::new(0), lost: CancellationToken::new() };
+    trust(w, &session, started);
+    tracing::info!(session = %session.id, "session opened");
+    Ok((Arc::new(session), folder))
+}
+
+fn trust(w: &Shared, session: &Session, renewal_started: u64) {
+    let lease = &w.settings.lease;
+    let for_ms = u64::try_from(lease.ttl.saturating_sub(lease.margin).as_millis()).unwrap_or(0);
+    session.trust_until.store(renewal_started + for_ms, Ordering::Relaxed);
+    if let Some(k) = &w.keeper {
+        k.trust(renewal_started + for_ms);
+    }
+}
+
+/// Renews until the session is lost.
+async fn renew_loop(w: &Arc<Shared>, session: &Arc<Session>) {
+    let mut suspects: HashSet<String> = HashSet::new();
+    let mut next = tokio::time::Instant::now() + w.settings.lease.renewal;
+    loop {
+        tokio::select! {
+            () = session.lost() => return,
+            () = tokio::time::sleep_until(next) => {}
+            () = watchdog(session) => {
+                session.lose("it was not renewed in time");
+                return;
+            }
+        }
+        let started = boot_ms();
+        let renewed = tokio::select! {
+            r = renew(w, session, &mut suspects) => r,
+            () = watchdog(session) => {
+                session.lose("it was not renewed in time");
+                return;
+            }
+        };
+        next = match renewed {
+            Ok(()) => {
+                trust(w, session, started);
+                tokio::time::Instant::now() + w.settings.lease.renewal
+            }
+            Err(StoreError::SessionLost) => {
+                session.lose("the store says that it expired");
+                return;
+            }
+            Err(e) => {
+                // H-03, H-04: logged and tried again soon; only the trust deadline ends the attempts.
+                tracing::warn!(error = %e, "renewal failed");
+                tokio::time::Instant::now() + (w.settings.lease.renewal / 5).min(Duration::from_secs(1))
+            }
+        };
+    }
+}
+
+/// Resolves when the trust deadline passed. Looks at the boot-time clock, which goes on while the machine sleeps.
+async fn watchdog(session: &Session) {
+    loop {
+        let until = session.trust_until.load(Ordering::Relaxed);
+        let now = boot_ms();
+        if now >= until {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis((until - now).min(500))).await;
+    }
+}
+
+async fn renew(w: &Arc<Shared>, session: &Session, suspects: &mut HashSet<String>) -> Result<(), StoreError> {
+    let mut found = HashSet::new();
+    for p in 0..w.c.store.keys().partitions() {
+        let running = w.running_in(p);
+        let answer = w.c.store.renew(p, &session.id, w.settings.lease.ttl, &running).await?;
+        for member in answer.results.fenced {
+            if let Some((id, epoch)) = parse_member(&member) {
+                // It may have been finished between the snapshot and the call: then it is not running any more.
+                tracing::warn!(job = %id, epoch, "fenced: the store gave the job to another owner");
+                w.fence(&id, epoch);
+            }
+        }
+        for member in answer.results.orphans {
+            let Some((id, epoch)) = parse_member(&member) else { continue };
+            if w.is_running(&id) {
+                continue;
+            }
+            // A claim whose reply is still on its way looks the same: only what was there at the last renewal too is one.
+            if suspects.contains(&member) {
+                tracing::warn!(job = %id, epoch, "the store gives us an attempt that nobody runs: released");
+                let item = FinishItem {
+                    id,
+                    epoch,
+                    verdict: Verdict::Release,
+                    receipt: "{".into(),
+                    data: r#"{"reason":"orphan""#.into(),
+                    detail: String::new(),
+                };
+                w.commits.finish(p, session.id.clone(), item).await?;
+            } else {
+                found.insert(member);
+            }
+        }
+    }
+    *suspects = found;
+    Ok(())
+}
+
+async fn close(w: &Shared, session: &Session, folder: Option<SessionFolder>) {
+    for p in 0..w.c.store.keys().partitions() {
+        match w.c.store.close_session(p, &session.id).await {
+            Ok(s) if s.owned > 0 => {
+                tracing::warn!(
+                    attempts = s.owned,
+                    "session not closed: the reaper takes back what it still owns"
+                );
+            }
+            Ok(_) => {}
+            Err(e) => tracing::warn!(error = %e, "session not closed; it expires by itself"),
+        }
+    }
+    if let Some(f) = folder
+        && let Err(e) = f.remove()
+    {
+        tracing::warn!(error = %e, "cannot remove the session's folder");
+    }
+    tracing::info!(session = %session.id, "session closed");
+}

@@ -1,0 +1,174 @@
+//! What the parts of one worker share.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use surety_common::{
+    config::{Settings, check_layout},
+    connect::Connected,
+    domain::{JobId, TypeName},
+};
+use tokio::sync::{Notify, watch};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    builder::StartError,
+    commit::Commits,
+    handler::{RustHandler, Stop, command::CommandHandler},
+    keeper::Keeper,
+    session::Session,
+    state::LocalState,
+};
+
+/// A handler of either kind.
+#[derive(Clone)]
+pub(crate) enum AnyHandler {
+    Rust(RustHandler),
+    Command(CommandHandler),
+}
+
+/// An attempt that this worker runs now.
+pub(crate) struct Live {
+    pub(crate) epoch: u64,
+    pub(crate) partition: u32,
+    pub(crate) stop: Stop,
+}
+
+/// Shared by all tasks of a worker.
+pub(crate) struct Shared {
+    pub(crate) c: Connected,
+    pub(crate) settings: Settings,
+    pub(crate) handlers: HashMap<TypeName, AnyHandler>,
+    pub(crate) keeper: Option<Keeper>,
+    pub(crate) state: Option<LocalState>,
+    pub(crate) commits: Commits,
+    /// The session that new claims use; `None` while there is none.
+    pub(crate) session: watch::Sender<Option<Arc<Session>>>,
+    /// The local running set: what is between claim and the end of its finish.
+    pub(crate) running: Mutex<HashMap<JobId, Live>>,
+    /// Deliveries in hand, by stream sequence: extended until they are settled.
+    pub(crate) held: Mutex<HashMap<u64, String>>,
+    /// A slot came free.
+    pub(crate) freed: Notify,
+    /// Stop pulling.
+    pub(crate) draining: CancellationToken,
+    /// Stop running attempts and hand them back.
+    pub(crate) abort: CancellationToken,
+    pub(crate) tracker: TaskTracker,
+}
+
+fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A panic of a handler is caught at the attempt; the maps stay consistent between statements.
+    m.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
+    /// Checks that the settings fit what is provisioned.
+    pub(crate) fn check(c: &Connected, settings: &Settings) -> Result<(), StartError> {
+        check_layout(&settings.lease, c.found.ack_wait).map_err(StartError::Settings)?;
+        for q in &settings.worker.queues {
+            let name = q.split_once(':').map_or(q.as_str(), |(n, _)| n);
+            if !c.found.queues.iter().any(|d| d.as_str() == name) {
+                let declared: Vec<_> = c.found.queues.iter().map(|q| q.as_str()).collect();
+                return Err(StartError::Settings(format!(
+                    "worker.queues names {name:?}, which is not declared; declared: {}",
+                    declared.join(", ")
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes a job into the running set. `None`: an attempt of it runs here already.
+    pub(crate) fn enter(&self, id: &JobId, epoch: u64, partition: u32) -> Option<Stop> {
+        let mut running = lock(&self.running);
+        if running.contains_key(id) {
+            return None;
+        }
+        let stop = Stop { abort: self.abort.child_token(), fence: CancellationToken::new() };
+        running.insert(id.clone(), Live { epoch, partition, stop: stop.clone() });
+        Some(stop)
+    }
+
+    /// Whether an attempt of the job runs here.
+    pub(crate) fn is_running(&self, id: &JobId) -> bool {
+        lock(&self.running).contains_key(id)
+    }
+
+    /// Takes a job out of the running set.
+    pub(crate) fn leave(&self, id: &JobId) {
+        lock(&self.running).remove(id);
+    }
+
+    /// What runs in a partition, as `<id>:<epoch>`.
+    pub(crate) fn running_in(&self, p: u32) -> Vec<String> {
+        lock(&self.running)
+            .iter()
+            .filter(|(_, l)| l.partition == p)
+            .map(|(id, l)| format!("{id}:{}", l.epoch))
+            .collect()
+    }
+
+    /// Ends an attempt without a word, if it runs under this epoch.
+    pub(crate) fn fence(&self, id: &JobId, epoch: u64) {
+        if let Some(l) = lock(&self.running).get(id).filter(|l| l.epoch == epoch) {
+            l.stop.fence.cancel();
+        }
+    }
+
+    /// Ends every attempt without a word. Returns their number.
+    pub(crate) fn fence_all(&self) -> usize {
+        let running = lock(&self.running);
+        running.values().for_each(|l| l.stop.fence.cancel());
+        running.len()
+    }
+
+    /// Number of attempts that run.
+    pub(crate) fn n_running(&self) -> usize {
+        lock(&self.running).len()
+    }
+
+    /// Extends a delivery from now on.
+    pub(crate) fn hold(&self, sequence: u64, ack_subject: &str) {
+        lock(&self.held).insert(sequence, ack_subject.to_owned());
+    }
+
+    /// Stops extending a delivery: before it is acked or given back.
+    pub(crate) fn release(&self, sequence: u64) {
+        lock(&self.held).remove(&sequence);
+    }
+
+    /// Tells the broker, every `lease.extend`, that what is in hand is being worked on.
+    pub(crate) async fn extend_loop(self: Arc<Self>, until: CancellationToken) {
+        let mut tick = tokio::time::interval(self.settings.lease.extend);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        tick.tick().await;
+        loop {
+            tokio::select! {
+                _ = tick.tick() => {}
+                () = until.cancelled() => return,
+            }
+            let in_hand: Vec<(u64, String)> = lock(&self.held).iter().map(|(n, s)| (*n, s.clone())).collect();
+            for (sequence, subject) in in_hand {
+                // Checked again: it may have been settled while the others were extended.
+                if lock(&self.held).contains_key(&sequence)
+                    && let Err(e) = self.c.broker.extend(&subject).await
+                {
+                    tracing::warn!(error = %e, "could not extend a delivery; the broker may redeliver it");
+                }
+            }
+        }
+    }
+
+    /// Time limit of an attempt of this job.
+    pub(crate) fn timeout(&self, job: &surety_common::domain::Job) -> Duration {
+        let by_handler = match self.handlers.get(&job.kind) {
+            Some(AnyHandler::Command(h)) => h.timeout(),
+            _ => None,
+        };
+        job.terms.timeout.or(by_handler).unwrap_or(self.settings.attempt.timeout)
+    }
+}
