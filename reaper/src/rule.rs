@@ -45,7 +45,7 @@ impl Transient for RuleError {
 }
 
 /// The future of one step.
-pub type Step<'a> = Pin<Box<dyn Future<Output = Result<Done, RuleError>> + Send + 'a>>;
+pub(crate) type Step<'a> = Pin<Box<dyn Future<Output = Result<Done, RuleError>> + Send + 'a>>;
 
 /// One rule: reads what may be stuck, decides purely, applies with a fence.
 pub trait Rule: Send + Sync {

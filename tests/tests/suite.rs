@@ -1,0 +1,6 @@
+//! The integration suite: one file per capability, real servers per test.
+#![allow(clippy::disallowed_methods, reason = "test code")]
+
+mod suite {
+    mod basics;
+}
