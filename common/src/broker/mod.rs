@@ -103,6 +103,8 @@ impl Broker {
                     match event {
                         Event::Connected => tracing::info!("nats connected"),
                         Event::Disconnected => tracing::warn!("nats disconnected, reconnecting"),
+                        // The last handle was dropped: the end of a command.
+                        Event::Closed => tracing::debug!("nats connection closed"),
                         other => tracing::warn!(event = %other, "nats"),
                     }
                 })

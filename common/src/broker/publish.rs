@@ -10,7 +10,10 @@ use std::{
 use async_nats::HeaderMap;
 use bytes::Bytes;
 use futures::StreamExt;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, oneshot},
+    time::Instant,
+};
 
 use super::{Broker, BrokerError};
 use crate::pace::{Pace, retry};
@@ -56,14 +59,15 @@ pub struct Pending {
     reply: oneshot::Receiver<Result<Stored, BrokerError>>,
     token: u64,
     waiting: Waiting,
-    timeout: Duration,
+    deadline: Instant,
 }
 
 impl Pending {
     /// Waits for the acknowledgement.
-    /// Errors: `Unreachable` after the call timeout: the message may or may not be stored; repeat it under the same id.
+    /// Errors: `Unreachable` when it did not come within the call timeout of the send (so that of thousands under way that
+    /// were lost together only the first costs a wait): the message may or may not be stored; repeat it under the same id.
     pub async fn stored(mut self) -> Result<Stored, BrokerError> {
-        match tokio::time::timeout(self.timeout, &mut self.reply).await {
+        match tokio::time::timeout_at(self.deadline, &mut self.reply).await {
             Ok(Ok(r)) => r,
             Ok(Err(_)) => Err(BrokerError::Unreachable("the connection was closed".into())),
             Err(_) => Err(BrokerError::Unreachable("no acknowledgement in time".into())),
@@ -131,7 +135,8 @@ impl Publisher {
         let token = self.next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let (tx, reply) = oneshot::channel();
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner).insert(token, (tx, permit));
-        let pending = Pending { reply, token, waiting: self.waiting.clone(), timeout: self.timeout };
+        let deadline = Instant::now() + self.timeout;
+        let pending = Pending { reply, token, waiting: self.waiting.clone(), deadline };
         self.client
             .publish_with_reply_and_headers(
                 subject,
