@@ -1,1 +1,12 @@
+//! The producer side of Surety, in reading order:
+//!
+//! 1. [`client`]: enqueue jobs from Rust, one by one or pipelined.
+//! 2. [`cli`]: the `surety` command, one file per noun.
+//! 3. [`dev`]: private servers and processes for development and tests.
+//!
+//! Deliberately absent: running jobs (worker) and repairing them (reaper).
 
+pub mod cli;
+pub mod client;
+pub mod dev;
+mod render;

@@ -1,1 +1,5 @@
-fn main() {}
+//! The `surety` command.
+
+fn main() -> std::process::ExitCode {
+    surety_producer::cli::main()
+}

@@ -361,6 +361,28 @@ impl Drop for Process {
     }
 }
 
+/// util-linux's setpriv, when it can do what is asked of it here (busybox's cannot).
+pub(crate) fn find_setpriv() -> Option<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let found = env::split_paths(&path)
+        .chain(["/usr/bin".into(), "/bin".into()])
+        .map(|folder| folder.join("setpriv"))
+        .find(|candidate| {
+            is_executable(candidate)
+                && Command::new(candidate)
+                    .args(["--pdeathsig", "KILL", "--", "true"])
+                    .stdin(Stdio::null())
+                    .stdout(Stdio::null())
+                    .stderr(Stdio::null())
+                    .status()
+                    .is_ok_and(|status| status.success())
+        });
+    if found.is_none() {
+        debug!("no setpriv: private servers outlive a SIGKILL of this process");
+    }
+    found
+}
+
 /// The thread that forks every server, and reaps those whose owner could not wait.
 mod keeper {
     use super::*;
@@ -434,28 +456,6 @@ mod keeper {
             .stderr(errors)
             .spawn()
             .map(Process::new)
-    }
-
-    /// util-linux's setpriv, when it can do what is asked of it here (busybox's cannot).
-    fn find_setpriv() -> Option<PathBuf> {
-        let path = env::var_os("PATH").unwrap_or_default();
-        let found = env::split_paths(&path)
-            .chain(["/usr/bin".into(), "/bin".into()])
-            .map(|folder| folder.join("setpriv"))
-            .find(|candidate| {
-                is_executable(candidate)
-                    && Command::new(candidate)
-                        .args(["--pdeathsig", "KILL", "--", "true"])
-                        .stdin(Stdio::null())
-                        .stdout(Stdio::null())
-                        .stderr(Stdio::null())
-                        .status()
-                        .is_ok_and(|status| status.success())
-            });
-        if found.is_none() {
-            debug!("no setpriv: private servers outlive a SIGKILL of this process");
-        }
-        found
     }
 
     /// Forks a server from the keeper's thread.

@@ -1,0 +1,128 @@
+//! `surety dev`: everything on this machine, for trying things out.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use serde::Serialize;
+use surety_common::{
+    config::{self, Flags},
+    connect,
+};
+
+use super::{Context, failure::Failure};
+use crate::dev::{
+    processes::{Outcome, Processes},
+    servers::{NatsOptions, NatsServer, RedisOptions, RedisServer},
+};
+
+/// Run private servers, a reaper and workers on this machine
+///
+/// Starts nats-server and redis-server with their data under --data, provisions them, then starts surety-reaper and
+/// surety-worker from the folder of this program. Ctrl-C stops the processes first, then the servers; a second one kills
+/// them. The data is kept: the next start goes on where this one ended.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  surety dev --config surety.toml --workers 2")]
+pub(super) struct DevArgs {
+    /// Folder of all data and logs
+    #[arg(long, value_name = "FOLDER", default_value = ".surety/dev")]
+    data: PathBuf,
+    /// Port of the NATS server on 127.0.0.1; 0 takes a free one
+    #[arg(long, value_name = "PORT", default_value_t = 4222)]
+    nats_port: u16,
+    /// Port of the Redis server on 127.0.0.1; 0 takes a free one
+    #[arg(long, value_name = "PORT", default_value_t = 6379)]
+    redis_port: u16,
+    /// Worker processes to start; 0 for servers and reaper only
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(0..=64))]
+    workers: u32,
+}
+
+#[derive(Serialize)]
+struct Running<'a> {
+    nats: &'a str,
+    redis: &'a str,
+    workers: u32,
+    data: String,
+}
+
+pub(super) async fn run(cx: &Context, args: DevArgs) -> Result<(), Failure> {
+    let DevArgs { data, nats_port, redis_port, workers } = args;
+    // Looked for first: without them nothing else is worth starting.
+    let programs = Processes::find()?;
+    let mut nats = NatsServer::start(NatsOptions {
+        port: Some(nats_port),
+        data: data.join("nats"),
+        extra_config: String::new(),
+        log: None,
+    })
+    .await
+    .map_err(|e| with_hint(e, "--nats-port", nats_port))?;
+    let mut redis = RedisServer::start(RedisOptions {
+        port: Some(redis_port),
+        data: data.join("redis"),
+        extra_args: vec![],
+        log: None,
+    })
+    .await
+    .map_err(|e| with_hint(e, "--redis-port", redis_port))?;
+    let (nats_url, redis_url) = (nats.url(), redis.url());
+
+    let flags: Flags = vec![
+        ("connection.nats_url", nats_url.clone(), "surety dev"),
+        ("connection.redis_url", redis_url.clone(), "surety dev"),
+        ("connection.namespace", cx.settings.connection.namespace.clone(), "--namespace"),
+    ];
+    let settings = config::load(cx.file.as_deref(), &flags)?;
+    let (connected, done) = connect::provision(&settings, "surety-dev").await?;
+    for line in done.changed.iter().chain(&done.refused) {
+        cx.screen.note(line);
+    }
+    drop(connected);
+
+    let mut arguments: Vec<std::ffi::OsString> = Vec::new();
+    if let Some(file) = &cx.file {
+        arguments.extend(["--config".into(), file.into()]);
+    }
+    for (flag, value) in
+        [("--nats", &nats_url), ("--redis", &redis_url), ("--namespace", &settings.connection.namespace)]
+    {
+        arguments.extend([flag.into(), value.into()]);
+    }
+    // A worker that drains takes its time; whoever takes longer is killed.
+    let patience = settings.worker.drain + settings.attempt.kill_grace + std::time::Duration::from_secs(10);
+    let mut processes = Processes::new(programs, patience);
+    processes.start_reaper(&arguments)?;
+    for n in 1..=workers {
+        processes.start_worker(n, &arguments, &data.join(format!("worker-{n}")))?;
+    }
+    let running = Running { nats: &nats_url, redis: &redis_url, workers, data: data.display().to_string() };
+    cx.screen.show(&running, || {
+        let mut at = String::new();
+        if nats_port != 4222 {
+            at.push_str(&format!(" --nats {nats_url}"));
+        }
+        if redis_port != 6379 {
+            at.push_str(&format!(" --redis {redis_url}"));
+        }
+        format!(
+            "nats   {nats_url}\nredis  {redis_url}\ndata   {}\ntry    surety enqueue noop '{{}}' --wait{at}\nCtrl-C stops everything",
+            data.display()
+        )
+    })?;
+    let outcome = processes.run().await;
+    // Ordering: the processes are gone, so nobody needs the servers any more.
+    redis.stop().await?;
+    nats.stop().await?;
+    match outcome? {
+        Outcome::Stopped => Ok(()),
+        Outcome::Died(what) => Err(Failure::no(what)),
+    }
+}
+
+fn with_hint(e: crate::dev::servers::ServerError, flag: &str, port: u16) -> Failure {
+    let failure = Failure::from(e);
+    if port != 0 && failure.text.to_ascii_lowercase().contains("address already in use") {
+        return Failure::no(format!("port {port} is taken; {flag} 0 takes a free one"));
+    }
+    failure
+}

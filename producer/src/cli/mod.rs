@@ -1,0 +1,201 @@
+//! The `surety` command: arguments, settings, exit codes. One file per command.
+
+mod batch;
+mod cancel;
+mod dev;
+mod dlq;
+mod enqueue;
+mod events;
+pub(crate) mod failure;
+mod lookup;
+mod provision;
+mod queues;
+mod replay;
+mod status;
+
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use clap::{Args, Parser, Subcommand};
+use surety_common::{
+    config::{self, Flags, Settings},
+    connect::{self, Connected},
+    telemetry::{self, LogFormat},
+};
+
+use crate::{
+    client::Client,
+    render::{Screen, note},
+};
+use failure::{Exit, Failure};
+
+const EXIT_CODES: &str = "\
+Exit codes:
+   0  fine
+   1  something unexpected, or the answer is no (unknown job, not cancelled, the awaited job did not end as done)
+   2  bad arguments or bad input
+  69  NATS or Redis cannot be reached
+  70  a bug in Surety
+  78  bad configuration, or servers that are not fit for use
+
+Data goes to stdout, everything else to stderr.
+
+Example:
+  surety enqueue thumbnail '{\"url\":\"https://example.org/a.png\"}'";
+
+/// The default file, used when it exists.
+const CONFIG_FILE: &str = "surety.toml";
+
+/// Jobs that are not lost, do not hang and do not run twice at once.
+#[derive(Debug, Parser)]
+#[command(name = "surety", version, after_help = EXIT_CODES)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Global options")]
+struct Global {
+    /// Read the settings from this file [default: ./surety.toml if it exists]
+    #[arg(long, global = true, value_name = "FILE", env = "SURETY_CONFIG")]
+    config: Option<PathBuf>,
+    /// NATS servers, separated by commas [default: nats://127.0.0.1:4222, or NATS_URL]
+    #[arg(long, global = true, value_name = "URL")]
+    nats: Option<String>,
+    /// Redis server [default: redis://127.0.0.1:6379, or REDIS_URL]
+    #[arg(long, global = true, value_name = "URL")]
+    redis: Option<String>,
+    /// Prefix of subjects, streams and Redis keys [default: surety]
+    #[arg(long, global = true, value_name = "NAME")]
+    namespace: Option<String>,
+    /// Write one line of JSON instead of a table
+    #[arg(long, global = true)]
+    json: bool,
+    /// What to log on stderr, such as `debug` or `surety_common=debug` [default: warn]
+    #[arg(long, global = true, value_name = "FILTER", env = "SURETY_LOG")]
+    log: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Enqueue(Box<enqueue::EnqueueArgs>),
+    Batch(batch::BatchArgs),
+    Status(status::StatusArgs),
+    Events(events::EventsArgs),
+    Cancel(cancel::CancelArgs),
+    Queues(queues::QueuesArgs),
+    Dlq(dlq::DlqArgs),
+    Provision(provision::ProvisionArgs),
+    Config(provision::ConfigArgs),
+    Dev(dev::DevArgs),
+}
+
+/// What every command gets.
+struct Context {
+    settings: Settings,
+    /// The file the settings came from, if any.
+    file: Option<PathBuf>,
+    screen: Screen,
+}
+
+impl Context {
+    /// A connection to the broker alone.
+    async fn client(&self) -> Result<Client, Failure> {
+        Ok(Client::connect(&self.settings).await?)
+    }
+
+    /// Both servers.
+    async fn connect(&self) -> Result<Connected, Failure> {
+        Ok(connect::connect(&self.settings, "surety").await?)
+    }
+}
+
+/// Runs the command line of this process.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let default_log = if matches!(cli.command, Command::Dev(_)) { "info" } else { "warn" };
+    telemetry::start(LogFormat::Human, cli.global.log.as_deref().unwrap_or(default_log));
+    let outcome = catch_unwind(AssertUnwindSafe(|| {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .map_err(|e| Failure::no(format!("cannot start: {e}")))?;
+        let result = runtime.block_on(Box::pin(run(cli)));
+        // A read of a terminal that nobody will answer must not keep the process.
+        runtime.shutdown_background();
+        result
+    }));
+    match outcome {
+        Ok(Ok(())) => Exit::Fine.into(),
+        Ok(Err(failure)) => {
+            if !failure.text.is_empty() {
+                note(&format!("surety: {failure}"));
+            }
+            failure.exit.into()
+        }
+        // The panic's own message is on stderr already.
+        Err(_) => {
+            note("surety: this is a bug in surety; please report it with the message above");
+            Exit::Bug.into()
+        }
+    }
+}
+
+async fn run(cli: Cli) -> Result<(), Failure> {
+    let Global { config, nats, redis, namespace, json, .. } = cli.global;
+    let file = config.or_else(|| Path::new(CONFIG_FILE).is_file().then(|| CONFIG_FILE.into()));
+    let mut flags: Flags = Vec::new();
+    for (path, value, flag) in [
+        ("connection.nats_url", nats, "--nats"),
+        ("connection.redis_url", redis, "--redis"),
+        ("connection.namespace", namespace, "--namespace"),
+    ] {
+        flags.extend(value.map(|v| (path, v, flag)));
+    }
+    let settings = config::load(file.as_deref(), &flags)?;
+    let cx = Context { settings, file, screen: Screen { is_json: json } };
+    match cli.command {
+        Command::Enqueue(a) => enqueue::run(&cx, *a).await,
+        Command::Batch(a) => batch::run(&cx, a).await,
+        Command::Status(a) => status::run(&cx, a).await,
+        Command::Events(a) => events::run(&cx, a).await,
+        Command::Cancel(a) => cancel::run(&cx, a).await,
+        Command::Queues(a) => queues::run(&cx, a).await,
+        Command::Dlq(a) => dlq::run(&cx, a).await,
+        Command::Provision(a) => provision::run(&cx, a).await,
+        Command::Config(a) => provision::config(&cx, a),
+        Command::Dev(a) => dev::run(&cx, a).await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent_and_every_command_shows_an_example() {
+        let mut root = Cli::command();
+        root.build();
+        root.clone().debug_assert();
+        let mut left = vec![root];
+        let mut n = 0;
+        while let Some(c) = left.pop() {
+            let help = c.get_after_help().map(ToString::to_string).unwrap_or_default();
+            if c.get_name() != "help" {
+                assert!(help.contains("Example:"), "{} has no example", c.get_name());
+                n += 1;
+                left.extend(c.get_subcommands().cloned());
+            }
+        }
+        assert!(n > 10);
+    }
+}

@@ -1,0 +1,64 @@
+//! `surety provision` and `surety config`.
+
+use clap::Args;
+use serde::Serialize;
+use surety_common::connect;
+
+use super::{Context, failure::Failure};
+
+/// Make the streams and consumers that the settings declare
+///
+/// Safe to repeat: a second run changes nothing. Queues that exist and are no longer declared are kept, with what waits
+/// in them. Differences that would lose or move data are reported and left alone (exit code 1).
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  surety provision --config surety.toml")]
+pub(super) struct ProvisionArgs {}
+
+#[derive(Serialize)]
+struct Report {
+    changed: Vec<String>,
+    refused: Vec<String>,
+}
+
+pub(super) async fn run(cx: &Context, _: ProvisionArgs) -> Result<(), Failure> {
+    let (_, done) = connect::provision(&cx.settings, "surety-provision").await?;
+    let report = Report { changed: done.changed, refused: done.refused };
+    cx.screen.show(&report, || {
+        if report.changed.is_empty() { "nothing to do".to_owned() } else { report.changed.join("\n") }
+    })?;
+    if report.refused.is_empty() {
+        return Ok(());
+    }
+    Err(Failure::no(format!("left alone, because a person must decide:\n  {}", report.refused.join("\n  "))))
+}
+
+/// Print the settings in effect, passwords masked
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  surety config --json")]
+pub(super) struct ConfigArgs {}
+
+#[derive(Serialize)]
+struct Effective {
+    file: Option<String>,
+    settings: serde_json::Map<String, serde_json::Value>,
+    handlers: Vec<String>,
+}
+
+pub(super) fn config(cx: &Context, _: ConfigArgs) -> Result<(), Failure> {
+    let values = cx.settings.values();
+    let mut settings = serde_json::Map::new();
+    for (section, key, value) in &values {
+        settings.insert(format!("{section}.{key}"), value.clone().into());
+    }
+    let effective = Effective {
+        file: cx.file.as_ref().map(|f| f.display().to_string()),
+        settings,
+        handlers: cx.settings.handlers.keys().cloned().collect(),
+    };
+    cx.screen.show(&effective, || {
+        let from = effective.file.as_deref().unwrap_or("none, defaults only");
+        let lines = values.iter().map(|(s, k, v)| format!("{s}.{k} = {v}"));
+        let handlers = effective.handlers.iter().map(|h| format!("handlers.{h}"));
+        std::iter::once(format!("# file: {from}")).chain(lines).chain(handlers).collect::<Vec<_>>().join("\n")
+    })
+}

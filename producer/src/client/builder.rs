@@ -1,0 +1,167 @@
+//! Writing a job document field by field.
+
+use std::time::Duration;
+
+use serde::Serialize;
+use serde_json::value::RawValue;
+use surety_common::{
+    clock::format_span,
+    wire::job::{ContractDocument, JobDocument, Refused, RetryDocument},
+};
+
+/// A job to enqueue. Values are checked when it is sent, all at once; each method replaces what an earlier call set.
+#[derive(Debug, Clone, Default)]
+pub struct JobBuilder {
+    pub(super) document: JobDocument,
+    pub(super) traceparent: Option<Box<str>>,
+    /// What was wrong with values that do not fit into the document.
+    pub(super) problems: Vec<String>,
+}
+
+impl From<JobDocument> for JobBuilder {
+    fn from(document: JobDocument) -> Self {
+        Self { document, ..Self::default() }
+    }
+}
+
+impl JobBuilder {
+    /// A job of this type (1 to 64 of `a-z 0-9 _ -`).
+    pub fn new(kind: impl Into<String>) -> Self {
+        JobDocument { kind: kind.into(), ..JobDocument::default() }.into()
+    }
+
+    /// Anything that serializes to JSON, at most 512 KiB. The error says why it does not serialize.
+    pub fn payload(mut self, payload: &impl Serialize) -> Result<Self, Refused> {
+        match serde_json::value::to_raw_value(payload) {
+            Ok(raw) => {
+                self.document.payload = Some(raw);
+                Ok(self)
+            }
+            Err(e) => Err(Refused {
+                code: surety_common::domain::ErrorCode::InvalidJob,
+                problems: vec![format!("payload: does not serialize: {e}")],
+            }),
+        }
+    }
+
+    /// A payload that is JSON text already.
+    #[must_use]
+    pub fn raw_payload(mut self, payload: Box<RawValue>) -> Self {
+        self.document.payload = Some(payload);
+        self
+    }
+
+    /// Names this enqueue for ever (1 to 128 of `A-Z a-z 0-9 _ -`); a ULID when not set.
+    #[must_use]
+    pub fn id(mut self, id: impl Into<String>) -> Self {
+        self.document.id = Some(id.into());
+        self
+    }
+
+    /// What limits and filters group by, 1 to 256 bytes.
+    #[must_use]
+    pub fn key(mut self, key: impl Into<String>) -> Self {
+        self.document.key = Some(key.into());
+        self
+    }
+
+    /// A public one-line description, at most 512 bytes.
+    #[must_use]
+    pub fn summary(mut self, summary: impl Into<String>) -> Self {
+        self.document.summary = Some(summary.into());
+        self
+    }
+
+    /// Adds a free label: at most 16, of at most 256 bytes each.
+    #[must_use]
+    pub fn meta(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.document.meta.get_or_insert_default().insert(name.into(), value.into());
+        self
+    }
+
+    /// The job whose handler enqueues this one.
+    #[must_use]
+    pub fn parent(mut self, parent: impl Into<String>) -> Self {
+        self.document.parent = Some(parent.into());
+        self
+    }
+
+    fn retry(&mut self) -> &mut RetryDocument {
+        self.document.retry.get_or_insert_default()
+    }
+
+    fn contract(&mut self) -> &mut ContractDocument {
+        self.document.contract.get_or_insert_default()
+    }
+
+    /// Retries after the first attempt, 0 to 1000; 3 when not set.
+    #[must_use]
+    pub fn max_retries(mut self, n: u32) -> Self {
+        self.retry().max_retries = Some(n);
+        self
+    }
+
+    /// Delay before retry 1, 2, …; the last one repeats. 1, 5 and 30 minutes when not set.
+    #[must_use]
+    pub fn backoff(mut self, delays: &[Duration]) -> Self {
+        self.retry().backoff = Some(delays.iter().copied().map(format_span).collect());
+        self
+    }
+
+    /// Time limit of one attempt.
+    #[must_use]
+    pub fn timeout(mut self, limit: Duration) -> Self {
+        self.contract().timeout = Some(format_span(limit));
+        self
+    }
+
+    /// The job has ended by then, over all its attempts.
+    #[must_use]
+    pub fn finish(mut self, limit: Duration) -> Self {
+        self.contract().finish = Some(format_span(limit));
+        self
+    }
+
+    /// A job that was not started by then fails with `expired`.
+    #[must_use]
+    pub fn expires_at(mut self, at: jiff::Timestamp) -> Self {
+        self.document.expires_at = Some(at.to_string());
+        self
+    }
+
+    /// W3C trace context of the caller; travels with the job as a header.
+    #[must_use]
+    pub fn traceparent(mut self, value: &str) -> Self {
+        if is_traceparent(value) {
+            self.traceparent = Some(value.into());
+        } else {
+            self.problems.push(format!(
+                "traceparent: {value:?} is not a W3C trace context (00-<32 hex>-<16 hex>-<2 hex>)"
+            ));
+        }
+        self
+    }
+}
+
+/// Whether a text is a W3C trace context of version 00 or a later one.
+pub fn is_traceparent(value: &str) -> bool {
+    let hex = |s: &str, n: usize| {
+        s.len() == n && s.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+    };
+    let mut parts = value.split('-');
+    let mut next = |n| parts.next().is_some_and(|p| hex(p, n));
+    next(2) && next(32) && next(16) && next(2) && parts.next().is_none()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn trace_contexts_are_told_from_rubbish() {
+        assert!(is_traceparent("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"));
+        for bad in ["", "00", "00-x-y-z", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01\r\nX: y"] {
+            assert!(!is_traceparent(bad), "{bad:?}");
+        }
+    }
+}

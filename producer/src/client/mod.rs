@@ -1,0 +1,301 @@
+//! Enqueueing jobs.
+//!
+//! ```no_run
+//! use surety_producer::client::{Client, JobBuilder};
+//! # async fn example(settings: &surety_common::config::Settings) -> Result<(), Box<dyn std::error::Error>> {
+//! let client = Client::connect(settings).await?;
+//! let queue = "default".parse()?;
+//! let job = JobBuilder::new("thumbnail").payload(&serde_json::json!({ "url": "https://example.org/a.png" }))?;
+//! let enqueued = client.enqueue(&queue, job).await?;
+//! println!("{} is stored as message {}", enqueued.id, enqueued.sequence);
+//! # Ok(()) }
+//! ```
+//!
+//! A job whose enqueue returned reaches an outcome (promise P1). One whose enqueue failed with an unreachable broker may
+//! be stored or not: enqueue it again under the same id, the copy is dropped.
+
+pub mod builder;
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use surety_common::{
+    broker::{
+        Broker, BrokerError,
+        jobs::first_headers,
+        publish::{self, Publisher, Stored},
+    },
+    config::Settings,
+    connect::{self, ConnectError},
+    domain::{ErrorCode, Job, JobId, QueueName, ids::NameError},
+    pace::{Pace, Transient, retry},
+    wire::job::{Refused, VERSION, check},
+};
+
+pub use builder::JobBuilder;
+
+/// Why a job was not enqueued.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// The document breaks a rule; nothing was sent. Every problem is named.
+    #[error("the job was refused: {0}")]
+    Refused(#[from] Refused),
+    /// `NoStream`: the queue is not declared. `Unreachable`: stored or not, repeat it under the same id.
+    #[error(transparent)]
+    Broker(#[from] BrokerError),
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+}
+
+impl Transient for ClientError {
+    fn is_transient(&self) -> bool {
+        match self {
+            Self::Refused(_) => false,
+            Self::Broker(e) => e.is_transient(),
+            Self::Connect(e) => e.is_unreachable(),
+        }
+    }
+}
+
+/// A job that the broker has stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Enqueued {
+    pub id: JobId,
+    /// Sequence in `JOBS`; of the original where `is_duplicate`.
+    pub sequence: u64,
+    /// This id was enqueued before, within the stream's duplicate window; this call added nothing.
+    pub is_duplicate: bool,
+}
+
+/// A job that is checked and encoded, ready to be sent any number of times.
+#[derive(Debug, Clone)]
+pub struct Prepared {
+    id: JobId,
+    queue: QueueName,
+    traceparent: Option<Box<str>>,
+    body: Bytes,
+}
+
+impl Prepared {
+    /// Checks a job and encodes it. Without an id it gets a ULID; without a parent it gets `parent`.
+    /// Errors: every problem of the document.
+    pub fn new(
+        queue: &QueueName,
+        job: impl Into<JobBuilder>,
+        parent: Option<&JobId>,
+    ) -> Result<Self, Refused> {
+        let JobBuilder { mut document, traceparent, mut problems } = job.into();
+        let named = match document.id.as_deref() {
+            None => generated_id(),
+            // The rest is checked under another id, so that all problems come at once.
+            Some(given) => JobId::new(given).or_else(|e| {
+                problems.push(format!("id: {e}"));
+                generated_id()
+            }),
+        };
+        let id = named
+            .map_err(|e| Refused { code: ErrorCode::Internal, problems: vec![format!("a new id: {e}")] })?;
+        document.v = Some(VERSION);
+        document.id = Some(id.to_string());
+        if document.parent.is_none() {
+            document.parent = parent.map(ToString::to_string);
+        }
+        // Encoded before the check takes the document apart: so nothing is copied.
+        let body = serde_json::to_vec(&document);
+        match (check(document, id.clone(), queue.clone()), body) {
+            (Ok(_), Ok(body)) if problems.is_empty() => {
+                Ok(Self { id, queue: queue.clone(), traceparent, body: body.into() })
+            }
+            (checked, body) => {
+                problems.extend(checked.err().into_iter().flat_map(|r| r.problems));
+                problems.extend(body.err().map(|e| format!("the document does not encode: {e}")));
+                Err(Refused { code: ErrorCode::InvalidJob, problems })
+            }
+        }
+    }
+
+    /// The job's id.
+    pub fn id(&self) -> &JobId {
+        &self.id
+    }
+
+    /// Size of the encoded document in bytes.
+    pub fn size(&self) -> usize {
+        self.body.len()
+    }
+}
+
+fn generated_id() -> Result<JobId, NameError> {
+    JobId::new(ulid::Ulid::generate().array_to_str(&mut [0; ulid::ULID_LEN]))
+}
+
+/// Tries of one look for a missing stream.
+const FEW: Duration = Duration::from_secs(1);
+
+/// One connection to the broker, for enqueueing. Cheap to clone; clones share the connection.
+#[derive(Clone)]
+pub struct Client {
+    broker: Broker,
+    publisher: Publisher,
+    patience: Pace,
+    parent: Option<JobId>,
+}
+
+impl Client {
+    /// Connects to the broker of these settings (Redis is not needed to enqueue).
+    /// Errors: unreachable for longer than `connection.retry_limit`; a server that is too old or has no JetStream.
+    pub async fn connect(settings: &Settings) -> Result<Self, ClientError> {
+        let broker = connect::broker(settings, "surety-client").await?;
+        Self::on(broker, settings).await
+    }
+
+    /// A client on a connection that stands already.
+    pub async fn on(broker: Broker, settings: &Settings) -> Result<Self, ClientError> {
+        let publisher = Publisher::start(&broker).await?;
+        let patience = Pace::call(settings.connection.retry_limit);
+        Ok(Self { broker, publisher, patience, parent: None })
+    }
+
+    /// Names the job whose handler enqueues: it becomes the `parent` of documents that have none.
+    #[must_use]
+    pub fn with_parent(self, parent: Option<JobId>) -> Self {
+        Self { parent, ..self }
+    }
+
+    /// The connection.
+    pub fn broker(&self) -> &Broker {
+        &self.broker
+    }
+
+    /// Enqueues one job and waits until it is stored.
+    /// Errors: `Refused` (nothing was sent); `NoStream`; `Unreachable` after `connection.retry_limit`.
+    pub async fn enqueue(
+        &self,
+        queue: &QueueName,
+        job: impl Into<JobBuilder>,
+    ) -> Result<Enqueued, ClientError> {
+        self.send(queue, job).await?.stored().await
+    }
+
+    /// Sends one job without waiting for its acknowledgement: the way to enqueue many. Waits only while the buffer of
+    /// unacknowledged messages is full (8192 messages or 64 MiB). Await [`Pending::stored`] of every one of them.
+    pub async fn send(&self, queue: &QueueName, job: impl Into<JobBuilder>) -> Result<Pending, ClientError> {
+        let prepared = Prepared::new(queue, job, self.parent.as_ref())?;
+        Ok(self.send_prepared(prepared).await?)
+    }
+
+    /// [`Client::send`] for a job that was prepared before.
+    pub async fn send_prepared(&self, job: Prepared) -> Result<Pending, BrokerError> {
+        let subject = self.broker.names().job_subject(&job.queue, &job.id);
+        let headers = first_headers(&job.id, job.traceparent.as_deref());
+        let ack = self.publisher.send(subject, headers, job.body.clone()).await?;
+        Ok(Pending { job, ack, client: self.clone() })
+    }
+
+    /// Publishes under the same message id until it is stored or the patience is used up.
+    async fn repeat(&self, job: &Prepared) -> Result<Stored, BrokerError> {
+        let subject = self.broker.names().job_subject(&job.queue, &job.id);
+        let headers = first_headers(&job.id, job.traceparent.as_deref());
+        let (subject, headers) = (&subject, &headers);
+        retry(self.patience, || async move {
+            match self.publisher.publish(subject, headers, &job.body, Pace::call(FEW)).await {
+                // A server that is starting has no streams yet: only a look at the declared queues tells a missing one.
+                Err(BrokerError::NoStream { subject }) => match self.broker.found().await {
+                    Ok(f) if f.queues.contains(&job.queue) => {
+                        Err(BrokerError::Unreachable(format!("no stream answers on {subject:?} yet")))
+                    }
+                    Err(e) if e.is_transient() => Err(e),
+                    Ok(_) | Err(_) => Err(BrokerError::NoStream { subject }),
+                },
+                other => other,
+            }
+        })
+        .await
+    }
+}
+
+/// A job on its way to the broker. Dropping it gives up waiting, not the job.
+pub struct Pending {
+    job: Prepared,
+    ack: publish::Pending,
+    client: Client,
+}
+
+impl Pending {
+    /// The job's id.
+    pub fn id(&self) -> &JobId {
+        &self.job.id
+    }
+
+    /// Size of the encoded document in bytes.
+    pub fn size(&self) -> usize {
+        self.job.size()
+    }
+
+    /// Waits until the job is stored. What may go away by itself is repeated under the same message id for
+    /// `connection.retry_limit`, so the job is stored at most once.
+    pub async fn stored(self) -> Result<Enqueued, ClientError> {
+        let Self { job, ack, client } = self;
+        let first = ack.stored().await;
+        let stored = match first {
+            // A missing stream may be an election; only a repeat can tell.
+            Err(e) if e.is_transient() || matches!(e, BrokerError::NoStream { .. }) => {
+                tracing::debug!(job = %job.id, error = %e, "enqueue failed, trying again");
+                client.repeat(&job).await?
+            }
+            other => other?,
+        };
+        Ok(Enqueued { id: job.id, sequence: stored.sequence, is_duplicate: stored.is_duplicate })
+    }
+
+    /// Waits for this one acknowledgement and repeats nothing: for a caller that gave up already and counts what is left.
+    pub async fn stored_as_sent(self) -> Result<Enqueued, ClientError> {
+        let stored = self.ack.stored().await?;
+        Ok(Enqueued { id: self.job.id, sequence: stored.sequence, is_duplicate: stored.is_duplicate })
+    }
+}
+
+impl From<&Job> for JobBuilder {
+    fn from(job: &Job) -> Self {
+        surety_common::wire::job::document(job).into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn queue() -> QueueName {
+        QueueName::new("default").unwrap()
+    }
+
+    #[test]
+    fn a_job_without_an_id_gets_a_new_one_and_one_with_an_id_keeps_it() {
+        let a = Prepared::new(&queue(), JobBuilder::new("a"), None).unwrap();
+        let b = Prepared::new(&queue(), JobBuilder::new("a"), None).unwrap();
+        assert_ne!(a.id(), b.id());
+        assert_eq!(a.id().as_str().len(), 26);
+        let c = Prepared::new(&queue(), JobBuilder::new("a").id("order-7"), None).unwrap();
+        assert_eq!(c.id().as_str(), "order-7");
+    }
+
+    #[test]
+    fn every_problem_is_reported_at_once_also_that_of_the_id() {
+        let bad = JobBuilder::new("Not A Type").id("has space").max_retries(5000).traceparent("rubbish");
+        let e = Prepared::new(&queue(), bad, None).unwrap_err();
+        for field in ["type", "id", "retry.max_retries", "traceparent"] {
+            assert!(e.problems.iter().any(|p| p.starts_with(field)), "{field} in {e}");
+        }
+    }
+
+    #[test]
+    fn the_parent_of_the_document_wins_over_that_of_the_process() {
+        let caller = JobId::new("caller").unwrap();
+        let body = |job: JobBuilder| {
+            let p = Prepared::new(&queue(), job, Some(&caller)).unwrap();
+            serde_json::from_slice::<serde_json::Value>(&p.body).unwrap()["parent"].clone()
+        };
+        assert_eq!(body(JobBuilder::new("a")), "caller");
+        assert_eq!(body(JobBuilder::new("a").parent("other")), "other");
+    }
+}

@@ -1,0 +1,4 @@
+//! The embedded default: private servers ([`servers`]) and sibling processes ([`processes`]) on one machine.
+
+pub mod processes;
+pub mod servers;
