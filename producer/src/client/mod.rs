@@ -16,7 +16,7 @@
 
 pub mod builder;
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use surety_common::{
@@ -135,10 +135,15 @@ const FEW: Duration = Duration::from_secs(1);
 /// One connection to the broker, for enqueueing. Cheap to clone; clones share the connection.
 #[derive(Clone)]
 pub struct Client {
+    link: Arc<Link>,
+    parent: Option<JobId>,
+}
+
+/// What every pending job shares: it is cloned once for each, so it is one pointer.
+struct Link {
     broker: Broker,
     publisher: Publisher,
     patience: Pace,
-    parent: Option<JobId>,
 }
 
 impl Client {
@@ -153,7 +158,7 @@ impl Client {
     pub async fn on(broker: Broker, settings: &Settings) -> Result<Self, ClientError> {
         let publisher = Publisher::start(&broker).await?;
         let patience = Pace::call(settings.connection.retry_limit);
-        Ok(Self { broker, publisher, patience, parent: None })
+        Ok(Self { link: Arc::new(Link { broker, publisher, patience }), parent: None })
     }
 
     /// Names the job whose handler enqueues: it becomes the `parent` of documents that have none.
@@ -164,7 +169,7 @@ impl Client {
 
     /// The connection.
     pub fn broker(&self) -> &Broker {
-        &self.broker
+        &self.link.broker
     }
 
     /// Enqueues one job and waits until it is stored.
@@ -186,12 +191,14 @@ impl Client {
 
     /// [`Client::send`] for a job that was prepared before.
     pub async fn send_prepared(&self, job: Prepared) -> Result<Pending, BrokerError> {
-        let subject = self.broker.names().job_subject(&job.queue, &job.id);
+        let subject = self.link.broker.names().job_subject(&job.queue, &job.id);
         let headers = first_headers(&job.id, job.traceparent.as_deref());
-        let ack = self.publisher.send(subject, headers, job.body.clone()).await?;
-        Ok(Pending { job, ack, client: self.clone() })
+        let ack = self.link.publisher.send(subject, headers, job.body.clone()).await?;
+        Ok(Pending { job, ack, link: self.link.clone() })
     }
+}
 
+impl Link {
     /// Publishes under the same message id until it is stored or the patience is used up.
     async fn repeat(&self, job: &Prepared) -> Result<Stored, BrokerError> {
         let subject = self.broker.names().job_subject(&job.queue, &job.id);
@@ -218,7 +225,7 @@ impl Client {
 pub struct Pending {
     job: Prepared,
     ack: publish::Pending,
-    client: Client,
+    link: Arc<Link>,
 }
 
 impl Pending {
@@ -235,13 +242,13 @@ impl Pending {
     /// Waits until the job is stored. What may go away by itself is repeated under the same message id for
     /// `connection.retry_limit`, so the job is stored at most once.
     pub async fn stored(self) -> Result<Enqueued, ClientError> {
-        let Self { job, ack, client } = self;
+        let Self { job, ack, link } = self;
         let first = ack.stored().await;
         let stored = match first {
             // A missing stream may be an election; only a repeat can tell.
             Err(e) if e.is_transient() || matches!(e, BrokerError::NoStream { .. }) => {
                 tracing::debug!(job = %job.id, error = %e, "enqueue failed, trying again");
-                client.repeat(&job).await?
+                link.repeat(&job).await?
             }
             other => other?,
         };
