@@ -48,7 +48,7 @@ pub enum Outcome {
     Ended { ack_subject: String, carrier: String },
     /// It had one before; journaled, and kept as a dead letter unless it is done. The carrier may go.
     Before(Status),
-    /// An attempt runs: nothing was changed.
+    /// An attempt runs, or another message than the one to bury carries the job: nothing was changed.
     Running(Status),
 }
 

@@ -3,4 +3,6 @@
 
 mod suite {
     mod basics;
+    mod model;
+    mod scripts;
 }

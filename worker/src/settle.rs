@@ -85,8 +85,8 @@ async fn settle(w: &Shared, d: &Delivery, end: &Ending<'_>) -> Settle {
         }
         Ok(Outcome::Before(_)) => Settle::Ack,
         Ok(Outcome::Running(_)) => {
-            // Another message carries the job and runs; this one is kept for a person, and does not disturb it.
-            tracing::warn!(job = %end.id, reason = end.why, "a message that names a running job cannot be run");
+            // An attempt runs, or another message carries the job; this one is kept for a person, and does not disturb it.
+            tracing::warn!(job = %end.id, reason = end.why, "a message that names another one's job cannot be run");
             let letter = Obituary {
                 job: end.id,
                 queue: end.queue,

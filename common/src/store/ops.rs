@@ -195,7 +195,11 @@ pub struct SettleItem {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SettleReply {
     Applied(Settled),
-    Running { status: Status },
+    /// An attempt runs, or (burial) another message carries the job: nothing was written.
+    Running {
+        status: Status,
+    },
+    /// Its entry is among the answer's entries while it is not journaled.
     Ended(Ended),
 }
 
@@ -328,7 +332,8 @@ impl Store {
         session: &SessionId,
         items: &[LostItem],
     ) -> Result<Answer<Vec<LostReply>>, StoreError> {
-        let keys = self.job_keys(items.iter().map(|i| i.id.as_str()), p);
+        let mut keys = self.job_keys(items.iter().map(|i| i.id.as_str()), p);
+        keys.push(self.keys().session_info(p));
         self.call(&self.inner.scripts.lost, p, Some(session), &keys, &self.frame(p, Some(session)), items)
             .await
     }

@@ -234,6 +234,12 @@ impl Store {
         format!("{}{:x}", self.inner.process, self.inner.calls.fetch_add(1, Ordering::Relaxed))
     }
 
+    /// Gives the next call the id of the last one, as a repeat after a lost reply has it.
+    #[cfg(feature = "faults")]
+    pub fn repeat_last_call(&self) {
+        self.inner.calls.fetch_sub(1, Ordering::Relaxed);
+    }
+
     /// Notes entries that JetStream confirmed; the next call of the partition trims them.
     pub fn confirm(&self, p: u32, ids: impl IntoIterator<Item = String>) {
         if let Some(c) = self.inner.confirmed.get(p as usize) {

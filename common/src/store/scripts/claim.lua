@@ -31,12 +31,10 @@ for i = 1, #items do
       rec = fresh(it[2], it[3], it[4], it[5], it[6], it[7], it[8], it[8] + it[9], it[10])
       rec[GEN] = generation
     elseif generation > rec[GEN] and is_terminal(rec) then
-      -- The carrier of a replay arrived before the replay was recorded.
-      rec[STATUS], rec[CONTRACT], rec[GEN] = QUEUED, C_CREATED, rec[GEN] + 1
-      rec[ATTEMPT], rec[CHARGED], rec[STARTFAILS], rec[CODE], rec[ENDED] = 0, 0, 0, '', 0
-      rec[CARRIER], rec[REPLY], rec[CREATED], rec[FINISH_BY] = it[6], it[7], it[8], it[8] + it[9]
+      -- The carrier of a replay arrived before the replay was recorded. Saved here, because the claim itself may be refused.
       rec[QUEUE], rec[TYPE], rec[KEY], rec[MAXR] = it[2], it[3], it[4], it[10]
-      emit(rec, id, 'replayed', '{}')
+      regenerate(rec, id, it[6], it[7], it[8], it[8] + it[9], '{}')
+      save(i, rec, id)
     end
     if generation < rec[GEN] then
       result = { 6 }

@@ -50,7 +50,8 @@ for i = 1, #items do
     save(i, rec, id)
     result = { 0, rec[STATUS], rec[REV] }
   end
-  gone[#gone + 1] = id .. ':' .. epoch
+  -- An attempt whose verdict was not taken still runs, and must be found when its session expires.
+  if result[1] ~= 3 then gone[#gone + 1] = id .. ':' .. epoch end
   results[i] = result
 end
 if #gone > 0 then redis.call('SREM', KEYS[5], unpack(gone)) end

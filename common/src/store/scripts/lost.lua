@@ -1,6 +1,7 @@
 -- lost: attempts of a session that expired. The session of the frame is the expired one.
 -- Item: {id, epoch, receipt (JSON object without its last brace) in case the budget is spent, data (the same)}
 -- Result: {0, status, ack subject, carrier, gen, rev} applied    {1} not running under this session and epoch any more
+-- KEYS[6+n] adds: sessinfo, hash: forgets the session when it owns nothing any more.
 -- Reply code 3: the session is alive: nothing was written.
 -- Second call: answers {1}; the work was done by the first.
 
@@ -33,6 +34,9 @@ for i = 1, #items do
   gone[#gone + 1] = id .. ':' .. epoch
 end
 if #gone > 0 then redis.call('SREM', KEYS[5], unpack(gone)) end
-if redis.call('SCARD', KEYS[5]) == 0 then redis.call('ZREM', KEYS[4], session) end
+if redis.call('SCARD', KEYS[5]) == 0 then
+  redis.call('ZREM', KEYS[4], session)
+  redis.call('HDEL', KEYS[FIRST_JOB + #items + 1], session)
+end
 write_back()
 return reply(0, results, entries)

@@ -68,7 +68,8 @@ end
 
 -- Journal: events gather in one bucket per subject; a bucket becomes one outbox entry, one journal message.
 local commit = 0
-local buckets, entries = {}, {}
+local entries = {}
+local buckets, plain, ending = {}, {}, {}
 
 local function flush(bucket)
   if #bucket.events == 0 then return end
@@ -77,7 +78,14 @@ local function flush(bucket)
   local id = redis.call('XADD', KEYS[3], '*', 's', bucket.suffix, 'b', body, 'e', ended, 'c', commit)
   for i = 1, #bucket.recs do bucket.recs[i][ENTRY] = id end
   entries[#entries + 1] = { id, bucket.suffix, body, ended, commit }
-  bucket.events, bucket.recs, bucket.ended, bucket.size = {}, {}, {}, 0
+  bucket.events, bucket.recs, bucket.ended, bucket.size = {}, {}, {}, 2
+end
+
+-- Ordering: an outcome's entry comes last, so that the outbox has a job's events in the order of `rev`, and the entry that
+-- a record remembers is the one with its outcome.
+local function flush_all()
+  for i = 1, #plain do flush(plain[i]) end
+  for i = 1, #ending do flush(ending[i]) end
 end
 
 -- The one writer of journal events. `data` is a JSON object. Raises `rev`.
@@ -95,36 +103,58 @@ local function emit(rec, id, kind, data)
   if kind == 'finished' then suffix = suffix .. '.ended' end
   local bucket = buckets[suffix]
   if not bucket then
-    bucket = { suffix = suffix, events = {}, recs = {}, ended = {}, size = 0 }
+    bucket = { suffix = suffix, events = {}, recs = {}, ended = {}, size = 2 }
     buckets[suffix] = bucket
+    local list = kind == 'finished' and ending or plain
+    list[#list + 1] = bucket
   elseif bucket.size + #text > ENTRY_CAP then
-    flush(bucket)
+    flush_all()
   end
   bucket.events[#bucket.events + 1] = text
   bucket.recs[#bucket.recs + 1] = rec
-  bucket.size = bucket.size + #text
+  bucket.size = bucket.size + #text + 1
   if kind == 'finished' then bucket.ended[#bucket.ended + 1] = id end
 end
 
 -- The last event of a generation: embeds the receipt, whose bytes are fixed here by the store's clock.
 local function emit_finished(rec, id, status, code, receipt)
-  rec[STATUS], rec[CODE], rec[ENDED], rec[DUE] = status, code, now, 0
+  rec[STATUS], rec[CODE], rec[ENDED], rec[DUE], rec[STARTFAILS] = status, code, now, 0, 0
   -- Nobody to tell, so the notification is settled with the outcome (requesters come with the contract rules).
   if rec[CONTRACT] < C_PENDING then rec[CONTRACT] = C_TERMINAL_ACKED end
   emit(rec, id, 'finished', '{"receipt":' .. receipt .. ',"finished_at":"' .. at .. '"}}')
   rec[SESSION], rec[REPLY], rec[TRACE] = '', '', ''
 end
 
+-- Another generation of an ended job, carried by this message: everything that belongs to the one before is reset, but for
+-- `rev` and `epoch`, which never go back.
+local function regenerate(rec, id, carrier, reply_, created, finish_by, data)
+  rec[STATUS], rec[CONTRACT], rec[GEN] = QUEUED, C_CREATED, rec[GEN] + 1
+  rec[ATTEMPT], rec[CHARGED], rec[STARTFAILS], rec[CODE], rec[ENDED] = 0, 0, 0, '', 0
+  rec[STARTED], rec[DEADLINE] = 0, 0
+  rec[CARRIER], rec[REPLY], rec[CREATED], rec[FINISH_BY] = carrier, reply_, created, finish_by
+  emit(rec, id, 'replayed', data)
+end
+
 -- Records: read all at once, changed in memory, written all at once.
 local recs, first, changed, due_add, due_rem = {}, {}, {}, {}, {}
 
--- False when the store is not the one that the caller knows; then nothing may be written.
+-- Anything but a record stops the script before its first write: what cannot be read is never taken for "not there".
+local function unpack_record(raw, key)
+  local ok, rec = pcall(cmsgpack.unpack, raw)
+  if not ok or type(rec) ~= 'table' or rec[V] ~= 1 or #rec < ENTRY then error('record does not decode: ' .. key) end
+  return rec
+end
+
+local function trim()
+  local confirmed = cmsgpack.unpack(ARGV[2])
+  if #confirmed > 0 then redis.call('XDEL', KEYS[3], unpack(confirmed)) end
+end
+
+-- Not 0 when the store is not the one that the caller knows; then nothing may be written.
 local function open_frame()
   local inc = redis.call('HGET', KEYS[1], 'inc')
   if not inc then return 1 end
   if inc ~= incarnation then return 2 end
-  local trim = cmsgpack.unpack(ARGV[2])
-  if #trim > 0 then redis.call('XDEL', KEYS[3], unpack(trim)) end
   local n = #items
   if n > 0 then
     local raw = redis.call('MGET', unpack(KEYS, FIRST_JOB + 1, FIRST_JOB + n))
@@ -134,10 +164,11 @@ local function open_frame()
       first[i] = seen[key] or i
       if first[i] == i then
         seen[key] = i
-        recs[i] = raw[i] and cmsgpack.unpack(raw[i]) or false
+        recs[i] = raw[i] and unpack_record(raw[i], key)
       end
     end
   end
+  trim()
   return 0
 end
 
@@ -161,7 +192,7 @@ local function save(i, rec, id)
 end
 
 local function write_back()
-  for _, bucket in pairs(buckets) do flush(bucket) end
+  flush_all()
   local sets = {}
   for c = 1, #changed do
     local i = changed[c]

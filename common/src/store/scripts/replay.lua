@@ -19,10 +19,7 @@ for i = 1, #items do
   elseif not is_terminal(rec) then
     results[i] = { 1, rec[STATUS] }
   else
-    rec[STATUS], rec[CONTRACT], rec[GEN] = QUEUED, C_CREATED, rec[GEN] + 1
-    rec[ATTEMPT], rec[CHARGED], rec[STARTFAILS], rec[CODE], rec[ENDED] = 0, 0, 0, '', 0
-    rec[CARRIER], rec[REPLY], rec[CREATED], rec[FINISH_BY] = it[3], '', it[4], it[4] + it[5]
-    emit(rec, it[1], 'replayed', it[6])
+    regenerate(rec, it[1], it[3], '', it[4], it[4] + it[5], it[6])
     save(i, rec, it[1])
     results[i] = { 0, rec[GEN], rec[REV] }
   end

@@ -10,6 +10,8 @@ if not inc then
   redis.call('HSET', KEYS[1], 'inc', incarnation, 'jobs', frame[8], 'commit', 0)
   inc = incarnation
 end
+if frame[5] ~= 0 and inc ~= incarnation then return reply(2) end
+trim()
 if frame[5] == 1 then
   redis.call('ZADD', KEYS[4], now + frame[6], session)
   redis.call('HSET', KEYS[6], session, frame[7])

@@ -2,7 +2,8 @@
 -- Item: {id, verdict, code, receipt (JSON object without its last brace), reason (JSON object),
 --        queue, type, key, trace, carrier, ack subject, created ms, generation}; the last eight for a job not seen before
 -- Verdict: 1 cancel, 2 bury
--- Result: {0, status, ack subject, carrier, gen, rev, epoch} applied    {1, status} it is running
+-- Result: {0, status, ack subject, carrier, gen, rev, epoch} applied
+--         {1, status} not applied: it is running, or (burial) another message carries it
 --         {2, status, gen, epoch, code} it has its outcome; its entry is in entries while not journaled
 -- Second call: a verdict that this very call id applied is answered as applied.
 
@@ -15,15 +16,21 @@ for i = 1, #items do
   local it = items[i]
   local id, verdict = it[1], it[2]
   local rec = record(i) or fresh(it[6], it[7], it[8], it[9], it[10], it[11], it[12], it[12], 0)
-  local ack, carrier = rec[REPLY], rec[CARRIER]
   if it[13] > rec[GEN] and rec[REV] == 0 then rec[GEN] = it[13] end
+  if it[13] > rec[GEN] and is_terminal(rec) then
+    -- The carrier of a replay that is not recorded yet: the new generation gets the outcome, not nobody.
+    regenerate(rec, id, it[10], it[11], it[12], it[12], '{}')
+  end
+  local carrier = rec[CARRIER]
+  local ack = it[11] ~= '' and it[11] or rec[REPLY]
   if rec[CALL] == call and is_terminal(rec) then
     fetch_entry(rec[ENTRY])
-    results[i] = { 0, rec[STATUS], it[11], carrier, rec[GEN], rec[REV], rec[EPOCH] }
+    results[i] = { 0, rec[STATUS], ack, carrier, rec[GEN], rec[REV], rec[EPOCH] }
   elseif is_terminal(rec) then
     fetch_entry(rec[ENTRY])
     results[i] = { 2, rec[STATUS], rec[GEN], rec[EPOCH], rec[CODE] }
-  elseif is_running(rec) then
+  elseif is_running(rec) or (verdict == 2 and carrier ~= '' and it[10] ~= '' and it[10] ~= carrier) then
+    -- A broken message that names a good job does not take that job with it.
     results[i] = { 1, rec[STATUS] }
   else
     if verdict == 2 then
@@ -31,6 +38,8 @@ for i = 1, #items do
       emit(rec, id, 'buried', it[5])
     end
     emit_finished(rec, id, verdict == 1 and CANCELLED or FAILED, it[3], it[4])
+    -- Kept for a repeated call: the caller still has to settle the carrier.
+    rec[REPLY] = ack
     save(i, rec, id)
     results[i] = { 0, rec[STATUS], ack, carrier, rec[GEN], rec[REV], rec[EPOCH] }
   end
