@@ -51,6 +51,23 @@ impl Broker {
         from_ms: u64,
         mut visit: impl FnMut(event::Event) + Send,
     ) -> Result<u64, BrokerError> {
+        self.read_journal_from(queue, from_ms, |_, e| visit(e)).await
+    }
+
+    /// The whole journal, each event with the time its message was stored (nanoseconds of the stream's clock).
+    pub async fn read_journal_stored(
+        &self,
+        visit: impl FnMut(i128, event::Event) + Send,
+    ) -> Result<u64, BrokerError> {
+        self.read_journal_from(None, 0, visit).await
+    }
+
+    async fn read_journal_from(
+        &self,
+        queue: Option<&str>,
+        from_ms: u64,
+        mut visit: impl FnMut(i128, event::Event) + Send,
+    ) -> Result<u64, BrokerError> {
         let away = |e: &dyn std::fmt::Display| BrokerError::Unreachable(format!("journal: {e}"));
         let n = self.names();
         let stream = self.js.get_stream(n.events()).await.map_err(|e| away(&e))?;
@@ -89,9 +106,11 @@ impl Broker {
                 .map_err(|_| away(&"no message in time"))?
                 .ok_or_else(|| away(&"the consumer was deleted"))?
                 .map_err(|e| away(&e))?;
-            left = m.info().map(|i| i.pending).map_err(|e| away(&e))?;
+            let info = m.info().map_err(|e| away(&e))?;
+            left = info.pending;
+            let stored_ns = info.published.unix_timestamp_nanos();
             let (good, bad) = event::read_message(&m.payload);
-            good.into_iter().for_each(&mut visit);
+            good.into_iter().for_each(|e| visit(stored_ns, e));
             if !bad.is_empty() {
                 unreadable += 1;
                 tracing::warn!(subject = %m.subject, problems = bad.join("; "), "unreadable journal events were skipped");

@@ -8,6 +8,7 @@ pub mod advisories;
 pub mod carrier;
 pub mod dead;
 pub mod decode;
+pub mod floor;
 pub mod follow;
 pub mod jobs;
 pub mod journal;
@@ -149,9 +150,22 @@ impl Broker {
         self.call_timeout
     }
 
+    /// Version of the server.
+    pub fn server_version(&self) -> String {
+        self.client.server_info().version
+    }
+
     /// Whether the connection stands now.
     pub fn is_connected(&self) -> bool {
         self.client.connection_state() == async_nats::connection::State::Connected
+    }
+
+    /// Closes the connection for good, after what is buffered was sent. Without it a dropped connection whose server is
+    /// gone goes on trying to reconnect.
+    pub async fn close(&self) {
+        if let Err(e) = self.client.drain().await {
+            tracing::debug!(error = %e, "the connection was closed before");
+        }
     }
 
     /// Sends what is buffered; bounded by the call timeout.

@@ -536,6 +536,13 @@ impl Store {
         Ok(self.connection().hget(self.keys().session_info(p), session.as_str()).await?)
     }
 
+    /// CPU time that the server has used since its start, in seconds.
+    pub async fn cpu_seconds(&self) -> Result<f64, StoreError> {
+        let info: redis::InfoDict = redis::cmd("INFO").arg("cpu").query_async(&mut self.connection()).await?;
+        let get = |k: &str| info.get::<f64>(k).unwrap_or_default();
+        Ok(get("used_cpu_user") + get("used_cpu_sys"))
+    }
+
     /// Checks what the promises need of the server. Each problem is one line with its fix.
     pub async fn preflight(&self) -> Result<Vec<String>, StoreError> {
         let info: redis::InfoDict = redis::cmd("INFO").query_async(&mut self.connection()).await?;

@@ -1,6 +1,7 @@
 //! The `surety` command: arguments, settings, exit codes. One file per command.
 
 mod batch;
+mod bench;
 mod cancel;
 mod dev;
 mod dlq;
@@ -94,6 +95,7 @@ enum Command {
     Provision(provision::ProvisionArgs),
     Config(provision::ConfigArgs),
     Dev(dev::DevArgs),
+    Bench(bench::BenchArgs),
 }
 
 /// What every command gets.
@@ -172,6 +174,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Provision(a) => provision::run(&cx, a).await,
         Command::Config(a) => provision::config(&cx, a),
         Command::Dev(a) => dev::run(&cx, a).await,
+        Command::Bench(a) => bench::run(&cx, a).await,
     }
 }
 

@@ -1,0 +1,328 @@
+//! The measurements, one after the other, each on fresh servers, so that none sees what another left.
+
+use std::{
+    collections::HashMap,
+    ffi::OsString,
+    path::Path,
+    process::Stdio,
+    time::{Duration, Instant, SystemTime},
+};
+
+use futures::{StreamExt, stream::FuturesUnordered};
+use surety_common::{
+    broker::{BrokerError, floor::Floor},
+    config::{ConfigError, Settings, load_text},
+    connect::{ConnectError, Connected, provision},
+    domain::QueueName,
+    store::StoreError,
+};
+use tokio::process::{Child, Command};
+
+use super::report::{Report, Round};
+use crate::{
+    client::{Client, ClientError, JobBuilder},
+    dev::{
+        processes::{ProcessError, Processes, Programs},
+        servers::{NatsOptions, NatsServer, RedisOptions, RedisServer, ServerError},
+    },
+};
+
+/// What to measure.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// Jobs of each rate measurement.
+    pub jobs: usize,
+    /// Commands of the command measurement.
+    pub commands: usize,
+    /// Jobs of the latency measurement.
+    pub starts: usize,
+    pub rounds: usize,
+}
+
+/// Why a measurement failed.
+#[derive(Debug, thiserror::Error)]
+pub enum BenchError {
+    #[error(transparent)]
+    Server(#[from] ServerError),
+    #[error(transparent)]
+    Process(#[from] ProcessError),
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    #[error(transparent)]
+    Broker(#[from] BrokerError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error("cannot {what}: {cause}")]
+    Io { what: String, cause: std::io::Error },
+    #[error("{0}")]
+    Stuck(String),
+}
+
+fn io(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> BenchError {
+    let what = what.into();
+    move |cause| BenchError::Io { what, cause }
+}
+
+/// Longest that one measurement may take.
+const LIMIT: Duration = Duration::from_secs(120);
+/// Publishes under way at once, in both the plain and our own measurement.
+const IN_FLIGHT: usize = 4096;
+
+/// Runs every measurement `rounds` times. `say` gets a line for each that begins.
+pub async fn bench(plan: &Plan, say: &dyn Fn(&str)) -> Result<Report, BenchError> {
+    let programs = Processes::find()?;
+    let mut rounds = Vec::with_capacity(plan.rounds);
+    let mut version = String::new();
+    for n in 1..=plan.rounds {
+        let mut round = Round::default();
+        say(&format!("round {n} of {}: plain publish, plain pull and ack", plan.rounds));
+        plain(plan, &mut round, &mut version).await?;
+        say(&format!("round {n} of {}: enqueue, no-op jobs", plan.rounds));
+        noop(plan, &programs, &mut round).await?;
+        say(&format!("round {n} of {}: commands", plan.rounds));
+        commands(plan, &programs, &mut round).await?;
+        say(&format!("round {n} of {}: idle enqueue to start", plan.rounds));
+        starts(plan, &programs, &mut round).await?;
+        rounds.push(round);
+    }
+    Report::of(plan.jobs, version, rounds).ok_or_else(|| BenchError::Stuck("no round was asked for".into()))
+}
+
+/// Private servers, provisioned, with reaper and worker as processes. Everything ends when dropped.
+struct Bed {
+    // Fields are dropped in this order: processes before servers before their folder.
+    processes: Vec<Child>,
+    c: Connected,
+    settings: Settings,
+    nats: NatsServer,
+    redis: RedisServer,
+    dir: tempfile::TempDir,
+}
+
+const CONFIG: &str = "[handlers.true]\ncommand = [\"/bin/true\"]\n";
+
+impl Bed {
+    async fn make() -> Result<Self, BenchError> {
+        let dir = tempfile::tempdir().map_err(io("make a folder for the servers"))?;
+        let nats = NatsServer::start(NatsOptions {
+            port: None,
+            data: dir.path().join("nats"),
+            extra_config: String::new(),
+            log: None,
+        });
+        let redis = RedisServer::start(RedisOptions {
+            port: None,
+            data: dir.path().join("redis"),
+            extra_args: vec![],
+            log: None,
+        });
+        let (nats, redis) = (nats.await?, redis.await?);
+        let flags = vec![
+            ("connection.nats_url", nats.url(), "bench"),
+            ("connection.redis_url", redis.url(), "bench"),
+        ];
+        let settings = load_text(Some((CONFIG, "bench")), &|_| None, &flags)?;
+        std::fs::write(dir.path().join("surety.toml"), CONFIG).map_err(io("write the configuration"))?;
+        let (c, _) = provision(&settings, "surety-bench").await?;
+        Ok(Self { processes: Vec::new(), c, settings, nats, redis, dir })
+    }
+
+    fn start(&mut self, program: &Path, more: &[&str]) -> Result<(), BenchError> {
+        let config = self.dir.path().join("surety.toml");
+        let mut args: Vec<OsString> = vec!["--config".into(), config.into()];
+        args.extend(
+            ["--nats", &self.nats.url(), "--redis", &self.redis.url(), "--log", "warn"].map(OsString::from),
+        );
+        args.extend(more.iter().map(OsString::from));
+        let child = Command::new(program)
+            .args(args)
+            .current_dir(self.dir.path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .kill_on_drop(true)
+            .spawn()
+            .map_err(io(format!("start {}", program.display())))?;
+        self.processes.push(child);
+        Ok(())
+    }
+
+    async fn client(&self) -> Result<Client, BenchError> {
+        Ok(Client::on(self.c.broker.clone(), &self.settings).await?)
+    }
+
+    async fn until_empty(&self) -> Result<SystemTime, BenchError> {
+        let jobs = self.c.broker.names().jobs();
+        let started = Instant::now();
+        loop {
+            if self.c.broker.stream_messages(&jobs).await? == 0 {
+                return Ok(surety_common::clock::wall_now().into());
+            }
+            if started.elapsed() > LIMIT {
+                return Err(BenchError::Stuck("the jobs did not end in time".into()));
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// When the first attempt started, by the journal (milliseconds of the store's clock, which is this machine's).
+    async fn first_start(&self) -> Result<SystemTime, BenchError> {
+        let mut first: Option<jiff::Timestamp> = None;
+        self.c
+            .broker
+            .read_journal(None, 0, |e| {
+                if e.kind == "started"
+                    && let Ok(at) = e.at.parse::<jiff::Timestamp>()
+                {
+                    first = Some(first.map_or(at, |f| f.min(at)));
+                }
+            })
+            .await?;
+        first.map(SystemTime::from).ok_or_else(|| BenchError::Stuck("no job was started".into()))
+    }
+
+    async fn stop(mut self) -> Result<(), BenchError> {
+        for p in &mut self.processes {
+            p.kill().await.map_err(io("stop a process"))?;
+        }
+        self.c.broker.close().await;
+        self.nats.stop().await?;
+        self.redis.stop().await?;
+        Ok(())
+    }
+}
+
+fn queue() -> Result<QueueName, BenchError> {
+    QueueName::new("default").map_err(|e| BenchError::Stuck(e.to_string()))
+}
+
+fn rate(n: usize, took: Duration) -> f64 {
+    n as f64 / took.as_secs_f64()
+}
+
+async fn plain(plan: &Plan, round: &mut Round, version: &mut String) -> Result<(), BenchError> {
+    let bed = Bed::make().await?;
+    *version = bed.c.broker.server_version();
+    let floor = Floor::make(&bed.c.broker, "PLAIN").await?;
+    round.plain_publish = rate(plan.jobs, floor.publish(plan.jobs, IN_FLIGHT).await?);
+    round.plain_pull_and_ack = rate(plan.jobs, floor.pull_and_ack(plan.jobs).await?);
+    floor.remove().await?;
+    bed.stop().await
+}
+
+async fn enqueue(client: &Client, n: usize, job: impl Fn() -> JobBuilder) -> Result<Duration, BenchError> {
+    let queue = queue()?;
+    let started = Instant::now();
+    let mut pending = std::collections::VecDeque::with_capacity(IN_FLIGHT);
+    for _ in 0..n {
+        if pending.len() >= IN_FLIGHT
+            && let Some(p) = pending.pop_front()
+        {
+            stored(p).await?;
+        }
+        pending.push_back(client.send(&queue, job()).await?);
+    }
+    for p in pending {
+        stored(p).await?;
+    }
+    Ok(started.elapsed())
+}
+
+async fn stored(p: crate::client::Pending) -> Result<(), BenchError> {
+    if p.stored().await?.is_duplicate {
+        return Err(BenchError::Stuck("a fresh job was called a duplicate".into()));
+    }
+    Ok(())
+}
+
+async fn noop(plan: &Plan, programs: &Programs, round: &mut Round) -> Result<(), BenchError> {
+    let mut bed = Bed::make().await?;
+    let client = bed.client().await?;
+    // With its envelope the whole document has about 256 bytes, as the plain messages have.
+    let payload = serde_json::json!("x".repeat(180));
+    let body = JobBuilder::new("noop").payload(&payload).map_err(|e| BenchError::Stuck(e.to_string()))?;
+    round.enqueue = rate(plan.jobs, enqueue(&client, plan.jobs, || body.clone()).await?);
+    let before = bed.c.store.cpu_seconds().await?;
+    bed.start(programs.reaper(), &[])?;
+    bed.start(programs.worker(), &["--slots", "2000"])?;
+    let ended = bed.until_empty().await?;
+    let cpu = bed.c.store.cpu_seconds().await? - before;
+    let took = ended.duration_since(bed.first_start().await?).unwrap_or(Duration::from_millis(1));
+    round.noop = rate(plan.jobs, took);
+    round.redis_cpu_us_per_job = 1e6 * cpu / plan.jobs as f64;
+    bed.stop().await
+}
+
+async fn commands(plan: &Plan, programs: &Programs, round: &mut Round) -> Result<(), BenchError> {
+    let started = Instant::now();
+    let mut running = FuturesUnordered::new();
+    for i in 0..plan.commands {
+        if i >= 4 {
+            running.next().await;
+        }
+        running.push(bare());
+    }
+    while let Some(done) = running.next().await {
+        done?;
+    }
+    round.bare_spawn_us = started.elapsed().as_secs_f64() * 1e6 / plan.commands as f64;
+
+    let mut bed = Bed::make().await?;
+    let client = bed.client().await?;
+    enqueue(&client, plan.commands, || JobBuilder::new("true")).await?;
+    bed.start(programs.reaper(), &[])?;
+    bed.start(programs.worker(), &["--slots", "4"])?;
+    let ended = bed.until_empty().await?;
+    let took = ended.duration_since(bed.first_start().await?).unwrap_or(Duration::from_millis(1));
+    round.command_us = took.as_secs_f64() * 1e6 / plan.commands as f64;
+    bed.stop().await
+}
+
+async fn bare() -> Result<(), BenchError> {
+    let out = Command::new("/bin/true")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .output();
+    out.await.map(drop).map_err(io("run /bin/true"))
+}
+
+/// From just before the publish to the moment the broker stored the `started` event: so the journal's publish is in it, and
+/// the true start is a little earlier.
+async fn starts(plan: &Plan, programs: &Programs, round: &mut Round) -> Result<(), BenchError> {
+    let mut bed = Bed::make().await?;
+    let client = bed.client().await?;
+    let queue = queue()?;
+    bed.start(programs.reaper(), &[])?;
+    bed.start(programs.worker(), &["--slots", "8"])?;
+    // The first jobs warm the path up; they are not counted.
+    let warm = 20;
+    let mut sent: HashMap<String, i128> = HashMap::new();
+    for i in 0..plan.starts + warm {
+        let before = surety_common::clock::wall_now().as_nanosecond();
+        let e = client.enqueue(&queue, JobBuilder::new("noop")).await?;
+        if i >= warm {
+            sent.insert(e.id.to_string(), before);
+        }
+        bed.until_empty().await?;
+    }
+    let mut waits: Vec<f64> = Vec::with_capacity(sent.len());
+    bed.c
+        .broker
+        .read_journal_stored(|stored_ns, e| {
+            if e.kind == "started"
+                && let Some(before) = sent.get(&e.job)
+            {
+                waits.push((stored_ns - before) as f64 / 1000.0);
+            }
+        })
+        .await?;
+    waits.sort_by(f64::total_cmp);
+    let at =
+        |q: f64| waits.get(((waits.len() as f64 - 1.0) * q).round() as usize).copied().unwrap_or(f64::NAN);
+    (round.start_p50_us, round.start_p99_us) = (at(0.5), at(0.99));
+    bed.stop().await
+}

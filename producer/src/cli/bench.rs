@@ -1,0 +1,40 @@
+//! `surety bench`.
+
+use clap::Args;
+
+use super::{Context, failure::Failure};
+use crate::bench::{Plan, bench};
+
+/// Measure what the promises cost, against the plain broker, on private servers
+///
+/// Each round starts fresh servers and measures: plain publish and plain pull-and-ack, enqueue, no-op jobs with every promise
+/// on, command jobs against a bare spawn, and the time from enqueue to start on an idle worker. Rates depend on the machine;
+/// the ratios are what to compare.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  surety bench --rounds 3 --json")]
+pub(super) struct BenchArgs {
+    /// Jobs of each rate measurement
+    #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(100..=1_000_000))]
+    jobs: u32,
+    /// Commands of the command measurement
+    #[arg(long, default_value_t = 2000, value_parser = clap::value_parser!(u32).range(10..=100_000))]
+    commands: u32,
+    /// Jobs of the latency measurement
+    #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u32).range(10..=10_000))]
+    starts: u32,
+    /// Rounds, of which the best is reported
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=20))]
+    rounds: u32,
+}
+
+pub(super) async fn run(cx: &Context, a: BenchArgs) -> Result<(), Failure> {
+    let plan = Plan {
+        jobs: a.jobs as usize,
+        commands: a.commands as usize,
+        starts: a.starts as usize,
+        rounds: a.rounds as usize,
+    };
+    let screen = cx.screen;
+    let report = bench(&plan, &|line| screen.note(line)).await.map_err(|e| Failure::no(e.to_string()))?;
+    screen.show(&report, || report.table())
+}
