@@ -6,4 +6,5 @@
 pub mod history;
 pub mod process;
 pub mod proxy;
+pub mod witness;
 pub mod world;

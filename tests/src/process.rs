@@ -69,7 +69,7 @@ impl Process {
     pub async fn ended(&mut self, within: Duration) -> Option<i32> {
         tokio::time::timeout(within, self.child.wait())
             .await
-            .expect("the process did not end")
+            .unwrap_or_else(|_| panic!("the process did not end:\n{}", self.log()))
             .unwrap()
             .code()
     }

@@ -3,6 +3,7 @@
 
 mod suite {
     mod basics;
+    mod faults;
     mod model;
     mod scripts;
 }
