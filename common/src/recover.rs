@@ -86,6 +86,7 @@ pub async fn lost_session(
                 carrier: &s.carrier,
             };
             c.broker.bury(&c.publisher, &raw, &obituary, Pace::call(PATIENCE)).await?;
+            crate::fault::point("buried");
             c.broker.delete(&c.broker.names().jobs(), raw.sequence).await?;
         }
     }
