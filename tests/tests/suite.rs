@@ -6,4 +6,5 @@ mod suite {
     mod faults;
     mod model;
     mod scripts;
+    mod tidy;
 }

@@ -4,7 +4,7 @@ use std::process::Stdio;
 
 use tokio::io::AsyncWriteExt;
 
-use super::support::{World, feed};
+use super::support::{World, feed, wait};
 
 #[tokio::test]
 async fn bad_lines_are_named_and_good_ones_are_stored() {
@@ -61,9 +61,7 @@ async fn a_broker_that_dies_leaves_counts_that_match_the_stream() {
     for n in 0..5000 {
         stdin.write_all(format!("{{\"type\":\"a\",\"id\":\"job-{n}\"}}\n").as_bytes()).await.unwrap();
     }
-    while w.waiting("default").await < 4000 {
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-    }
+    wait("4000 jobs", async || w.waiting("default").await >= 4000).await;
     w.nats.kill9().await.unwrap();
     for n in 5000..5100 {
         stdin.write_all(format!("{{\"type\":\"a\",\"id\":\"job-{n}\"}}\n").as_bytes()).await.unwrap();
@@ -95,9 +93,7 @@ async fn a_broker_that_restarts_in_time_costs_nothing_and_stores_each_job_once()
     let mut stdin = child.stdin.take().unwrap();
     let line = |n: usize| format!("{{\"type\":\"a\",\"id\":\"job-{n}\"}}\n");
     stdin.write_all((0..1500).map(line).collect::<String>().as_bytes()).await.unwrap();
-    while w.waiting("default").await < 1000 {
-        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-    }
+    wait("1000 jobs", async || w.waiting("default").await >= 1000).await;
     // The outage begins while jobs are under way; the rest is written into it.
     let rest = tokio::spawn(async move {
         stdin.write_all((1500..3000).map(line).collect::<String>().as_bytes()).await.unwrap();

@@ -7,7 +7,7 @@ use surety_common::{
     store::{ClaimReply, Verdict},
 };
 
-use super::support::{Hand, World, finish};
+use super::support::{Hand, World, finish, wait};
 
 // Shows: J-10
 #[tokio::test]
@@ -196,9 +196,10 @@ async fn wait_follows_the_job_to_its_outcome() {
     let hand = Hand::start(&w).await;
     let id = "waited".parse().unwrap();
     let play = async |verdict| {
-        while hand.c.broker.find_carrier(&hand.c.found.queues, &id).await.unwrap().is_none() {
-            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-        }
+        wait("its message", async || {
+            hand.c.broker.find_carrier(&hand.c.found.queues, &id).await.unwrap().is_some()
+        })
+        .await;
         let g = hand.granted("waited").await;
         hand.finish("waited", g.epoch, verdict).await;
     };

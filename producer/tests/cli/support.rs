@@ -159,6 +159,15 @@ impl World {
     }
 }
 
+/// Polls for a condition; panics with its name when it does not come true within a minute.
+pub(crate) async fn wait(what: &str, condition: impl AsyncFn() -> bool) {
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    while !condition().await {
+        assert!(std::time::Instant::now() < deadline, "waited in vain for {what}");
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+}
+
 /// A NATS server with its data in `folder`.
 pub(crate) async fn nats(folder: &std::path::Path, port: Option<u16>) -> NatsServer {
     let data = folder.join("nats");
