@@ -68,7 +68,12 @@ impl<'a> Floor<'a> {
             let mut h = HeaderMap::new();
             h.insert(headers::MSG_ID, id.as_str());
             client
-                .publish_with_reply_and_headers(format!("{}.jobs.q.{id}", self.name), inbox.clone(), h, payload.clone())
+                .publish_with_reply_and_headers(
+                    format!("{}.jobs.q.{id}", self.name),
+                    inbox.clone(),
+                    h,
+                    payload.clone(),
+                )
                 .await
                 .map_err(|e| away(&e))?;
             waiting += 1;
@@ -94,7 +99,11 @@ impl<'a> Floor<'a> {
         let mut messages = client.subscribe(inbox.clone()).await.map_err(|e| away(&e))?;
         let request = format!("$JS.API.CONSUMER.MSG.NEXT.{}.q", self.name);
         let ask = || {
-            client.publish_with_reply(request.clone(), inbox.clone(), Bytes::from_static(br#"{"batch":500,"expires":30000000000}"#))
+            client.publish_with_reply(
+                request.clone(),
+                inbox.clone(),
+                Bytes::from_static(br#"{"batch":500,"expires":30000000000}"#),
+            )
         };
         let started = Instant::now();
         for _ in 0..4 {

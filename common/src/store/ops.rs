@@ -463,24 +463,9 @@ impl Store {
         n: usize,
     ) -> Result<Vec<OutboxEntry>, StoreError> {
         let from = if after.is_empty() { "-".to_owned() } else { format!("({after}") };
-        let found: redis::streams::StreamRangeReply =
+        let found: Vec<(String, Vec<Vec<u8>>)> =
             self.connection().xrange_count(self.keys().outbox(p), from, before_ms, n).await?;
-        let text = |e: &redis::streams::StreamId, f: &str| -> Result<String, StoreError> {
-            e.get(f).ok_or_else(|| StoreError::Decode(format!("outbox entry {} has no field {f}", e.id)))
-        };
-        found
-            .ids
-            .iter()
-            .map(|e| {
-                Ok(OutboxEntry {
-                    id: e.id.clone(),
-                    suffix: text(e, "s")?,
-                    body: text(e, "b")?,
-                    ended: text(e, "e")?,
-                    commit: text(e, "c")?.parse().map_err(|_| StoreError::Decode("commit".into()))?,
-                })
-            })
-            .collect()
+        found.into_iter().map(|(id, fields)| super::script::entry(id, fields)).collect()
     }
 
     /// Removes entries that JetStream confirmed.

@@ -9,7 +9,7 @@ use std::{
 };
 
 use redis::{Script, aio::ConnectionManager};
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{Serialize, de::DeserializeOwned};
 
 use super::keys::Keys;
 pub use crate::domain::text::mask;
@@ -88,7 +88,7 @@ pub struct StoreOptions {
 }
 
 /// A journal entry that a script wrote to the outbox.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OutboxEntry {
     /// Entry id in the outbox stream: makes the message id of its publish.
     pub id: String,
@@ -201,7 +201,7 @@ impl Store {
                 incarnations: Mutex::new(vec![String::new(); n]),
                 confirmed: (0..n).map(|_| Mutex::new(Vec::new())).collect(),
                 calls: AtomicU64::new(0),
-                process: ulid::Ulid::generate().to_string(),
+                process: process_id(),
             }),
         })
     }
@@ -231,7 +231,7 @@ impl Store {
 
     /// A call id that no other call of any process has.
     pub(super) fn call_id(&self) -> String {
-        format!("{}{:x}", self.inner.process, self.inner.calls.fetch_add(1, Ordering::Relaxed))
+        format!("{}.{:x}", self.inner.process, self.inner.calls.fetch_add(1, Ordering::Relaxed))
     }
 
     /// Gives the next call the id of the last one, as a repeat after a lost reply has it.
@@ -283,30 +283,41 @@ impl Store {
             let mut connection = self.connection();
             let call = &call;
             async move {
-                let bytes: Vec<u8> = call.invoke_async(&mut connection).await?;
-                Ok::<_, StoreError>(bytes)
+                let parts: Vec<Vec<u8>> = call.invoke_async(&mut connection).await?;
+                Ok::<_, StoreError>(parts)
             }
         })
         .await;
-        let bytes = match answer {
-            Ok(b) => b,
+        let parts = match answer {
+            Ok(parts) => parts,
             Err(e) => {
                 self.confirm(p, confirmed);
                 return Err(e);
             }
         };
-        decode(&bytes).inspect_err(|_| self.confirm(p, confirmed))
+        decode(parts).inspect_err(|_| self.confirm(p, confirmed))
     }
+}
+
+/// Unique among all processes that may ever call: 60 random bits. Short, because it stands in every record.
+fn process_id() -> String {
+    const ALPHABET: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
+    let random = ulid::Ulid::generate().random();
+    (0..12)
+        .filter_map(|i| ALPHABET.get(((random >> (5 * i)) & 31) as usize))
+        .map(|b| char::from(*b))
+        .collect()
 }
 
 fn pack<T: Serialize + ?Sized>(value: &T) -> Result<Vec<u8>, StoreError> {
     rmp_serde::to_vec(value).map_err(|e| StoreError::Decode(format!("arguments do not encode: {e}")))
 }
 
-fn decode<R: DeserializeOwned>(bytes: &[u8]) -> Result<Answer<R>, StoreError> {
+fn decode<R: DeserializeOwned>(parts: Vec<Vec<u8>>) -> Result<Answer<R>, StoreError> {
+    let mut parts = parts.into_iter();
+    let head = parts.next().ok_or_else(|| StoreError::Decode("empty reply".into()))?;
     // The code comes first: the results of a refused call are an empty array, whatever their type.
-    let code = bytes.get(1).copied();
-    match code {
+    match head.get(1).copied() {
         Some(0) => {}
         Some(1) => return Err(StoreError::OtherStore("it is empty")),
         Some(2) => return Err(StoreError::OtherStore("another incarnation")),
@@ -314,7 +325,68 @@ fn decode<R: DeserializeOwned>(bytes: &[u8]) -> Result<Answer<R>, StoreError> {
         Some(4) => return Err(StoreError::OutboxFull),
         other => return Err(StoreError::Decode(format!("unknown reply code {other:?}"))),
     }
-    let (_, now_ms, results, entries): (u8, u64, R, Vec<OutboxEntry>) =
-        rmp_serde::from_slice(bytes).map_err(|e| StoreError::Decode(e.to_string()))?;
+    let (_, now_ms, results): (u8, u64, R) =
+        rmp_serde::from_slice(&head).map_err(|e| StoreError::Decode(e.to_string()))?;
+    let mut entries = Vec::new();
+    while let Some(id) = parts.next() {
+        let mut take = || parts.next().ok_or_else(|| StoreError::Decode("an entry is cut off".into()));
+        let (suffix, ended, commit, n) = (take()?, take()?, take()?, take()?);
+        let n: usize = number(&n)?;
+        let events: Vec<Vec<u8>> = parts.by_ref().take(n).collect();
+        if events.len() < n {
+            return Err(StoreError::Decode("an entry is cut off".into()));
+        }
+        entries.push(OutboxEntry::of(text(id)?, text(suffix)?, text(ended)?, number(&commit)?, &events)?);
+    }
     Ok(Answer { now_ms, results, entries })
+}
+
+fn text(bytes: Vec<u8>) -> Result<String, StoreError> {
+    String::from_utf8(bytes).map_err(|e| StoreError::Decode(e.to_string()))
+}
+
+fn number<N: std::str::FromStr>(bytes: &[u8]) -> Result<N, StoreError> {
+    let text = std::str::from_utf8(bytes).unwrap_or_default();
+    text.parse().map_err(|_| StoreError::Decode(format!("{text:?} is not a number")))
+}
+
+/// An entry as the stream holds it: `s` suffix, `c` commit, `e` ended ids, then a `v` for each event.
+pub(super) fn entry(id: String, fields: Vec<Vec<u8>>) -> Result<OutboxEntry, StoreError> {
+    let mut fields = fields.into_iter();
+    let mut named = |want: &[u8]| match (fields.next(), fields.next()) {
+        (Some(name), Some(value)) if name == want => Ok(Some(value)),
+        (None, None) => Ok(None),
+        _ => Err(StoreError::Decode(format!("outbox entry {id}: unexpected fields"))),
+    };
+    let missing = || StoreError::Decode(format!("outbox entry {id} is cut off"));
+    let suffix = named(b"s")?.ok_or_else(missing)?;
+    let commit = named(b"c")?.ok_or_else(missing)?;
+    let ended = named(b"e")?.ok_or_else(missing)?;
+    let mut events = Vec::new();
+    while let Some(e) = named(b"v")? {
+        events.push(e);
+    }
+    OutboxEntry::of(id.clone(), text(suffix)?, text(ended)?, number(&commit)?, &events)
+}
+
+impl OutboxEntry {
+    /// An entry of these events: its body is the JSON array of them, the same bytes whoever makes it.
+    pub(super) fn of(
+        id: String,
+        suffix: String,
+        ended: String,
+        commit: u64,
+        events: &[Vec<u8>],
+    ) -> Result<Self, StoreError> {
+        let mut body = Vec::with_capacity(events.iter().map(|e| e.len() + 1).sum::<usize>() + 1);
+        body.push(b'[');
+        for (i, e) in events.iter().enumerate() {
+            if i > 0 {
+                body.push(b',');
+            }
+            body.extend_from_slice(e);
+        }
+        body.push(b']');
+        Ok(Self { id, suffix, body: text(body)?, ended, commit })
+    }
 }

@@ -1,5 +1,5 @@
 -- claim: the right to run one attempt of each job, or the reason why not.
--- ARGV[1] adds: [5] most outbox entries (count), [6] data of the started event (JSON).
+-- ARGV[1] adds: [5] most outbox entries (count), [6] data of the started event (JSON object, or '').
 -- Item: {id, queue, type, key (JSON string or ''), trace, carrier, ack subject, created ms, finish ms, max retries,
 --        timeout ms, generation, adopt (carrier that vanished, or ''), expires ms (0 = never)}
 -- Result: {0, epoch, attempt, charged, gen, started ms, rev, start failures} granted
@@ -66,4 +66,4 @@ for i = 1, #items do
 end
 if #running > 0 then redis.call('SADD', KEYS[5], unpack(running)) end
 write_back()
-return reply(0, results, entries)
+return reply(0, results)

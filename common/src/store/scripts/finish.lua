@@ -56,4 +56,4 @@ for i = 1, #items do
 end
 if #gone > 0 then redis.call('SREM', KEYS[5], unpack(gone)) end
 write_back()
-return reply(0, results, entries)
+return reply(0, results)

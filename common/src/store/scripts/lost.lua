@@ -39,4 +39,4 @@ if redis.call('SCARD', KEYS[5]) == 0 then
   redis.call('HDEL', KEYS[FIRST_JOB + #items + 1], session)
 end
 write_back()
-return reply(0, results, entries)
+return reply(0, results)

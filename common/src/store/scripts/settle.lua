@@ -45,4 +45,4 @@ for i = 1, #items do
   end
 end
 write_back()
-return reply(0, results, entries)
+return reply(0, results)
