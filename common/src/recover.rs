@@ -51,7 +51,7 @@ pub async fn lost_session(
     for (id, epoch) in owned.into_iter().take(batch) {
         let record = c.store.record(&id).await?;
         items.push(item(&id, epoch, record.as_ref(), session));
-        jobs.push((id, epoch));
+        jobs.push((id, epoch, record.map(|r| r.queue).unwrap_or_default()));
     }
     let answer = match c.store.lost(p, session, &items).await {
         Err(StoreError::SessionLost) => return Ok(Recovered { is_alive: true, ..Recovered::default() }),
@@ -61,24 +61,22 @@ pub async fn lost_session(
     // Ordering: the verdicts are journaled before any carrier is touched.
     c.relay.publish(p, &answer.entries, Pace::call(PATIENCE)).await?;
     let mut done = Recovered { is_partial, ..Recovered::default() };
-    for ((id, epoch), reply) in jobs.iter().zip(answer.results) {
+    for ((id, epoch, queue), reply) in jobs.iter().zip(answer.results) {
         let LostReply::Applied(s) = reply else { continue };
         done.lost += 1;
         tracing::warn!(job = %id, epoch, %session, status = s.status.name(), "attempt lost");
         if s.status == Status::RetryWait {
-            if !s.ack_subject.is_empty() {
-                c.broker.nak(&s.ack_subject, Duration::ZERO).await?;
+            if let Some(ack) = c.broker.recorded_ack(queue, &s.carrier, &s.ack_subject) {
+                c.broker.nak(&ack, Duration::ZERO).await?;
             }
             continue;
         }
         done.failed += 1;
         tracing::error!(job = %id, alert = "attempts_exhausted", "the job failed: its last attempt was lost");
         if let Some(raw) = c.broker.carrier_message(&s.carrier).await? {
-            let queue =
-                c.broker.names().parse_job_subject(&raw.subject).map_or("unknown", |(q, _)| q).to_owned();
             let obituary = Obituary {
                 job: id,
-                queue: &queue,
+                queue,
                 generation: s.generation,
                 epoch: *epoch,
                 reason: ErrorCode::AttemptsExhausted.name(),

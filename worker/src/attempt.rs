@@ -174,7 +174,7 @@ fn claim_item(w: &Shared, d: &Delivery, decoded: &Decoded, adopt: String) -> Cla
         key: json_string(job.key.as_deref()),
         trace: decoded.trace.clone(),
         carrier: decoded.carrier.clone(),
-        ack_subject: d.ack_subject.clone(),
+        ack_subject: w.c.broker.ack_to_record(job.queue.as_str(), &d.ack_subject),
         created_ms: d.stored_ms,
         finish_ms: ms(job.terms.finish.unwrap_or(w.settings.attempt.finish)),
         max_retries: job.retry.max_retries,
@@ -208,6 +208,7 @@ async fn run(
     fault::point("claimed");
     let job = Arc::new(decoded.job.clone());
     let ended = execute(w, session, p, &job, &decoded.trace, &grant, handler, stop).await;
+    w.finishing(&id);
     let settle = match ended {
         Ended::Fenced => {
             tracing::warn!(job = %id, epoch = grant.epoch, "attempt ended without a word: its lease is gone");

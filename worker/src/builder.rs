@@ -119,8 +119,7 @@ impl WorkerBuilder {
             }
         }
         let tracker = TaskTracker::new();
-        let commits =
-            Commits::start(&c.store, &c.relay, &tracker, settings.worker.outbox_cap.0, "");
+        let commits = Commits::start(&c.store, &c.relay, &tracker, settings.worker.outbox_cap.0, "");
         let w = Arc::new(Shared {
             c,
             settings,

@@ -162,6 +162,20 @@ fn by_session<Q, R>(
     out
 }
 
+/// Whether one item of a call (an unreadable record) may be why all of it was refused.
+fn is_of_one(e: &StoreError) -> bool {
+    matches!(e, StoreError::Refused(_))
+}
+
+/// The requests of a refused call, one by one: nothing of it was written, and the good ones shall not wait for the bad one.
+fn singles<Q, R>(
+    session: Arc<SessionId>,
+    items: Vec<Q>,
+    replies: Vec<oneshot::Sender<R>>,
+) -> impl Iterator<Item = OfSession<Q, R>> {
+    items.into_iter().zip(replies).map(move |(q, r)| (session.clone(), vec![q], vec![r]))
+}
+
 fn send<R>(reply: oneshot::Sender<R>, value: R) {
     if reply.send(value).is_err() {
         // Its attempt was dropped at shutdown; what was committed is found by the next owner.
@@ -176,7 +190,8 @@ async fn claim(
     permit: OwnedSemaphorePermit,
 ) {
     let mut later = Vec::new();
-    for (session, items, replies) in by_session(asks, replies) {
+    let mut groups = by_session(asks, replies);
+    while let Some((session, items, replies)) = groups.pop() {
         match c.store.claim(c.p, &session, c.outbox_cap, &c.started, &items).await {
             Ok(answer) => {
                 fault::point("claim_committed");
@@ -190,6 +205,7 @@ async fn claim(
                 }
                 later.push((answer.entries, waiting));
             }
+            Err(e) if is_of_one(&e) && items.len() > 1 => groups.extend(singles(session, items, replies)),
             Err(e) => replies.into_iter().for_each(|r| send(r, Err(e.clone()))),
         }
     }
@@ -212,12 +228,14 @@ async fn finish(
     permit: OwnedSemaphorePermit,
 ) {
     let mut later = Vec::new();
-    for (session, items, replies) in by_session(asks, replies) {
+    let mut groups = by_session(asks, replies);
+    while let Some((session, items, replies)) = groups.pop() {
         match c.store.finish(c.p, &session, &items).await {
             Ok(answer) => {
                 fault::point("finish_committed");
                 later.push((answer.entries, replies.into_iter().zip(answer.results).collect::<Vec<_>>()));
             }
+            Err(e) if is_of_one(&e) && items.len() > 1 => groups.extend(singles(session, items, replies)),
             Err(e) => replies.into_iter().for_each(|r| send(r, Err(e.clone()))),
         }
     }

@@ -73,7 +73,7 @@ async fn pull(
     loop {
         let outstanding: usize = pullers.iter().map(Puller::outstanding).sum();
         let free = slots.available_permits().saturating_sub(if queues.len() == 1 { outstanding } else { 0 });
-        for ask in plan.next(free, outstanding, jitter()) {
+        for ask in plan.next(free, outstanding, jitter) {
             if let Some(p) = pullers.get_mut(ask.queue) {
                 p.ask(ask.n, ask.wait).await?;
             }

@@ -33,8 +33,8 @@ impl Plan {
     }
 
     /// What to ask for now. `free`: slots that nothing is asked for yet; `outstanding`: what is asked for and not here yet.
-    /// `random`: uniform in 0..1.
-    pub(crate) fn next(&mut self, free: usize, outstanding: usize, random: f64) -> Vec<Ask> {
+    /// `random`: gives a number uniform in 0..1.
+    pub(crate) fn next(&mut self, free: usize, outstanding: usize, random: impl FnOnce() -> f64) -> Vec<Ask> {
         if free == 0 || self.order.is_empty() {
             return Vec::new();
         }
@@ -47,7 +47,7 @@ impl Plan {
             return Vec::new();
         }
         if self.at == 0 {
-            self.turn(random);
+            self.turn(random());
         }
         if let Some(&queue) = self.order.get(self.at) {
             self.probe = Some((queue, free));
@@ -140,18 +140,18 @@ mod tests {
     #[test]
     fn strict_order_asks_the_next_queue_only_for_what_the_first_did_not_fill() {
         let mut p = Plan::new(3, None, 4);
-        assert_eq!(p.next(4, 0, 0.0), [Ask { queue: 0, n: 4, wait: false }]);
-        assert!(p.next(4, 4, 0.0).is_empty(), "one probe at a time");
+        assert_eq!(p.next(4, 0, || 0.0), [Ask { queue: 0, n: 4, wait: false }]);
+        assert!(p.next(4, 4, || 0.0).is_empty(), "one probe at a time");
         p.on_message(0);
         p.on_end(0);
-        assert_eq!(p.next(3, 0, 0.0), [Ask { queue: 1, n: 3, wait: false }]);
+        assert_eq!(p.next(3, 0, || 0.0), [Ask { queue: 1, n: 3, wait: false }]);
         p.on_end(1);
-        assert_eq!(p.next(3, 0, 0.0)[0].queue, 2);
+        assert_eq!(p.next(3, 0, || 0.0)[0].queue, 2);
         p.on_end(2);
-        assert_eq!(p.next(3, 0, 0.0).len(), 3, "all empty: one parked pull each");
-        assert!(p.next(3, 3, 0.0).is_empty());
+        assert_eq!(p.next(3, 0, || 0.0).len(), 3, "all empty: one parked pull each");
+        assert!(p.next(3, 3, || 0.0).is_empty());
         p.on_message(2);
-        assert_eq!(p.next(2, 2, 0.0)[0], Ask { queue: 0, n: 2, wait: false }, "rank order again");
+        assert_eq!(p.next(2, 2, || 0.0)[0], Ask { queue: 0, n: 2, wait: false }, "rank order again");
     }
 
     #[test]
@@ -159,7 +159,7 @@ mod tests {
         let mut p = Plan::new(2, Some(vec![3, 1]), 1);
         let mut firsts = [0, 0];
         for i in 0..100 {
-            let ask = p.next(1, 0, f64::from(i) / 100.0)[0];
+            let ask = p.next(1, 0, || f64::from(i) / 100.0)[0];
             firsts[ask.queue] += 1;
             p.on_message(ask.queue);
         }
@@ -169,9 +169,9 @@ mod tests {
     #[test]
     fn one_queue_is_asked_for_all_free_slots_but_not_for_each() {
         let mut p = Plan::new(1, None, 100);
-        assert_eq!(p.next(100, 0, 0.0), [Ask { queue: 0, n: 100, wait: true }]);
-        assert!(p.next(10, 90, 0.0).is_empty());
-        assert_eq!(p.next(30, 70, 0.0)[0].n, 30);
-        assert_eq!(p.next(1, 0, 0.0)[0].n, 1);
+        assert_eq!(p.next(100, 0, || 0.0), [Ask { queue: 0, n: 100, wait: true }]);
+        assert!(p.next(10, 90, || 0.0).is_empty());
+        assert_eq!(p.next(30, 70, || 0.0)[0].n, 30);
+        assert_eq!(p.next(1, 0, || 0.0)[0].n, 1);
     }
 }

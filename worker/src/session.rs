@@ -198,9 +198,10 @@ async fn renew(w: &Arc<Shared>, session: &Session, suspects: &mut HashSet<String
         let answer = w.c.store.renew(p, &session.id, w.settings.lease.ttl, &running).await?;
         for member in answer.results.fenced {
             if let Some((id, epoch)) = parse_member(&member) {
-                // It may have been finished between the snapshot and the call: then it is not running any more.
-                tracing::warn!(job = %id, epoch, "fenced: the store gave the job to another owner");
-                w.fence(&id, epoch);
+                // It may have been finished between the snapshot and the call: then there is nothing to fence any more.
+                if w.fence(&id, epoch) {
+                    tracing::warn!(job = %id, epoch, "fenced: the store gave the job to another owner");
+                }
             }
         }
         for member in answer.results.orphans {

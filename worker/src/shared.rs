@@ -34,6 +34,8 @@ pub(crate) enum AnyHandler {
 pub(crate) struct Live {
     pub(crate) epoch: u64,
     pub(crate) partition: u32,
+    /// Its handler has ended and its finish is under way: what the store says of it may be older or newer than that.
+    pub(crate) is_finishing: bool,
     pub(crate) stop: Stop,
 }
 
@@ -89,7 +91,7 @@ impl Shared {
             return None;
         }
         let stop = Stop { abort: self.abort.child_token(), fence: CancellationToken::new() };
-        running.insert(id.clone(), Live { epoch, partition, stop: stop.clone() });
+        running.insert(id.clone(), Live { epoch, partition, is_finishing: false, stop: stop.clone() });
         Some(stop)
     }
 
@@ -98,25 +100,35 @@ impl Shared {
         lock(&self.running).contains_key(id)
     }
 
+    /// Notes that the handler of an attempt has ended.
+    pub(crate) fn finishing(&self, id: &JobId) {
+        if let Some(l) = lock(&self.running).get_mut(id) {
+            l.is_finishing = true;
+        }
+    }
+
     /// Takes a job out of the running set.
     pub(crate) fn leave(&self, id: &JobId) {
         lock(&self.running).remove(id);
     }
 
-    /// What runs in a partition, as `<id>:<epoch>`.
+    /// What runs in a partition, as `<id>:<epoch>`; without what is being finished.
     pub(crate) fn running_in(&self, p: u32) -> Vec<String> {
         lock(&self.running)
             .iter()
-            .filter(|(_, l)| l.partition == p)
+            .filter(|(_, l)| l.partition == p && !l.is_finishing)
             .map(|(id, l)| format!("{id}:{}", l.epoch))
             .collect()
     }
 
-    /// Ends an attempt without a word, if it runs under this epoch.
-    pub(crate) fn fence(&self, id: &JobId, epoch: u64) {
-        if let Some(l) = lock(&self.running).get(id).filter(|l| l.epoch == epoch) {
+    /// Ends an attempt without a word, if its handler runs under this epoch; says whether it does.
+    pub(crate) fn fence(&self, id: &JobId, epoch: u64) -> bool {
+        let running = lock(&self.running);
+        let live = running.get(id).filter(|l| l.epoch == epoch && !l.is_finishing);
+        if let Some(l) = live {
             l.stop.fence.cancel();
         }
+        live.is_some()
     }
 
     /// Ends every attempt without a word. Returns their number.

@@ -16,6 +16,23 @@ impl Broker {
             .map_err(|e| BrokerError::Unreachable(e.to_string()))
     }
 
+    /// What a record keeps of an ack subject: nothing, where it is the server's common form, which [`Broker::recorded_ack`]
+    /// can make again; each byte of a record costs time in Redis. The counters in it do not matter to the server.
+    pub fn ack_to_record(&self, queue: &str, ack_subject: &str) -> String {
+        let prefix = format!("$JS.ACK.{}.{queue}.", self.names().jobs());
+        let is_common = ack_subject.strip_prefix(&prefix).is_some_and(|rest| rest.split('.').count() == 5);
+        if is_common { String::new() } else { ack_subject.to_owned() }
+    }
+
+    /// The ack subject of a recorded carrier; `None` where none can be told.
+    pub fn recorded_ack(&self, queue: &str, carrier: &str, recorded: &str) -> Option<String> {
+        if !recorded.is_empty() {
+            return Some(recorded.to_owned());
+        }
+        let sequence = carrier_sequence(carrier)?;
+        Some(format!("$JS.ACK.{}.{queue}.1.{sequence}.1.0.0", self.names().jobs()))
+    }
+
     /// Removes the message. Sent without waiting; a lost ack costs one redelivery, which is told that the job has ended.
     pub async fn ack(&self, ack_subject: &str) -> Result<(), BrokerError> {
         self.settle(ack_subject, Bytes::from_static(b"+ACK")).await
