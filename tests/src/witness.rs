@@ -42,7 +42,7 @@ command = ["sh", "-c", '''
 W={w}
 say() {{ echo "$1 $SURETY_JOB_ID $SURETY_EPOCH $2" >> $W; }}
 for p in $(sed -n "s/^start $SURETY_JOB_ID [0-9]* //p" $W 2>/dev/null); do
-  if grep -qs "^State:[[:space:]]*[^ZX]" /proc/$p/status; then say overlap $p; fi
+  if grep -qs "^State:[[:space:]]*[RSDTtI]" /proc/$p/status; then say overlap $p; fi
 done
 say start $$
 child() {{ W=$W setsid sh -c 'trap "" TERM; echo "start $SURETY_JOB_ID $SURETY_EPOCH $$" >> $W; '"$1" & }}
@@ -51,6 +51,11 @@ say end $$
 ''']
 "#
         )
+    }
+
+    /// Makes the file `$W.<name>` that a handler waits for.
+    pub fn touch(&self, name: &str) {
+        std::fs::write(format!("{}.{name}", self.path.display()), "").unwrap();
     }
 
     /// All lines so far.

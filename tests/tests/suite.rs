@@ -3,6 +3,7 @@
 
 mod suite {
     mod basics;
+    mod lost;
     mod faults;
     mod model;
     mod scripts;

@@ -50,13 +50,17 @@ pub(crate) enum Settle {
 /// Handles one delivery to its end.
 pub(crate) async fn handle(w: Arc<Shared>, session: Arc<Session>, queue: QueueName, d: Delivery) {
     fault::point("pulled");
-    w.hold(d.sequence, &d.ack_subject);
+    if !w.hold(d.sequence, &d.ack_subject) {
+        // Giving it back would end the extension and burn one delivery after the other while the job runs.
+        tracing::info!(carrier = d.sequence, delivered = d.delivered, "offered again while it is in hand");
+        return;
+    }
     let settle = process(&w, &session, &queue, &d).await;
     // Ordering: stop extending first; a `+WPI` after a nak would replace its delay.
-    w.release(d.sequence);
+    let ack_subject = w.release(d.sequence).unwrap_or(d.ack_subject);
     let result = match settle {
-        Settle::Ack => w.c.broker.ack(&d.ack_subject).await,
-        Settle::Nak(delay) => w.c.broker.nak(&d.ack_subject, delay).await,
+        Settle::Ack => w.c.broker.ack(&ack_subject).await,
+        Settle::Nak(delay) => w.c.broker.nak(&ack_subject, delay).await,
         Settle::Leave => Ok(()),
     };
     if let Err(e) = result {

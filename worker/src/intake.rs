@@ -8,7 +8,7 @@ use surety_common::{
         BrokerError,
         pull::{Delivery, Pulled, Puller},
     },
-    config::Choice,
+    config::{Choice, Lease},
     domain::QueueName,
 };
 use tokio::sync::Semaphore;
@@ -68,7 +68,7 @@ async fn pull(
 ) -> Result<(), BrokerError> {
     let mut pullers = Vec::with_capacity(queues.len());
     for (q, _) in queues {
-        pullers.push(Puller::start(&w.c.broker, q).await?);
+        pullers.push(Puller::start(&w.c.broker, q, pull_wait(&w.settings.lease)).await?);
     }
     loop {
         let outstanding: usize = pullers.iter().map(Puller::outstanding).sum();
@@ -98,6 +98,12 @@ async fn pull(
             () = w.draining.cancelled() => return Ok(()),
         }
     }
+}
+
+/// How long a pull may wait at the server. A frozen worker keeps its connection, so the broker goes on answering its pulls:
+/// they must be over when its lease is, or the job that its loss gives back goes to it once more and sits there for an ack-wait.
+fn pull_wait(lease: &Lease) -> Duration {
+    lease.ttl.saturating_sub(lease.margin + lease.renewal)
 }
 
 async fn next_of(pullers: &mut [Puller]) -> (usize, Pulled) {

@@ -143,14 +143,15 @@ impl Shared {
         lock(&self.running).len()
     }
 
-    /// Extends a delivery from now on.
-    pub(crate) fn hold(&self, sequence: u64, ack_subject: &str) {
-        lock(&self.held).insert(sequence, ack_subject.to_owned());
+    /// Extends a delivery from now on. `false`: a delivery of the same message is in hand already; it is extended under the
+    /// new one's name from now on, and the task that has it settles it.
+    pub(crate) fn hold(&self, sequence: u64, ack_subject: &str) -> bool {
+        lock(&self.held).insert(sequence, ack_subject.to_owned()).is_none()
     }
 
-    /// Stops extending a delivery: before it is acked or given back.
-    pub(crate) fn release(&self, sequence: u64) {
-        lock(&self.held).remove(&sequence);
+    /// Stops extending a delivery, before it is acked or given back; gives its newest ack subject.
+    pub(crate) fn release(&self, sequence: u64) -> Option<String> {
+        lock(&self.held).remove(&sequence)
     }
 
     /// Tells the broker, every `lease.extend`, that what is in hand is being worked on.

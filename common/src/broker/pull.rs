@@ -14,9 +14,9 @@ use serde::Serialize;
 use super::{Broker, BrokerError};
 use crate::domain::QueueName;
 
-/// How long a pull waits at the server before it is asked again.
-const EXPIRES: Duration = Duration::from_secs(30);
-/// The server's sign of life on a waiting pull.
+/// The longest that a pull waits at the server before it is asked again.
+const LONGEST: Duration = Duration::from_secs(30);
+/// The server's sign of life on a waiting pull, at least this often.
 const HEARTBEAT: Duration = Duration::from_secs(5);
 
 /// One delivered message.
@@ -60,6 +60,7 @@ pub struct Puller {
     request_subject: String,
     inbox: String,
     replies: async_nats::Subscriber,
+    expires: Duration,
     outstanding: usize,
     asked: u64,
 }
@@ -78,8 +79,8 @@ pub enum Pulled {
 }
 
 impl Puller {
-    /// Subscribes to an inbox; nothing is pulled yet.
-    pub async fn start(broker: &Broker, queue: &QueueName) -> Result<Self, BrokerError> {
+    /// Subscribes to an inbox; nothing is pulled yet. `expires`: how long a pull waits at the server, half a minute at most.
+    pub async fn start(broker: &Broker, queue: &QueueName, expires: Duration) -> Result<Self, BrokerError> {
         let inbox = broker.client.new_inbox();
         let replies = broker
             .client
@@ -92,6 +93,7 @@ impl Puller {
             request_subject: format!("$JS.API.CONSUMER.MSG.NEXT.{}.{queue}", broker.names().jobs()),
             inbox,
             replies,
+            expires: expires.min(LONGEST),
             outstanding: 0,
             asked: 0,
         })
@@ -102,14 +104,14 @@ impl Puller {
         self.outstanding
     }
 
-    /// Asks for `n` messages. `wait`: the pull stays at the server until they come or half a minute passed; otherwise it
-    /// ends at once with what is there.
+    /// Asks for `n` messages. `wait`: the pull stays at the server until they come or it expires; otherwise it ends at
+    /// once with what is there.
     pub async fn ask(&mut self, n: usize, wait: bool) -> Result<(), BrokerError> {
         let nanos = |d: Duration| u64::try_from(d.as_nanos()).ok();
         let request = Request {
             batch: n,
-            expires: if wait { nanos(EXPIRES) } else { None },
-            idle_heartbeat: if wait { nanos(HEARTBEAT) } else { None },
+            expires: if wait { nanos(self.expires) } else { None },
+            idle_heartbeat: if wait { nanos(HEARTBEAT.min(self.expires / 3)) } else { None },
             no_wait: !wait,
         };
         let body = serde_json::to_vec(&request).map_err(|e| BrokerError::Unfit(e.to_string()))?;
