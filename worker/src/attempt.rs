@@ -9,24 +9,21 @@ use surety_common::{
         pull::Delivery,
     },
     clock::iso,
-    domain::{ErrorCode, FailureClass, Job, JobId, QueueName, Status, text},
+    domain::{ErrorCode, FailureClass, Job, QueueName, Status, text},
     ending::json_string,
     fault,
     pace::Pace,
-    store::{
-        ClaimItem, ClaimReply, FinishItem, FinishReply, ProgressItem, ProgressReply, StoreError, Verdict,
-        ops::Grant,
-    },
+    store::{ClaimItem, ClaimReply, FinishItem, FinishReply, StoreError, Verdict, ops::Grant},
     wire::receipt::Draft,
 };
-use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     commit::Finished,
     handler::{
         Attempt, Detail, Ended, JobContext, Stop,
         command::{FINISH_PACE, may_retry, start_delay},
-        control::{Report, Reports},
+        control::Reports,
     },
     session::Session,
     settle::{bury_undecoded, dead_letter},
@@ -123,7 +120,7 @@ async fn claim_and_run(
             }
         };
         return match claimed.reply {
-            ClaimReply::Granted(grant) => run(w, session, p, d, decoded, handler, grant).await,
+            ClaimReply::Granted(grant) => Box::pin(run(w, session, p, d, decoded, handler, grant)).await,
             ClaimReply::LiveOwner { lease_ms } => {
                 Settle::Nak(Duration::from_millis(lease_ms).max(SHORTEST_NAK).min(w.c.found.ack_wait))
             }
@@ -210,7 +207,7 @@ async fn run(
         stop.fence.cancel();
     }
     fault::point("claimed");
-    let job = Arc::new(decoded.job.clone());
+    let job = decoded.job.clone();
     let ended = execute(w, session, p, &job, &decoded.trace, &grant, handler, stop).await;
     w.finishing(&id);
     let settle = match ended {
@@ -238,58 +235,29 @@ async fn execute(
     handler: AnyHandler,
     stop: Stop,
 ) -> Ended {
-    let (tx, reports) = mpsc::channel(16);
     let attempt = Attempt {
         context: JobContext {
             job: job.clone(),
             attempt: grant.attempt,
             epoch: grant.epoch,
-            stop: stop.abort.child_token(),
-            reports: Reports(tx),
+            stop: CancellationToken::new(),
+            reports: Reports {
+                commits: w.commits.clone(),
+                partition: p,
+                session: session.id.clone(),
+                id: job.id.clone(),
+                epoch: grant.epoch,
+                fence: stop.fence.clone(),
+            },
         },
         timeout: w.timeout(job),
         session: (*session.id).clone(),
-        stop: stop.clone(),
+        stop,
         trace: (!trace.is_empty()).then(|| trace.to_owned()),
     };
-    let run = async {
-        match handler {
-            AnyHandler::Rust(h) => h.run(attempt).await,
-            AnyHandler::Command(h) => h.run(attempt).await,
-        }
-    };
-    // The reporter ends when the attempt drops its sender; both are polled here, so neither outlives the other.
-    let (ended, ()) = tokio::join!(run, journal_reports(w, session, p, &job.id, grant.epoch, reports, &stop));
-    ended
-}
-
-async fn journal_reports(
-    w: &Shared,
-    session: &Session,
-    p: u32,
-    id: &JobId,
-    epoch: u64,
-    mut reports: mpsc::Receiver<Report>,
-    stop: &Stop,
-) {
-    while let Some((kind, data, reply)) = reports.recv().await {
-        let item = ProgressItem { id: id.to_string(), epoch, kind: kind.name(), data };
-        let is_journaled = match w.commits.report(p, session.id.clone(), item).await {
-            Ok(ProgressReply::Journaled { .. }) => true,
-            Ok(ProgressReply::Fenced) => {
-                tracing::warn!(job = %id, epoch, "the attempt is fenced: another one, or none, owns the job");
-                stop.fence.cancel();
-                false
-            }
-            // A report is not worth an attempt: logged, and the job goes on (H-03).
-            Err(e) => {
-                tracing::warn!(job = %id, error = %e, "report not journaled");
-                true
-            }
-        };
-        if reply.send(is_journaled).is_err() {
-            tracing::debug!(job = %id, "the handler did not wait for its report");
-        }
+    match handler {
+        AnyHandler::Rust(h) => h.run(attempt).await,
+        AnyHandler::Command(h) => h.run(attempt).await,
     }
 }
 
@@ -395,9 +363,10 @@ async fn finish(
     session: &Arc<Session>,
     p: u32,
     d: &Delivery,
-    mut item: FinishItem,
+    item: FinishItem,
     decoded: &Decoded,
 ) -> Settle {
+    let mut item = Arc::new(item);
     let mut delays = FINISH_PACE.delays();
     let mut is_given_up = false;
     let finished = loop {
@@ -431,12 +400,16 @@ async fn finish(
     after_finish(w, d, &item, decoded, finished).await
 }
 
-fn gave_up(item: &FinishItem, decoded: &Decoded, why: &str) -> FinishItem {
+fn gave_up(item: &FinishItem, decoded: &Decoded, why: &str) -> Arc<FinishItem> {
     let generation = decoded.generation;
     let mut r = Draft::new(&decoded.job.id, generation, &decoded.job.kind, Status::Failed.name());
     r.error_code = Some(ErrorCode::Internal);
     r.message = Some(why);
-    FinishItem { verdict: Verdict::Fail(ErrorCode::Internal), receipt: r.open_json(), ..item.clone() }
+    Arc::new(FinishItem {
+        verdict: Verdict::Fail(ErrorCode::Internal),
+        receipt: r.open_json(),
+        ..item.clone()
+    })
 }
 
 async fn after_finish(

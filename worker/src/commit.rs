@@ -33,7 +33,7 @@ pub(crate) struct Claimed {
 }
 
 type Claim = (Arc<SessionId>, ClaimItem);
-type Finish = (Arc<SessionId>, FinishItem);
+type Finish = (Arc<SessionId>, Arc<FinishItem>);
 type Progress = (Arc<SessionId>, ProgressItem);
 
 /// The groups of one partition.
@@ -47,7 +47,7 @@ struct Partition {
 /// The groups of every partition. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Commits {
-    partitions: Vec<Partition>,
+    partitions: Arc<[Partition]>,
 }
 
 /// What the commit functions need.
@@ -114,7 +114,7 @@ impl Commits {
         &self,
         p: u32,
         session: Arc<SessionId>,
-        item: FinishItem,
+        item: Arc<FinishItem>,
     ) -> Result<Finished, StoreError> {
         let asked = match self.partitions.get(p as usize) {
             Some(g) => g.finishes.ask((session, item)).await,

@@ -133,11 +133,12 @@ async fn begin(
         return;
     };
     let (w2, session, queue) = (w.clone(), session.clone(), queue.clone());
-    w.tracker.spawn(async move {
+    // Boxed, so that what is spawned is moved as a pointer.
+    w.tracker.spawn(Box::pin(async move {
         handle(w2.clone(), session, queue, d).await;
         drop(slot);
         w2.freed.notify_one();
-    });
+    }));
 }
 
 fn jitter() -> f64 {

@@ -220,7 +220,7 @@ async fn renew(w: &Arc<Shared>, session: &Session, suspects: &mut HashSet<String
                     data: r#"{"reason":"orphan""#.into(),
                     detail: String::new(),
                 };
-                w.commits.finish(p, session.id.clone(), item).await?;
+                w.commits.finish(p, session.id.clone(), Arc::new(item)).await?;
             } else {
                 found.insert(member);
             }

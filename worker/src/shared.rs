@@ -90,7 +90,7 @@ impl Shared {
         if running.contains_key(id) {
             return None;
         }
-        let stop = Stop { abort: self.abort.child_token(), fence: CancellationToken::new() };
+        let stop = Stop { abort: self.abort.clone(), fence: CancellationToken::new() };
         running.insert(id.clone(), Live { epoch, partition, is_finishing: false, stop: stop.clone() });
         Some(stop)
     }

@@ -1,5 +1,7 @@
 //! From a delivery to a job, or to the reason why not.
 
+use std::sync::Arc;
+
 use super::{Broker, pull::Delivery};
 use crate::{
     domain::{Job, JobId, QueueName, TypeName},
@@ -12,7 +14,7 @@ use crate::{
 /// A message that holds a job.
 #[derive(Debug)]
 pub struct Decoded {
-    pub job: Job,
+    pub job: Arc<Job>,
     pub generation: u32,
     pub trace: String,
     /// `STREAM:sequence`.
@@ -59,7 +61,7 @@ pub fn decode(
         check(doc, id, queue.clone())
     });
     match read {
-        Ok(job) => Ok(Decoded { job, generation, trace: trace(d), carrier }),
+        Ok(job) => Ok(Decoded { job: Arc::new(job), generation, trace: trace(d), carrier }),
         Err(refused) => {
             let peek: Peek = serde_json::from_slice(&d.payload).unwrap_or_default();
             Err(Box::new(Undecoded {

@@ -1,6 +1,6 @@
 //! The operations, one per script: what goes in, what comes out, typed.
 
-use std::time::Duration;
+use std::{borrow::Borrow, time::Duration};
 
 use redis::AsyncCommands;
 use serde::{Deserialize, Serialize};
@@ -288,11 +288,12 @@ impl Store {
         &self,
         p: u32,
         session: &SessionId,
-        items: &[FinishItem],
+        items: &[impl Borrow<FinishItem>],
     ) -> Result<Answer<Vec<FinishReply>>, StoreError> {
-        let mut keys: Vec<String> = self.job_keys(items.iter().map(|i| i.id.as_str()), p);
-        let mut packed = Vec::with_capacity(items.len());
-        for it in items {
+        let items = || items.iter().map(Borrow::borrow);
+        let mut keys: Vec<String> = self.job_keys(items().map(|i| i.id.as_str()), p);
+        let mut packed = Vec::with_capacity(keys.len());
+        for it in items() {
             let data_key = if it.detail.is_empty() {
                 0
             } else {

@@ -163,7 +163,7 @@ async fn follow(running: &RunningAttempt, a: &Attempt) -> (Heard, Exit) {
                 Some(text_) => match serde_json::from_str::<Line>(&text_) {
                     Ok(line) => {
                         heard.take(&line);
-                        if !stopping && !a.context.reports.send(line).await {
+                        if !stopping && !a.context.reports.send(&line).await {
                             tracing::warn!(job = %a.context.id(), "a report of this attempt was refused");
                         }
                     }

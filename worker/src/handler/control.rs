@@ -1,9 +1,16 @@
 //! Control lines: what a handler says while it runs (file descriptor 3, one JSON object a line).
 
+use std::sync::Arc;
+
 use serde::Deserialize;
 use serde_json::{Value, value::RawValue};
-use surety_common::domain::{EventKind, job::EVENT_CAP, outcome::Said, text};
-use tokio::sync::{mpsc, oneshot};
+use surety_common::{
+    domain::{EventKind, JobId, ids::SessionId, job::EVENT_CAP, outcome::Said, text},
+    store::{ProgressItem, ProgressReply},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::commit::Commits;
 
 /// One line. A line may hold several fields; each is taken.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -95,19 +102,42 @@ impl Heard {
     }
 }
 
-/// A report on its way to the journal.
-pub(crate) type Report = (EventKind, String, oneshot::Sender<bool>);
+/// Where an attempt's reports go: the journal, under the attempt's epoch.
+#[derive(Clone)]
+pub(crate) struct Reports {
+    pub(crate) commits: Commits,
+    pub(crate) partition: u32,
+    pub(crate) session: Arc<SessionId>,
+    pub(crate) id: JobId,
+    pub(crate) epoch: u64,
+    /// Cancelled when the store says that the attempt does not own the job any more.
+    pub(crate) fence: CancellationToken,
+}
 
-/// Where an attempt's reports go.
-#[derive(Debug, Clone)]
-pub(crate) struct Reports(pub(crate) mpsc::Sender<Report>);
+impl std::fmt::Debug for Reports {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Reports").field("id", &self.id).field("epoch", &self.epoch).finish()
+    }
+}
 
 impl Reports {
-    /// Journals a line; `false` when it was fenced or the attempt is over. A line that is no event is `true` at once.
-    pub(crate) async fn send(&self, line: Line) -> bool {
+    /// Journals a line; `false` when it was fenced. A line that is no event is `true` at once. A failure of the store is
+    /// logged and costs the report, not the attempt (H-03).
+    pub(crate) async fn send(&self, line: &Line) -> bool {
         let Some((kind, data)) = line.event() else { return true };
-        let (tx, rx) = oneshot::channel();
-        self.0.send((kind, data, tx)).await.is_ok() && rx.await.unwrap_or(false)
+        let item = ProgressItem { id: self.id.to_string(), epoch: self.epoch, kind: kind.name(), data };
+        match self.commits.report(self.partition, self.session.clone(), item).await {
+            Ok(ProgressReply::Journaled { .. }) => true,
+            Ok(ProgressReply::Fenced) => {
+                tracing::warn!(job = %self.id, epoch = self.epoch, "fenced: another attempt, or none, owns the job");
+                self.fence.cancel();
+                false
+            }
+            Err(e) => {
+                tracing::warn!(job = %self.id, error = %e, "report not journaled");
+                true
+            }
+        }
     }
 }
 

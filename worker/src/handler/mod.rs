@@ -52,10 +52,10 @@ impl JobContext {
         self.stop.cancelled().await;
     }
 
-    /// Reports progress (0 to 1) with a message: journaled, and it re-arms the progress deadline. Waits while earlier
-    /// reports are under way; `false` when the attempt no longer owns the job.
+    /// Reports progress (0 to 1) with a message: journaled, and it re-arms the progress deadline. Waits until it
+    /// is; `false` when the attempt no longer owns the job.
     pub async fn progress(&self, fraction: f64, message: &str) -> bool {
-        self.reports.send(control::Line::progress(fraction, message)).await
+        self.reports.send(&control::Line::progress(fraction, message)).await
     }
 }
 

@@ -39,7 +39,10 @@ impl RustHandler {
         };
         tokio::select! {
             biased;
-            () = a.stop.fence.cancelled() => Ended::Fenced,
+            () = a.stop.fence.cancelled() => {
+                ask.cancel();
+                Ended::Fenced
+            }
             out = work => match out {
                 Ok(Ok(value)) => result(&value),
                 Ok(Err(e)) => failed(ErrorCode::HandlerError, e.class, e.message),
