@@ -58,6 +58,11 @@ say end $$
         std::fs::write(format!("{}.{name}", self.path.display()), "").unwrap();
     }
 
+    /// Whether the file `$W.<name>` is there.
+    pub fn exists(&self, name: &str) -> bool {
+        std::fs::exists(format!("{}.{name}", self.path.display())).unwrap()
+    }
+
     /// All lines so far.
     pub fn text(&self) -> String {
         std::fs::read_to_string(&self.path).unwrap_or_default()

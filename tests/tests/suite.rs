@@ -3,6 +3,7 @@
 
 mod suite {
     mod basics;
+    mod attempts;
     mod lost;
     mod faults;
     mod model;
