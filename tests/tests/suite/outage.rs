@@ -221,3 +221,38 @@ async fn the_outbox_grows_while_nats_is_away_and_is_drained_afterwards() {
     }
     assert_eq!(one.stop().await, Some(0));
 }
+
+// Shows: X-13, P1, P7
+#[tokio::test]
+async fn a_journal_that_refuses_keeps_the_carrier_until_it_takes_the_outcome() {
+    let witness = Witness::default();
+    let world = World::with(&(witness.handler("work", "true") + QUICK)).await;
+    let c = world.connect().await;
+    let js = async_nats::jetstream::new(world.plain().await);
+    let mut events = js.get_stream("SURETY_EVENTS").await.unwrap();
+    let fit = events.info().await.unwrap().config.clone();
+    let small = async_nats::jetstream::stream::Config { max_message_size: 10, ..fit.clone() };
+    js.update_stream(&small).await.unwrap();
+    let mut one = world.worker(&[], &[]);
+    world.publish("default", "a", r#"{"type":"work"}"#).await;
+    world.publish("default", "b", r#"{"type":"noop"}"#).await;
+    one.logged("journal entry not published; it stays in the outbox").await;
+    for job in ["a", "b"] {
+        assert_eq!(world.ended(&c, job).await.status, Status::Done);
+    }
+    // Each is delivered again after its ack-wait, told that it has ended, and still not acked.
+    let deliveries = async || {
+        let consumer: async_nats::jetstream::consumer::PullConsumer =
+            js.get_consumer_from_stream("default", "SURETY_JOBS").await.unwrap();
+        consumer.get_info().await.unwrap().delivered.consumer_sequence
+    };
+    wait_logged(&world, "redeliveries", async || deliveries().await >= 4).await;
+    assert_eq!(messages(&world, &c.broker.names().jobs()).await, 2);
+    js.update_stream(&fit).await.unwrap();
+    let _reaper = world.reaper(&[]);
+    settled(&world, &c).await;
+    let h = world.history(&c).await;
+    h.check().unwrap();
+    assert_eq!((h.count("a", "finished"), h.count("b", "finished"), witness.executions("a")), (1, 1, 1));
+    assert_eq!(one.stop().await, Some(0));
+}
