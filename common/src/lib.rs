@@ -4,7 +4,8 @@
 //! 2. [`wire`]: the JSON documents and headers that other languages read and write.
 //! 3. [`store`]: Redis; one Lua script per operation, which enforces the table of `domain`.
 //! 4. [`broker`]: JetStream; streams and consumers as data, publish, pull, ack, dead letter.
-//! 5. [`config`], [`clock`], [`pace`], [`telemetry`]: what a process needs around them.
+//! 5. [`history`]: what the journal must look like if every promise was kept.
+//! 6. [`config`], [`clock`], [`pace`], [`telemetry`]: what a process needs around them.
 //!
 //! Deliberately absent: process supervision (worker), rules of repair (reaper), commands (producer).
 
@@ -15,6 +16,7 @@ pub mod connect;
 pub mod domain;
 pub mod ending;
 pub mod fault;
+pub mod history;
 pub mod pace;
 pub mod recover;
 pub mod relay;

@@ -3,6 +3,9 @@
 
 mod suite {
     mod basics;
+    mod drain;
+    mod outage;
+    mod intake;
     mod attempts;
     mod lost;
     mod faults;

@@ -104,8 +104,8 @@ impl Broker {
                     match event {
                         Event::Connected => tracing::info!("nats connected"),
                         Event::Disconnected => tracing::warn!("nats disconnected, reconnecting"),
-                        // The last handle was dropped: the end of a command.
-                        Event::Closed => tracing::debug!("nats connection closed"),
+                        // `close` was called, or the last handle was dropped: the end of a command.
+                        Event::Draining | Event::Closed => tracing::debug!(%event, "nats connection ends"),
                         other => tracing::warn!(event = %other, "nats"),
                     }
                 })

@@ -22,7 +22,61 @@ pub struct Handler {
     pub exit_codes: Vec<(i32, ErrorCode)>,
 }
 
-const KEYS: [&str; 7] = ["command", "cwd", "env", "timeout", "kill_grace", "output_limit", "exit_codes"];
+/// One key of a handler's table, for the reader and for the documentation.
+pub(super) struct HandlerRow {
+    pub(super) key: &'static str,
+    pub(super) kind: &'static str,
+    /// What holds when the key is absent.
+    pub(super) absent: &'static str,
+    pub(super) meaning: &'static str,
+}
+
+const fn row(
+    key: &'static str,
+    kind: &'static str,
+    absent: &'static str,
+    meaning: &'static str,
+) -> HandlerRow {
+    HandlerRow { key, kind, absent, meaning }
+}
+
+/// Every key. What is not in it is refused.
+pub(super) const ROWS: &[HandlerRow] = &[
+    row(
+        "command",
+        "list",
+        "refused: it is required",
+        "Program and arguments. No shell is involved; write `[\"sh\", \"-c\", \"…\"]` for one.",
+    ),
+    row("cwd", "text", "the worker's own folder", "Working folder of the command."),
+    row("env", "table of texts", "nothing is added", "Added to the environment, which is the worker's own."),
+    row("timeout", "duration", "`attempt.timeout`", "Time limit of one attempt, for jobs that set none."),
+    row("kill_grace", "duration", "`attempt.kill_grace`", "Between TERM and KILL."),
+    row("output_limit", "size", "`attempt.output_limit`", "Output beyond this is cut; the command goes on."),
+    row(
+        "exit_codes",
+        "table of exit code to error code",
+        "the meanings in the protocol",
+        "What exit codes 1 to 255 mean for this handler, such as `2 = \"limit_reached\"`; the error codes are in `docs/errors.md`.",
+    ),
+];
+
+/// A value to show in the sample file.
+pub(super) fn example(key: &str) -> &'static str {
+    match key {
+        "command" => r#"["python3", "handlers/thumbnail.py"]"#,
+        "cwd" => r#""/srv/thumbnail""#,
+        "env" => r#"{ LANG = "C.UTF-8" }"#,
+        "timeout" => r#""2m""#,
+        "kill_grace" => r#""5s""#,
+        "output_limit" => r#""1MiB""#,
+        _ => r#"{ 2 = "limit_reached" }"#,
+    }
+}
+
+fn keys() -> impl Iterator<Item = &'static str> + Clone {
+    ROWS.iter().map(|r| r.key)
+}
 
 /// Reads one handler's table; every problem is added to `problems`.
 pub(super) fn read(name: &str, value: &toml::Value, problems: &mut Vec<String>) -> Option<Handler> {
@@ -35,9 +89,11 @@ pub(super) fn read(name: &str, value: &toml::Value, problems: &mut Vec<String>) 
         return None;
     };
     for key in table.keys() {
-        if !KEYS.contains(&key.as_str()) {
-            let hint = text::nearest(key, KEYS)
-                .map_or(format!("known: {}", KEYS.join(", ")), |n| format!("did you mean {n:?}?"));
+        if !keys().any(|k| k == key) {
+            let hint = text::nearest(key, keys()).map_or_else(
+                || format!("known: {}", keys().collect::<Vec<_>>().join(", ")),
+                |n| format!("did you mean {n:?}?"),
+            );
             problems.push(format!("{at}.{key}: unknown setting; {hint}"));
         }
     }

@@ -39,6 +39,8 @@ macro_rules! settings {
             }
         )+
 
+        const SECTIONS: &[(&str, &str)] = &[ $( ($section, concat!($($sdoc),+)), )+ ];
+
         const ROWS: &[Row] = &[ $( $( Row {
             section: $section,
             key: stringify!($key),
@@ -153,6 +155,11 @@ pub struct Settings {
     pub reaper: Reaper,
     /// Command handlers by job type.
     pub handlers: BTreeMap<String, Handler>,
+}
+
+/// Every section with its meaning, in the order of the sample file.
+pub(super) fn sections() -> &'static [(&'static str, &'static str)] {
+    SECTIONS
 }
 
 /// Every setting, in the order of the sample file.

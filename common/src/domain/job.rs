@@ -10,7 +10,7 @@ use super::{
     retry::RetryPolicy,
 };
 
-/// Largest payload in bytes (DESIGN: 512 KiB). Larger data belongs in an object store, with a reference in the payload.
+/// Largest payload in bytes. Larger data belongs in an object store, with a reference in the payload.
 pub const PAYLOAD_CAP: usize = 512 * 1024;
 /// Largest result in bytes.
 pub const RESULT_CAP: usize = 256 * 1024;

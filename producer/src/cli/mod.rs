@@ -3,6 +3,7 @@
 mod batch;
 mod bench;
 mod cancel;
+mod demo;
 mod dev;
 mod dlq;
 mod enqueue;
@@ -96,6 +97,7 @@ enum Command {
     Config(provision::ConfigArgs),
     Dev(dev::DevArgs),
     Bench(bench::BenchArgs),
+    Demo(demo::DemoArgs),
 }
 
 /// What every command gets.
@@ -175,6 +177,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Config(a) => provision::config(&cx, a),
         Command::Dev(a) => dev::run(&cx, a).await,
         Command::Bench(a) => bench::run(&cx, a).await,
+        Command::Demo(a) => demo::run(&cx, a).await,
     }
 }
 

@@ -10,6 +10,7 @@
 
 mod batch;
 mod client;
+mod demo;
 mod dev;
 mod dlq;
 mod input;

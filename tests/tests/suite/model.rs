@@ -763,7 +763,7 @@ impl Case {
         if events.is_empty() {
             return Ok(());
         }
-        History::fold(events).and_then(|h| h.check()).map_err(TestCaseError::fail)
+        History::fold(events).and_then(|h| h.check()).map_err(|v| TestCaseError::fail(format!("{v:#?}")))
     }
 }
 

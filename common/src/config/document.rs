@@ -1,0 +1,195 @@
+//! `docs/config.md` and `surety.sample.toml`, generated from the table of settings and that of handler keys. `make docs`
+//! writes both; a test fails when the files differ from the tables.
+
+use std::fmt::Write;
+
+use super::{
+    handlers::{self, HandlerRow},
+    settings::{self, Row, table},
+};
+
+/// What stands above the tables of `docs/config.md`.
+const INTRODUCTION: &str = "\
+# Configuration
+
+<!-- Generated from common/src/config by `make docs`. Do not edit: a test compares. -->
+
+One file serves every process. It is optional, and so is every setting. Later layers win:
+
+1. the defaults below;
+2. the file: `--config FILE`, else `SURETY_CONFIG`, else `./surety.toml` where it exists;
+3. the environment: `SURETY_<SECTION>_<KEY>` in capitals, such as `SURETY_WORKER_SLOTS`; `NATS_URL` and `REDIS_URL` for
+   the two addresses. Each name may end in `_FILE` and then names a file that holds the value, for secrets. An empty value
+   counts as not set;
+4. flags, such as `--slots`.
+
+Every problem of every layer is reported at once, with the place it came from and, for a mistyped name, the nearest known
+one; the process then ends with exit code 78. `surety config` prints the settings in effect, with passwords masked.
+
+| Kind | Written as |
+|---|---|
+| duration | a number and a unit: `\"250ms\"`, `\"30s\"`, `\"5m\"`, `\"1h 30m\"`, `\"720h\"`. 0 means \"not set\": the default applies, never \"at once\" |
+| size | a number and `B`, `KiB`, `MiB` or `GiB`: `\"10MiB\"` |
+| number | a whole number of at least 1 |
+| list | `[\"a\", \"b\"]` in the file, `a,b` in the environment and in flags |
+
+A commented file with every setting is [`surety.sample.toml`](../surety.sample.toml).
+";
+
+/// Rules between settings, checked at load (`Settings::cross_check`).
+const RULES: &str = "
+## Rules between settings
+
+Checked when the configuration is loaded:
+
+- `lease.renewal` × 3 ≤ `lease.ttl` − `lease.margin`: two renewals may fail, and the third still comes in time
+  ([ADR 0001](adr/0001-renewal-bound-is-inclusive.md)).
+- `lease.ttl` < `layout.ack_wait`, and `lease.extend` × 2 < `layout.ack_wait`: a session is found dead before the broker
+  hands its messages out again, and one lost extension is no reason to do so.
+- `layout.events_age` > `attempt.finish`: the journal still holds the beginning of every open job.
+- `worker.hand_on_limit` < `layout.max_deliver`: a worker buries a job of unknown type before the broker gives it up.
+- `connection.call_timeout` < `lease.ttl` − `lease.margin`: one call that hangs does not cost the lease.
+
+Checked when a worker starts, against what `surety provision` made: the consumers' ack-wait against `lease.ttl` and
+`lease.extend`, and every queue of `worker.queues` against the declared ones.
+";
+
+const HANDLERS: &str = "
+## [handlers.<type>]
+
+One table for each job type that is performed by a command. What the command is given and may answer is in
+[protocol.md](protocol.md#handlers).
+
+```toml
+[handlers.thumbnail]
+command = [\"python3\", \"handlers/thumbnail.py\"]
+timeout = \"2m\"
+env = { LANG = \"C.UTF-8\" }
+exit_codes = { 3 = \"stuck\" }
+```
+";
+
+/// The sections with their settings.
+fn sections() -> impl Iterator<Item = (&'static str, &'static str, impl Iterator<Item = &'static Row>)> {
+    settings::sections()
+        .iter()
+        .map(|(name, meaning)| (*name, meaning.trim(), table().iter().filter(|r| r.section == *name)))
+}
+
+/// The default as a TOML file would have it.
+fn as_toml(kind: &str, default: &str) -> String {
+    match kind {
+        "number" | "true or false" => default.to_owned(),
+        "list" => {
+            let items: Vec<_> =
+                default.split(',').filter(|s| !s.is_empty()).map(|s| format!("{s:?}")).collect();
+            format!("[{}]", items.join(", "))
+        }
+        _ => format!("{default:?}"),
+    }
+}
+
+fn cell(text: &str) -> String {
+    text.trim().replace('|', "\\|")
+}
+
+/// The text of `docs/config.md`.
+pub fn markdown() -> String {
+    let mut out = INTRODUCTION.to_owned();
+    let mut line = |text: String| {
+        // Writing to a string cannot fail.
+        if writeln!(out, "{text}").is_err() {
+            tracing::debug!("a string refused text");
+        }
+    };
+    for (section, meaning, rows) in sections() {
+        line(format!(
+            "\n## [{section}]\n\n{meaning}\n\n| Key | Kind | Default | Meaning |\n|---|---|---|---|"
+        ));
+        for r in rows {
+            let default = as_toml(r.kind, r.default);
+            line(format!("| `{}` | {} | `{default}` | {} |", r.key, r.kind, cell(r.meaning)));
+        }
+    }
+    line(RULES.trim_end().to_owned());
+    line(format!("{HANDLERS}\n| Key | Kind | When absent | Meaning |\n|---|---|---|---|"));
+    for HandlerRow { key, kind, absent, meaning } in handlers::ROWS {
+        line(format!("| `{key}` | {kind} | {absent} | {} |", cell(meaning)));
+    }
+    out
+}
+
+/// The text of `surety.sample.toml`.
+pub fn sample() -> String {
+    let mut out = "\
+# Every setting of Surety with its default. Generated from common/src/config by `make docs`: copy it to surety.toml,
+# then take the `#` away from the lines that you change. docs/config.md explains layers, kinds and rules.
+"
+    .to_owned();
+    let mut line = |text: String| {
+        if writeln!(out, "{text}").is_err() {
+            tracing::debug!("a string refused text");
+        }
+    };
+    for (section, meaning, rows) in sections() {
+        line(format!("\n# {meaning}\n[{section}]"));
+        for r in rows {
+            line(format!("# {} ({})\n#{} = {}", r.meaning.trim(), r.kind, r.key, as_toml(r.kind, r.default)));
+        }
+    }
+    line(
+        "\n# A command that performs a job type; one table for each type.\n#[handlers.thumbnail]".to_owned(),
+    );
+    for HandlerRow { key, kind, absent, meaning } in handlers::ROWS {
+        let example = handlers::example(key);
+        line(format!("# {} ({kind}; when absent: {absent})\n#{key} = {example}", meaning.trim()));
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::load_text;
+
+    // `UPDATE=1 cargo test -p surety-common config_doc` rewrites the files.
+    // Shows: G-06
+    #[test]
+    fn config_doc_matches_the_settings() {
+        let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        for (name, want) in [("docs/config.md", markdown()), ("surety.sample.toml", sample())] {
+            let path = root.join(name);
+            if std::env::var_os("UPDATE").is_some() {
+                std::fs::write(&path, &want).unwrap();
+            }
+            let have = std::fs::read_to_string(&path).unwrap_or_default();
+            assert_eq!(have, want, "{name} is not what the settings say; run `make docs`");
+        }
+    }
+
+    // Shows: G-06
+    #[test]
+    fn every_setting_is_documented_with_kind_default_and_meaning() {
+        assert!(!table().is_empty() && !handlers::ROWS.is_empty());
+        let doc = markdown();
+        for r in table() {
+            assert!(!r.kind.is_empty() && !r.meaning.trim().is_empty(), "{}.{}", r.section, r.key);
+            assert!(doc.contains(&format!("| `{}` | {} |", r.key, r.kind)), "{}.{}", r.section, r.key);
+        }
+    }
+
+    // Shows: G-06
+    #[test]
+    fn the_sample_is_read_as_it_is_and_with_every_line_taken_in() {
+        let all = sample();
+        let defaults = load_text(Some(("", "none")), &|_| None, &vec![]).unwrap().values();
+        assert_eq!(load_text(Some((&all, "sample")), &|_| None, &vec![]).unwrap().values(), defaults);
+        let taken: String = all
+            .lines()
+            .map(|l| l.strip_prefix('#').filter(|r| !r.starts_with(' ')).unwrap_or(l).to_owned() + "\n")
+            .collect();
+        let s = load_text(Some((&taken, "sample")), &|_| None, &vec![]).unwrap();
+        assert_eq!(s.values(), defaults);
+        assert!(s.handlers.contains_key("thumbnail"));
+    }
+}

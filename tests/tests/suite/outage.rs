@@ -1,0 +1,223 @@
+//! Servers that go away and come back, and servers that are not fit.
+
+use std::time::{Duration, Instant};
+
+use surety_common::{connect::Connected, domain::Status};
+use surety_producer::dev::servers::{RedisOptions, RedisServer};
+use surety_tests::{
+    process::Process,
+    proxy::Proxy,
+    witness::{QUICK, Witness, settled, wait_logged},
+    world::{World, messages},
+};
+
+const N: usize = 200;
+
+/// Two hundred jobs, half of them commands, for two workers and a reaper.
+struct Busy {
+    world: World,
+    c: Connected,
+    witness: Witness,
+    processes: Vec<Process>,
+}
+
+impl Busy {
+    async fn start() -> Self {
+        let witness = Witness::default();
+        let world = World::with(&(witness.handler("work", "sleep 0.1") + QUICK)).await;
+        let c = world.connect().await;
+        let processes = vec![
+            world.worker(&["--state-dir", &world.path("one"), "--slots", "4"], &[]),
+            world.worker(&["--state-dir", &world.path("two"), "--slots", "4"], &[]),
+            world.reaper(&[]),
+        ];
+        let js = async_nats::jetstream::new(world.plain().await);
+        let mut acks = Vec::new();
+        for i in 0..N {
+            let kind = ["noop", "work"][i % 2];
+            let body = format!(r#"{{"type":"{kind}","retry":{{"max_retries":20,"backoff":["50ms"]}}}}"#);
+            acks.push(js.publish(format!("surety.jobs.default.j{i}"), body.into()).await.unwrap());
+        }
+        for a in acks {
+            a.await.unwrap();
+        }
+        let busy = Self { world, c, witness, processes };
+        wait_logged(&busy.world, "some jobs to be executed", async || busy.witness.starts().len() > 10).await;
+        busy
+    }
+
+    /// Every job has its outcome, though the servers went and came; nothing is left, nobody gave up.
+    async fn all_done(mut self) {
+        assert!(self.witness.starts().len() < N / 2, "the outage came too late to show anything");
+        for i in 0..N {
+            let r = self.world.ended(&self.c, &format!("j{i}")).await;
+            assert_eq!(r.status, Status::Done, "j{i}");
+        }
+        settled(&self.world, &self.c).await;
+        self.witness.no_overlap();
+        let h = self.world.history(&self.c).await;
+        h.check().unwrap();
+        assert_eq!(h.jobs.len(), N);
+        for p in &mut self.processes {
+            assert_eq!(p.stop().await, Some(0), "{}", p.log());
+        }
+    }
+}
+
+// Shows: P1, P7, X-08, X-09
+#[tokio::test]
+async fn nats_is_restarted_amid_two_hundred_jobs() {
+    let mut busy = Busy::start().await;
+    busy.world.nats.restart().await.unwrap();
+    busy.all_done().await;
+}
+
+// Shows: P1, P7
+#[tokio::test]
+async fn nats_is_killed_amid_two_hundred_jobs() {
+    let mut busy = Busy::start().await;
+    busy.world.nats.kill9().await.unwrap();
+    busy.world.nats.restart().await.unwrap();
+    busy.all_done().await;
+}
+
+// Shows: P1, P2, H-04, X-08
+#[tokio::test]
+async fn redis_is_restarted_amid_two_hundred_jobs() {
+    let mut busy = Busy::start().await;
+    busy.world.redis.restart().await.unwrap();
+    busy.all_done().await;
+}
+
+// Shows: P1, P2, P7
+#[tokio::test]
+async fn both_servers_are_restarted_amid_two_hundred_jobs() {
+    let mut busy = Busy::start().await;
+    let World { nats, redis, .. } = &mut busy.world;
+    let (a, b) = tokio::join!(nats.restart(), redis.restart());
+    a.unwrap();
+    b.unwrap();
+    busy.all_done().await;
+}
+
+// Shows: D-08, C-10
+#[tokio::test]
+async fn reapers_come_and_go_amid_two_hundred_jobs() {
+    let mut busy = Busy::start().await;
+    for kill in [true, false, true] {
+        // A lost worker gives each of them something to do.
+        let mut lost = busy.processes.remove(0);
+        lost.kill9().await;
+        let n = busy.processes.len();
+        let name = busy.world.path(&format!("again-{n}-{}", busy.witness.starts().len()));
+        busy.processes.push(busy.world.worker(&["--state-dir", &name, "--slots", "4"], &[]));
+        let at = busy.processes.iter().position(|p| p.log().contains("reaper ready")).unwrap();
+        let mut old = busy.processes.remove(at);
+        if kill {
+            old.kill9().await;
+        } else {
+            assert_eq!(old.stop().await, Some(0));
+        }
+        let mut reaper = busy.world.reaper(&[]);
+        reaper.logged("reaper ready").await;
+        // Workers are taken from the front.
+        busy.processes.push(reaper);
+    }
+    busy.all_done().await;
+}
+
+async fn exits(mut p: Process, code: i32, within: Duration, says: &str) {
+    let since = Instant::now();
+    assert_eq!(p.ended(within).await, Some(code), "{}", p.log());
+    assert!(since.elapsed() < within);
+    let log = p.log();
+    let lines: Vec<&str> = log.lines().filter(|l| l.starts_with("surety-")).collect();
+    assert_eq!(lines.len(), 1, "one clear line:\n{log}");
+    assert!(lines[0].contains(says), "{log}");
+}
+
+// Shows: X-08, O-06
+#[tokio::test]
+async fn a_server_that_is_away_at_the_start_is_waited_for_and_then_reported() {
+    let world = World::start().await;
+    let _c = world.connect().await;
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = nobody.local_addr().unwrap().port();
+    drop(nobody);
+    let (nats, redis) = (format!("nats://127.0.0.1:{port}"), format!("redis://127.0.0.1:{port}"));
+    // The retry limit of these tests is 5 s.
+    let (within, address) = (Duration::from_secs(12), port.to_string());
+    tokio::join!(
+        exits(world.worker(&["--nats", &nats], &[]), 69, within, &address),
+        exits(world.worker(&["--redis", &redis], &[]), 69, within, &address),
+    );
+    // One that comes back in time is waited for.
+    let proxy = Proxy::start(([127, 0, 0, 1], world.redis.port()).into()).await.unwrap();
+    proxy.cut();
+    let mut patient = world.worker(&["--redis", &format!("redis://{}", proxy.addr())], &[]);
+    patient.logged("nats connected").await;
+    proxy.heal();
+    patient.logged("worker ready").await;
+    assert_eq!(patient.stop().await, Some(0));
+}
+
+// Shows: G-07
+#[tokio::test]
+async fn a_redis_that_may_lose_records_is_refused() {
+    let world = World::start().await;
+    let _c = world.connect().await;
+    let start = async |name: &str, args: &[&str]| {
+        let extra_args = args.iter().map(|a| (*a).to_owned()).collect();
+        let options = RedisOptions { port: None, data: world.dir.path().join(name), extra_args, log: None };
+        RedisServer::start(options).await.unwrap()
+    };
+    let volatile = start("volatile", &["--appendonly", "no"]).await;
+    let evicting = start("evicting", &["--maxmemory-policy", "allkeys-lru"]).await;
+    for (redis, says) in [(&volatile, "appendonly yes"), (&evicting, "noeviction")] {
+        let mut p = world.worker(&["--redis", &redis.url()], &[]);
+        assert_eq!(p.ended(Duration::from_secs(10)).await, Some(78), "{}", p.log());
+        assert!(p.log().contains(says), "{}", p.log());
+    }
+}
+
+// Shows: P1, P7, X-13
+#[tokio::test]
+async fn the_outbox_grows_while_nats_is_away_and_is_drained_afterwards() {
+    let witness = Witness::default();
+    let world = World::with(&witness.handler("work", "until [ -e $W.go ]; do sleep 0.02; done")).await;
+    let c = world.connect().await;
+    let mut reaper = world.reaper(&[]);
+    let proxy = Proxy::start(([127, 0, 0, 1], world.nats.port()).into()).await.unwrap();
+    let mut one = world.worker(&["--nats", &format!("nats://{}", proxy.addr())], &[]);
+    for i in 0..8 {
+        world.publish("default", &format!("j{i}"), r#"{"type":"work"}"#).await;
+        witness.started(&format!("j{i}"), 1).await;
+    }
+    // It would publish for the worker.
+    assert_eq!(reaper.stop().await, Some(0));
+    wait_logged(&world, "the outbox to be empty", async || c.store.outbox_len(0).await.is_ok_and(|n| n == 0))
+        .await;
+    proxy.cut();
+    witness.touch("go");
+    for i in 0..8 {
+        // Committed in Redis though the journal is away, and not acked before it is back.
+        assert_eq!(world.ended(&c, &format!("j{i}")).await.status, Status::Done);
+    }
+    assert!(c.store.outbox_len(0).await.unwrap() > 0);
+    assert_eq!(
+        messages(&world, &c.broker.names().jobs()).await,
+        8,
+        "nobody acks before the outcome is journaled"
+    );
+    let h = world.history(&c).await;
+    assert!((0..8).all(|i| h.count(&format!("j{i}"), "finished") == 0));
+    proxy.heal();
+    settled(&world, &c).await;
+    let h = world.history(&c).await;
+    h.check().unwrap();
+    for i in 0..8 {
+        assert_eq!(h.count(&format!("j{i}"), "finished"), 1);
+        assert_eq!(witness.executions(&format!("j{i}")), 1);
+    }
+    assert_eq!(one.stop().await, Some(0));
+}
