@@ -11,5 +11,6 @@ mod suite {
     mod faults;
     mod model;
     mod scripts;
+    mod producers;
     mod tidy;
 }

