@@ -37,6 +37,8 @@ pub struct Plan {
     /// Jobs of the latency measurement.
     pub starts: usize,
     pub rounds: usize,
+    /// Slots of the no-op worker.
+    pub slots: usize,
 }
 
 /// Why a measurement failed.
@@ -248,7 +250,7 @@ async fn noop(plan: &Plan, programs: &Programs, round: &mut Round) -> Result<(),
     round.enqueue = rate(plan.jobs, enqueue(&client, plan.jobs, || body.clone()).await?);
     let before = bed.c.store.cpu_seconds().await?;
     bed.start(programs.reaper(), &[])?;
-    bed.start(programs.worker(), &["--slots", "2000"])?;
+    bed.start(programs.worker(), &["--slots", &plan.slots.to_string()])?;
     let nats_before = bed.nats.pid().map(cpu_of).transpose()?.unwrap_or(0.0);
     let ended = bed.until_empty().await?;
     let cpu = bed.c.store.cpu_seconds().await? - before;
