@@ -44,7 +44,8 @@ pub(crate) enum Settle {
     Leave,
 }
 
-/// Handles one delivery to its end.
+/// Handles one delivery to its end. Rare paths are boxed, so that the state of a job on the common one stays small: thousands
+/// of them are in flight, and what does not fit the caches costs more than all the rest.
 pub(crate) async fn handle(w: Arc<Shared>, session: Arc<Session>, queue: QueueName, d: Delivery) {
     fault::point("pulled");
     if !w.hold(d.sequence, &d.ack_subject) {
@@ -74,7 +75,7 @@ async fn process(w: &Arc<Shared>, session: &Arc<Session>, queue: &QueueName, d: 
                 tracing::info!(job = %u.id, reason = %u.refused, "not for this release; handed on");
                 return Settle::Nak(w.settings.worker.hand_on_delay);
             }
-            return bury_undecoded(w, queue, d, &u).await;
+            return Box::pin(bury_undecoded(w, queue, d, &u)).await;
         }
     };
     let Some(handler) = w.handlers.get(&decoded.job.kind).cloned() else {
@@ -83,7 +84,7 @@ async fn process(w: &Arc<Shared>, session: &Arc<Session>, queue: &QueueName, d: 
             return Settle::Nak(w.settings.worker.hand_on_delay);
         }
         let why = format!("no worker has a handler for the type {:?}", decoded.job.kind.as_str());
-        return crate::settle::bury(w, queue, d, &decoded, ErrorCode::UnknownType, &why).await;
+        return Box::pin(crate::settle::bury(w, queue, d, &decoded, ErrorCode::UnknownType, &why)).await;
     };
     // The local half of "never twice at once" (J-05); the store has the other half.
     if w.is_running(&decoded.job.id) {
@@ -125,18 +126,20 @@ async fn claim_and_run(
                 Settle::Nak(Duration::from_millis(lease_ms).max(SHORTEST_NAK).min(w.c.found.ack_wait))
             }
             ClaimReply::NotDue { due_in_ms } => Settle::Nak(Duration::from_millis(due_in_ms.max(1))),
-            ClaimReply::SecondCarrier { recorded } => match w.c.broker.carrier_message(&recorded).await {
-                Ok(Some(_)) => {
-                    tracing::info!(job = %decoded.job.id, recorded, "second carrier of an open job acked away");
-                    Settle::Ack
+            ClaimReply::SecondCarrier { recorded } => {
+                match Box::pin(w.c.broker.carrier_message(&recorded)).await {
+                    Ok(Some(_)) => {
+                        tracing::info!(job = %decoded.job.id, recorded, "second carrier of an open job acked away");
+                        Settle::Ack
+                    }
+                    Ok(None) if adopt.is_empty() => {
+                        tracing::warn!(job = %decoded.job.id, recorded, "the recorded carrier is gone; this one takes its place");
+                        adopt = recorded;
+                        continue;
+                    }
+                    Ok(None) | Err(_) => Settle::Nak(Duration::from_secs(1)),
                 }
-                Ok(None) if adopt.is_empty() => {
-                    tracing::warn!(job = %decoded.job.id, recorded, "the recorded carrier is gone; this one takes its place");
-                    adopt = recorded;
-                    continue;
-                }
-                Ok(None) | Err(_) => Settle::Nak(Duration::from_secs(1)),
-            },
+            }
             ClaimReply::Ended(e) => {
                 // The journal comes before the ack; and what failed is in the dead letters before it is removed.
                 if !claimed.is_journaled {
@@ -154,12 +157,12 @@ async fn claim_and_run(
                     message: "see the journal",
                     carrier: &decoded.carrier,
                 };
-                dead_letter(w, d, &letter).await
+                Box::pin(dead_letter(w, d, &letter)).await
             }
             ClaimReply::StaleGeneration => Settle::Ack,
             ClaimReply::Expired => {
                 let why = "it was not started by its `expires_at`";
-                crate::settle::bury(w, queue, d, &decoded, ErrorCode::Expired, why).await
+                Box::pin(crate::settle::bury(w, queue, d, &decoded, ErrorCode::Expired, why)).await
             }
         };
     }
@@ -257,7 +260,7 @@ async fn execute(
     };
     match handler {
         AnyHandler::Rust(h) => h.run(attempt).await,
-        AnyHandler::Command(h) => h.run(attempt).await,
+        AnyHandler::Command(h) => Box::pin(h.run(attempt)).await,
     }
 }
 
@@ -455,7 +458,7 @@ async fn after_finish(
                 message: &message,
                 carrier: &decoded.carrier,
             };
-            dead_letter(w, d, &letter).await
+            Box::pin(dead_letter(w, d, &letter)).await
         }
         _ => Settle::Ack,
     }

@@ -2,7 +2,7 @@
 //! at the cost of one subscription. (About 1.4 times the rate of one future with its own inbox each.)
 
 use std::{
-    collections::HashMap,
+    collections::VecDeque,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -32,14 +32,42 @@ pub const IN_FLIGHT: usize = 8192;
 /// A message takes one more of the [`IN_FLIGHT`] places for each such number of bytes, so that at most 64 MiB are buffered.
 const BYTES_PER_PLACE: usize = 8 * 1024;
 
-type Waiting = Arc<Mutex<HashMap<u64, (oneshot::Sender<Result<Stored, BrokerError>>, OwnedSemaphorePermit)>>>;
+/// Who waits for an acknowledgement, with the places that its message takes.
+type Waiter = (oneshot::Sender<Result<Stored, BrokerError>>, OwnedSemaphorePermit);
+
+/// Waiters by token. Tokens are given in order and mostly answered in order, so a window over them needs no hashing.
+#[derive(Default)]
+struct Window {
+    first: u64,
+    waiters: VecDeque<Option<Waiter>>,
+}
+
+impl Window {
+    /// Adds a waiter; gives its token.
+    fn add(&mut self, waiter: Waiter) -> u64 {
+        self.waiters.push_back(Some(waiter));
+        self.first + self.waiters.len() as u64 - 1
+    }
+
+    /// Takes a waiter out, if it is still there.
+    fn take(&mut self, token: u64) -> Option<Waiter> {
+        let at = usize::try_from(token.checked_sub(self.first)?).ok()?;
+        let waiter = self.waiters.get_mut(at)?.take();
+        while let Some(None) = self.waiters.front() {
+            self.waiters.pop_front();
+            self.first += 1;
+        }
+        waiter
+    }
+}
+
+type Waiting = Arc<Mutex<Window>>;
 
 /// Publishes to JetStream and matches the acknowledgements. Cheap to clone.
 #[derive(Clone)]
 pub struct Publisher {
     client: async_nats::Client,
     inbox: Arc<str>,
-    next: Arc<std::sync::atomic::AtomicU64>,
     waiting: Waiting,
     permits: Arc<Semaphore>,
     timeout: Duration,
@@ -77,7 +105,7 @@ impl Pending {
 
 impl Drop for Pending {
     fn drop(&mut self) {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.token);
+        drop(self.waiting.lock().unwrap_or_else(PoisonError::into_inner).take(self.token));
     }
 }
 
@@ -99,7 +127,7 @@ impl Publisher {
                 else {
                     continue;
                 };
-                let entry = map.lock().unwrap_or_else(PoisonError::into_inner).remove(&token);
+                let entry = map.lock().unwrap_or_else(PoisonError::into_inner).take(token);
                 if let Some((reply, _permit)) = entry
                     && reply.send(read_ack(&m)).is_err()
                 {
@@ -110,7 +138,6 @@ impl Publisher {
         Ok(Self {
             client,
             inbox,
-            next: Arc::default(),
             waiting,
             permits: Arc::new(Semaphore::new(IN_FLIGHT)),
             timeout: broker.call_timeout(),
@@ -132,9 +159,8 @@ impl Publisher {
             .acquire_many_owned(u32::try_from(places.min(IN_FLIGHT)).unwrap_or(1))
             .await
             .map_err(|_| BrokerError::Unreachable("the connection was closed".into()))?;
-        let token = self.next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let (tx, reply) = oneshot::channel();
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).insert(token, (tx, permit));
+        let token = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).add((tx, permit));
         let deadline = Instant::now() + self.timeout;
         let pending = Pending { reply, token, waiting: self.waiting.clone(), deadline };
         self.client
@@ -227,6 +253,22 @@ fn read_ack(m: &async_nats::Message) -> Result<Stored, BrokerError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn waiters_are_found_in_any_order_and_the_window_moves_on() {
+        let permits = Arc::new(Semaphore::new(10));
+        let waiter = || (oneshot::channel().0, permits.clone().try_acquire_owned().unwrap());
+        let mut w = Window::default();
+        let tokens: Vec<u64> = (0..4).map(|_| w.add(waiter())).collect();
+        assert_eq!(tokens, [0, 1, 2, 3]);
+        assert!(w.take(2).is_some() && w.take(2).is_none());
+        assert!(w.take(0).is_some() && w.take(1).is_some());
+        assert_eq!((w.first, w.waiters.len()), (3, 1));
+        assert!(w.take(0).is_none() && w.take(99).is_none() && w.take(3).is_some());
+        assert_eq!(w.add(waiter()), 4);
+        drop(w);
+        assert_eq!(permits.available_permits(), 10);
+    }
 
     #[test]
     fn tokens_round_trip() {

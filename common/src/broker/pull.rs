@@ -56,7 +56,8 @@ struct Request {
 /// Pulls from the consumer of one queue.
 pub struct Puller {
     client: async_nats::Client,
-    js: jetstream::Context,
+    /// Reads ack subjects; kept, because making one for each message clones a whole context.
+    reader: jetstream::Message,
     request_subject: String,
     inbox: String,
     replies: async_nats::Subscriber,
@@ -89,7 +90,7 @@ impl Puller {
             .map_err(|e| BrokerError::Unreachable(e.to_string()))?;
         Ok(Self {
             client: broker.client.clone(),
-            js: broker.js.clone(),
+            reader: jetstream::Message { message: no_message(), context: broker.js.clone() },
             request_subject: format!("$JS.API.CONSUMER.MSG.NEXT.{}.{queue}", broker.names().jobs()),
             inbox,
             replies,
@@ -176,19 +177,23 @@ impl Puller {
             }
         }
         self.outstanding = self.outstanding.saturating_sub(1);
-        let message = jetstream::Message { message: m, context: self.js.clone() };
-        let (sequence, delivered, stored_ms) = match message.info() {
-            Ok(i) => (
+        self.reader.message = m;
+        let read = self.reader.info().map(|i| {
+            (
                 i.stream_sequence,
                 u64::try_from(i.delivered).unwrap_or(0),
                 u64::try_from(i.published.unix_timestamp_nanos() / 1_000_000).unwrap_or(0),
-            ),
-            Err(e) => {
-                tracing::warn!(error = %e, "a message without a usable ack subject was skipped");
+            )
+        });
+        let read = read.map_err(|e| e.to_string());
+        let m = std::mem::replace(&mut self.reader.message, no_message());
+        let (sequence, delivered, stored_ms) = match read {
+            Ok(r) => r,
+            Err(error) => {
+                tracing::warn!(error, "a message without a usable ack subject was skipped");
                 return None;
             }
         };
-        let m = message.message;
         Some(Pulled::Message(Box::new(Delivery {
             subject: m.subject.to_string(),
             payload: m.payload,
@@ -198,6 +203,18 @@ impl Puller {
             delivered,
             stored_ms,
         })))
+    }
+}
+
+fn no_message() -> async_nats::Message {
+    async_nats::Message {
+        subject: async_nats::Subject::from_static(""),
+        reply: None,
+        payload: Bytes::new(),
+        headers: None,
+        status: None,
+        description: None,
+        length: 0,
     }
 }
 

@@ -126,7 +126,12 @@ pub fn receipt_id(job: &JobId, generation: u32, kind: &str) -> String {
     h.update(generation.to_string().as_bytes());
     h.update(b"\0");
     h.update(kind.as_bytes());
-    h.finalize().iter().take(16).map(|b| format!("{b:02x}")).collect()
+    let digest = h.finalize();
+    let mut hex = String::with_capacity(32);
+    for b in digest.iter().take(16) {
+        hex.extend([b >> 4, b & 15].map(|d| char::from_digit(u32::from(d), 16).unwrap_or('0')));
+    }
+    hex
 }
 
 #[cfg(test)]

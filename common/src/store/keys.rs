@@ -8,28 +8,38 @@ use crate::domain::{
 /// Builds keys. The keys of a partition share its hash tag `{pNN}`, so a script touches one slot of a cluster.
 #[derive(Debug, Clone)]
 pub struct Keys {
-    ns: Namespace,
-    partitions: u32,
+    /// `<ns>:{pNN}:` of each partition.
+    prefixes: Vec<String>,
 }
 
 impl Keys {
     /// Keys of this namespace with this number of partitions (at least 1).
     pub fn new(ns: Namespace, partitions: u32) -> Self {
-        Self { ns, partitions: partitions.max(1) }
+        Self { prefixes: (0..partitions.max(1)).map(|p| format!("{ns}:{{p{p:02}}}:")).collect() }
     }
 
     /// Number of partitions.
     pub fn partitions(&self) -> u32 {
-        self.partitions
+        u32::try_from(self.prefixes.len()).unwrap_or(u32::MAX)
     }
 
     /// Partition of a job.
     pub fn partition(&self, id: &JobId) -> u32 {
-        id.partition(self.partitions)
+        id.partition(self.partitions())
     }
 
     fn key(&self, p: u32, rest: &str) -> String {
-        format!("{}:{{p{p:02}}}:{rest}", self.ns)
+        self.key_of(p, rest, "")
+    }
+
+    // Made for every job of every call, so it only appends.
+    fn key_of(&self, p: u32, kind: &str, id: &str) -> String {
+        let prefix = self.prefixes.get(p as usize).map_or("", String::as_str);
+        let mut key = String::with_capacity(prefix.len() + kind.len() + id.len());
+        key.push_str(prefix);
+        key.push_str(kind);
+        key.push_str(id);
+        key
     }
 
     /// Identity of the data set (hash).
@@ -59,7 +69,7 @@ impl Keys {
 
     /// What a session runs (set of `<id>:<epoch>`).
     pub fn run(&self, p: u32, session: &SessionId) -> String {
-        self.key(p, &format!("run:{session}"))
+        self.key_of(p, "run:", session.as_str())
     }
 
     /// Stands in the place of [`Keys::run`] in calls that have no session.
@@ -69,16 +79,16 @@ impl Keys {
 
     /// Record of a job (packed string).
     pub fn job(&self, id: &JobId) -> String {
-        self.key(self.partition(id), &format!("job:{id}"))
+        self.key_of(self.partition(id), "job:", id.as_str())
     }
 
     /// [`Keys::job`] for a caller that knows the partition.
     pub fn job_in(&self, p: u32, id: &str) -> String {
-        self.key(p, &format!("job:{id}"))
+        self.key_of(p, "job:", id)
     }
 
     /// Error text and output tails of a job's last failed attempt (JSON string).
     pub fn data(&self, id: &JobId) -> String {
-        self.key(self.partition(id), &format!("data:{id}"))
+        self.key_of(self.partition(id), "data:", id.as_str())
     }
 }

@@ -10,6 +10,8 @@ pub struct Round {
     pub enqueue: f64,
     pub noop: f64,
     pub redis_cpu_us_per_job: f64,
+    pub nats_cpu_us_per_job: f64,
+    pub worker_cpu_us_per_job: f64,
     pub command_us: f64,
     pub bare_spawn_us: f64,
     pub start_p50_us: f64,
@@ -78,6 +80,8 @@ impl Report {
         line("no-op jobs, every promise on (1/s)", &|r| format!("{:.0}", r.noop));
         line("  of plain pull and ack", &|r| format!("{:.0} %", 100.0 * r.noop / r.plain_pull_and_ack));
         line("redis CPU per job (µs)", &|r| format!("{:.1}", r.redis_cpu_us_per_job));
+        line("nats CPU per job (µs)", &|r| format!("{:.1}", r.nats_cpu_us_per_job));
+        line("worker CPU per job (µs)", &|r| format!("{:.1}", r.worker_cpu_us_per_job));
         line("bare spawn and wait, 4 at once (µs)", &|r| format!("{:.0}", r.bare_spawn_us));
         line("command job, 4 at once (µs)", &|r| format!("{:.0}", r.command_us));
         line("  of a bare spawn", &|r| format!("{:.1} ×", r.command_us / r.bare_spawn_us));

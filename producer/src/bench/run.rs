@@ -37,6 +37,8 @@ pub struct Plan {
     /// Jobs of the latency measurement.
     pub starts: usize,
     pub rounds: usize,
+    /// Slots of the no-op worker.
+    pub slots: usize,
 }
 
 /// Why a measurement failed.
@@ -216,14 +218,15 @@ async fn plain(plan: &Plan, round: &mut Round, version: &mut String) -> Result<(
 async fn enqueue(client: &Client, n: usize, job: impl Fn() -> JobBuilder) -> Result<Duration, BenchError> {
     let queue = queue()?;
     let started = Instant::now();
-    let mut pending = std::collections::VecDeque::with_capacity(IN_FLIGHT);
+    let mut pending = Vec::with_capacity(IN_FLIGHT);
     for _ in 0..n {
-        if pending.len() >= IN_FLIGHT
-            && let Some(p) = pending.pop_front()
-        {
-            stored(p).await?;
+        if pending.len() >= IN_FLIGHT {
+            // A quarter at a time, the newest of it first: one wait for the lot instead of one for each.
+            for p in pending.drain(..IN_FLIGHT / 4).collect::<Vec<_>>().into_iter().rev() {
+                stored(p).await?;
+            }
         }
-        pending.push_back(client.send(&queue, job()).await?);
+        pending.push(client.send(&queue, job()).await?);
     }
     for p in pending {
         stored(p).await?;
@@ -247,13 +250,28 @@ async fn noop(plan: &Plan, programs: &Programs, round: &mut Round) -> Result<(),
     round.enqueue = rate(plan.jobs, enqueue(&client, plan.jobs, || body.clone()).await?);
     let before = bed.c.store.cpu_seconds().await?;
     bed.start(programs.reaper(), &[])?;
-    bed.start(programs.worker(), &["--slots", "2000"])?;
+    bed.start(programs.worker(), &["--slots", &plan.slots.to_string()])?;
+    let nats_before = bed.nats.pid().map(cpu_of).transpose()?.unwrap_or(0.0);
     let ended = bed.until_empty().await?;
     let cpu = bed.c.store.cpu_seconds().await? - before;
+    let nats = bed.nats.pid().map(cpu_of).transpose()?.unwrap_or(0.0) - nats_before;
+    let worker = bed.processes.last().and_then(Child::id).map(cpu_of).transpose()?.unwrap_or(0.0);
+    round.nats_cpu_us_per_job = 1e6 * nats / plan.jobs as f64;
+    round.worker_cpu_us_per_job = 1e6 * worker / plan.jobs as f64;
     let took = ended.duration_since(bed.first_start().await?).unwrap_or(Duration::from_millis(1));
     round.noop = rate(plan.jobs, took);
     round.redis_cpu_us_per_job = 1e6 * cpu / plan.jobs as f64;
     bed.stop().await
+}
+
+/// CPU time of a process so far, in seconds.
+fn cpu_of(pid: u32) -> Result<f64, BenchError> {
+    let stat =
+        std::fs::read_to_string(format!("/proc/{pid}/stat")).map_err(io("read the CPU time of a process"))?;
+    // After the name in parentheses: state, then 10 numbers, then user and system time in clock ticks.
+    let rest = stat.rsplit_once(')').map_or("", |(_, r)| r);
+    let ticks: f64 = rest.split_whitespace().skip(11).take(2).filter_map(|t| t.parse::<f64>().ok()).sum();
+    Ok(ticks / rustix::param::clock_ticks_per_second() as f64)
 }
 
 async fn commands(plan: &Plan, programs: &Programs, round: &mut Round) -> Result<(), BenchError> {

@@ -25,6 +25,9 @@ pub(super) struct BenchArgs {
     /// Rounds, of which the best is reported
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=20))]
     rounds: u32,
+    /// Slots of the worker that runs the no-op jobs
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    slots: u32,
 }
 
 pub(super) async fn run(cx: &Context, a: BenchArgs) -> Result<(), Failure> {
@@ -33,6 +36,7 @@ pub(super) async fn run(cx: &Context, a: BenchArgs) -> Result<(), Failure> {
         commands: a.commands as usize,
         starts: a.starts as usize,
         rounds: a.rounds as usize,
+        slots: a.slots as usize,
     };
     let screen = cx.screen;
     let report = bench(&plan, &|line| screen.note(line)).await.map_err(|e| Failure::no(e.to_string()))?;
