@@ -2,15 +2,15 @@
 #![allow(clippy::disallowed_methods, reason = "test code")]
 
 mod suite {
+    mod attempts;
     mod basics;
     mod drain;
-    mod outage;
-    mod intake;
-    mod attempts;
-    mod lost;
     mod faults;
+    mod intake;
+    mod lost;
     mod model;
-    mod scripts;
+    mod outage;
     mod producers;
+    mod scripts;
     mod tidy;
 }

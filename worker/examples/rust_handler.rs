@@ -13,8 +13,10 @@ use surety_worker::{HandlerError, JobContext, Worker};
 async fn word_count(job: JobContext) -> Result<serde_json::Value, HandlerError> {
     let payload = job.payload_json()?;
     // The same payload will not be better next time: no retry.
-    let text =
-        payload["text"].as_str().ok_or_else(|| HandlerError::give_up("payload.text must be a text"))?;
+    let text = payload
+        .get("text")
+        .and_then(|t| t.as_str())
+        .ok_or_else(|| HandlerError::give_up("payload.text must be a text"))?;
     if !job.progress(0.5, "counting").await {
         // Another attempt owns the job now; whatever this one returns is refused.
         return Err(HandlerError::retry("the lease is gone"));

@@ -1,5 +1,12 @@
 //! The keeper with real processes, with and without cgroups.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::disallowed_methods,
+    clippy::print_stdout
+)]
 
 use std::io::{BufRead as _, BufReader};
 use std::path::PathBuf;
@@ -186,7 +193,7 @@ async fn time_limit_kills_the_stubborn(cgroup: bool) {
     assert!(exit.strays_killed >= 1);
     assert_eq!(exit.strays_left, 0);
     assert!(pids.iter().all(|p| !alive(*p)));
-    assert_eq!(with_token(&name), []);
+    assert_eq!(with_token(&name), [0; 0]);
 
     // One that heeds TERM gets to say so.
     let mut spec = sh("heeds", "trap 'echo bye; exit 3' TERM; while :; do sleep 0.02; done");
@@ -209,7 +216,7 @@ async fn strays_die_before_the_end_is_told(cgroup: bool) {
         let exit = end(&keeper.run(spec).await.unwrap()).await;
         assert_eq!((exit.status, exit.cause), (ExitStatusKind::Code(0), Cause::Exited));
         assert!(exit.strays_killed >= 1);
-        assert_eq!(with_token(&name), []);
+        assert_eq!(with_token(&name), [0; 0]);
     }
     assert!(alive(busy.pid.try_into().unwrap()));
     drop(busy);
@@ -238,7 +245,7 @@ async fn stops(cgroup: bool) {
         attempt.stopper().stop(reason);
         let exit = end(&attempt).await;
         assert_eq!(exit.cause, Cause::Stopped(reason));
-        assert_eq!(with_token(&name), []);
+        assert_eq!(with_token(&name), [0; 0]);
     }
     let spec = sh("dropped", STUBBORN);
     let name = spec.token.clone();
@@ -253,7 +260,7 @@ async fn stops(cgroup: bool) {
     assert!(line(&attempt).await.is_some());
     keeper.shutdown().await;
     assert_eq!(end(&attempt).await.cause, Cause::Stopped(StopReason::Shutdown));
-    assert_eq!(with_token(&name), []);
+    assert_eq!(with_token(&name), [0; 0]);
     assert!(matches!(keeper.run(sh("late", "true")).await, Err(StartError::KeeperLost(_))));
 }
 
@@ -326,7 +333,7 @@ async fn keeper_killed(cgroup: bool) {
     send(before, Signal::KILL);
     let exit = end(&attempt).await;
     assert_eq!(exit.cause, Cause::KeeperLost);
-    assert_eq!(with_token(&name), []);
+    assert_eq!(with_token(&name), [0; 0]);
     assert_eq!(line(&attempt).await, None);
     let exit = end(&keeper.run(sh("next", "exit 4")).await.unwrap()).await;
     assert_eq!(exit.status, ExitStatusKind::Code(4));
@@ -440,7 +447,7 @@ async fn worker_and_keeper_killed(cgroup: bool) {
     assert!(with_token(&helper.token).len() >= 2);
     let killed = kill_left_over(helper.main, helper.start_time, &helper.token).unwrap();
     assert!(killed >= 2, "{killed}");
-    assert_eq!(with_token(&helper.token), []);
+    assert_eq!(with_token(&helper.token), [0; 0]);
 }
 
 async fn trust_lost_and_regained(cgroup: bool) {
@@ -471,7 +478,7 @@ async fn many_at_once(cgroup: bool) {
                 let exit = end(&keeper.run(spec).await.unwrap()).await;
                 assert_eq!(exit.status, ExitStatusKind::Code(0));
                 assert_eq!(exit.cause, Cause::Exited);
-                assert_eq!(with_token(&name), []);
+                assert_eq!(with_token(&name), [0; 0]);
             }
         });
     }

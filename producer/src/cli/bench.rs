@@ -39,6 +39,7 @@ pub(super) async fn run(cx: &Context, a: BenchArgs) -> Result<(), Failure> {
         slots: a.slots as usize,
     };
     let screen = cx.screen;
-    let report = bench(&plan, &|line| screen.note(line)).await.map_err(|e| Failure::no(e.to_string()))?;
+    let report =
+        Box::pin(bench(&plan, &|line| screen.note(line))).await.map_err(|e| Failure::no(e.to_string()))?;
     screen.show(&report, || report.table())
 }

@@ -176,7 +176,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Provision(a) => provision::run(&cx, a).await,
         Command::Config(a) => provision::config(&cx, a),
         Command::Dev(a) => dev::run(&cx, a).await,
-        Command::Bench(a) => bench::run(&cx, a).await,
+        Command::Bench(a) => Box::pin(bench::run(&cx, a)).await,
         Command::Demo(a) => demo::run(&cx, a).await,
     }
 }

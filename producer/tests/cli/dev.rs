@@ -66,11 +66,12 @@ async fn ended(child: Child) -> (Option<i32>, String) {
 #[tokio::test]
 async fn ctrl_c_ends_the_processes_before_the_servers() {
     let folder = tempfile::tempdir().unwrap();
-    // At TERM a stand-in looks whether the NATS server is still there, as one that drains needs it.
-    let script = "echo \"$@\" > $folder/$name.$$.args\nurl=$(echo \"$@\" | sed 's/.*--nats nats:..\\([^ ]*\\).*/\\1/')\n\
+    // Its trap is set before it says that it is there. At TERM a stand-in looks whether the NATS server is still there, as one that drains needs it.
+    let script = "url=$(echo \"$@\" | sed 's/.*--nats nats:..\\([^ ]*\\).*/\\1/')\n\
                   port=${url##*:}\n\
                   stop() { if grep -qi \":$(printf %04x $port) \" /proc/net/tcp; then echo up; else echo gone; fi > \
-                  $folder/$name.$$.term; exit 0; }\ntrap stop TERM\nwhile :; do sleep 0.05; done";
+                  $folder/$name.$$.term; exit 0; }\ntrap stop TERM\n\
+                  echo \"$@\" > $folder/$name.$$.args\nwhile :; do sleep 0.05; done";
     let surety = install(folder.path(), Some(script));
     let mut child = dev(&surety, folder.path()).spawn().unwrap();
     let said = read_until(&mut child, "Ctrl-C").await;
