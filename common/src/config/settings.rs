@@ -108,7 +108,7 @@ settings! {
         /// Output of a command beyond this is cut; the command goes on.
         output_limit: Size = "10MiB";
         /// Last lines of stdout and stderr that are kept with a failed attempt.
-        tail_lines: Count<10000> = "100";
+        tail_lines: Count<1000> = "100";
         /// First delay after a start that failed; it doubles up to ten minutes.
         start_retry: Span = "2s";
     }
