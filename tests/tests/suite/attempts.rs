@@ -427,3 +427,31 @@ async fn two_seconds_without_redis_cost_nothing() {
     assert_eq!(one.log().matches("session opened").count(), 1, "{}", one.log());
     assert_eq!(one.stop().await, Some(0));
 }
+
+// Shows: X-04, P1, D-07
+#[tokio::test]
+async fn an_attempt_whose_finish_was_refused_is_found_when_its_worker_dies() {
+    let witness = Witness::default();
+    let world = World::with(&witness.handler("slow", "until [ -e $W.go ]; do sleep 0.02; done")).await;
+    let c = world.connect().await;
+    let mut one = world.worker(&[], &[]);
+    world.publish("default", "a", r#"{"type":"slow"}"#).await;
+    witness.started("a", 1).await;
+    let redis = redis::Client::open(world.redis.url()).unwrap();
+    let mut redis = redis.get_multiplexed_async_connection().await.unwrap();
+    let acl = |rule: &str| redis::cmd("ACL").arg("SETUSER").arg("default").arg(rule).to_owned();
+    let _: () = acl("-xadd").query_async(&mut redis).await.unwrap();
+    witness.touch("go");
+    // The script breaks off where it writes the outbox: nothing of it may have taken the attempt off the session.
+    one.logged("finish failed, trying again").await;
+    one.kill9().await;
+    let _: () = acl("+xadd").query_async(&mut redis).await.unwrap();
+    let _reaper = world.reaper(&[]);
+    let _two = world.worker(&["--state-dir", &world.path("other")], &[]);
+    let ended = world.ended(&c, "a").await;
+    assert_eq!((ended.status, ended.epoch, ended.charged), (Status::Done, 2, 1));
+    settled(&world, &c).await;
+    let h = world.history(&c).await;
+    h.check().unwrap();
+    assert_eq!(h.count("a", "lost"), 1);
+}

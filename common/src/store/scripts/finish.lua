@@ -54,6 +54,7 @@ for i = 1, #items do
   if result[1] ~= 3 then gone[#gone + 1] = id .. ':' .. epoch end
   results[i] = result
 end
-if #gone > 0 then redis.call('SREM', KEYS[5], unpack(gone)) end
+-- After the records: a call that breaks off leaves every attempt where the expiry of its session finds it.
 write_back()
+if #gone > 0 then redis.call('SREM', KEYS[5], unpack(gone)) end
 return reply(0, results)

@@ -33,10 +33,11 @@ for i = 1, #items do
   end
   gone[#gone + 1] = id .. ':' .. epoch
 end
+-- After the records: a call that breaks off leaves every attempt where the next pass finds it.
+write_back()
 if #gone > 0 then redis.call('SREM', KEYS[5], unpack(gone)) end
 if redis.call('SCARD', KEYS[5]) == 0 then
   redis.call('ZREM', KEYS[4], session)
   redis.call('HDEL', KEYS[FIRST_JOB + #items + 1], session)
 end
-write_back()
 return reply(0, results)
