@@ -8,6 +8,9 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 # Named one by one: a build of the whole workspace would compile the tests' fault points into them.
 PRODUCTS := -p surety-producer -p surety-worker -p surety-reaper
 
+# A link from public to private documentation helps whoever reads the code; it is only text on the page.
+RUSTDOC := RUSTDOCFLAGS="-D warnings -A rustdoc::private-intra-doc-links"
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint bench docs docs-check release servers
 
@@ -36,8 +39,8 @@ bench: servers release ## measure what the promises cost, against the plain brok
 
 docs: ## write the generated documents anew, build the API documentation
 	UPDATE=1 $(CARGO) test -q -p surety-common --lib --locked -- schema config_doc
-	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --workspace --locked
+	$(RUSTDOC) $(CARGO) doc --no-deps --workspace --locked
 
 docs-check: ## fail when a generated document is stale or the API documentation has a broken link
 	$(CARGO) test -q -p surety-common --lib --locked -- schema config_doc
-	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --workspace --locked
+	$(RUSTDOC) $(CARGO) doc --no-deps --workspace --locked
