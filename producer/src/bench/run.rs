@@ -119,7 +119,8 @@ impl Bed {
         let redis = RedisServer::start(RedisOptions {
             port: None,
             data: dir.path().join("redis"),
-            extra_args: vec![],
+            // At the default of 64 MiB the append-only file is rewritten several times within one measurement.
+            extra_args: ["--auto-aof-rewrite-min-size", "1gb"].map(str::to_owned).to_vec(),
             log: None,
         });
         let (nats, redis) = (nats.await?, redis.await?);
