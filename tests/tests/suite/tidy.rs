@@ -6,7 +6,7 @@ use std::{
 };
 
 use surety_common::{
-    domain::{Contract, ErrorCode, Status, ids::Namespace},
+    domain::{Contract, ErrorCode, EventKind, FailureClass, Status, ids::Namespace},
     store::Keys,
 };
 
@@ -574,4 +574,72 @@ fn documents_link_to_what_exists() {
     }
     assert!(n > 0, "no links found: this test would show nothing");
     assert!(broken.is_empty(), "{broken:?}");
+}
+
+#[test]
+fn every_error_code_says_what_to_do() {
+    let doc = read("docs/errors.md");
+    let headings: Vec<_> = some(doc.lines().filter_map(|l| l.strip_prefix("## ")).collect(), "headings");
+    assert_eq!(headings, ErrorCode::ALL.iter().map(|c| c.name()).collect::<Vec<_>>());
+    for c in ErrorCode::ALL {
+        let text = section(&doc, &format!("## {}", c.name()));
+        assert!(
+            text.trim_start().starts_with(c.describe()),
+            "{}: its meaning in the code is another",
+            c.name()
+        );
+        assert_eq!(text.contains("*Retried.*"), c.class() == FailureClass::Retryable, "{}", c.name());
+    }
+}
+
+// Shows: J-11
+#[test]
+fn the_protocol_names_every_field_kind_header_and_variable() {
+    let doc = read("docs/protocol.md");
+    let has = |what: &str| assert!(doc.contains(what), "docs/protocol.md does not name {what}");
+    for k in EventKind::ALL {
+        // In the table, or among the names for later.
+        assert!(doc.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').any(|w| w == k.name()), "{k:?}");
+    }
+    let schema = |name: &str| -> Vec<String> {
+        let s: serde_json::Value = serde_json::from_str(&read(&format!("schema/{name}.json"))).unwrap();
+        some(s["properties"].as_object().unwrap().keys().cloned().collect(), "properties")
+    };
+    for (name, heading) in
+        [("job", "## The job document"), ("event", "## The journal"), ("receipt", "## Receipts")]
+    {
+        let text = section(&doc, heading);
+        for field in schema(name) {
+            let is_there = [format!("`{field}`"), format!("`{field}."), format!("\"{field}\"")]
+                .iter()
+                .any(|f| text.contains(f));
+            assert!(is_there, "{heading}: {name}.{field}");
+        }
+    }
+    let headers = read("common/src/wire/headers.rs");
+    let names = headers.lines().filter_map(|l| l.strip_prefix("pub const ")?.split('"').nth(1));
+    for name in some(names.collect(), "headers") {
+        if !["Nats-Expected-Stream", "tracestate"].contains(&name) {
+            has(name);
+        }
+    }
+    let command = read("worker/src/handler/command.rs");
+    let variables = command.split("set(\"").skip(1).filter_map(|r| r.split('"').next());
+    for v in some(variables.collect(), "variables of a handler") {
+        has(&format!("`{v}`"));
+    }
+}
+
+#[test]
+fn the_write_order_names_every_fault_point() {
+    let doc = read("docs/write-order.md");
+    let mut points = BTreeSet::new();
+    for f in rust().iter().filter(|f| f.path.contains("/src/") && !is_test_file(&f.path)) {
+        points.extend(
+            f.text.split("fault::point(\"").skip(1).filter_map(|r| Some(r.split('"').next()?.to_owned())),
+        );
+    }
+    for p in some(points.into_iter().collect(), "fault points") {
+        assert!(doc.contains(&format!("`{p}`")), "docs/write-order.md does not name {p}");
+    }
 }
