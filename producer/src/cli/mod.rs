@@ -126,8 +126,7 @@ pub fn main() -> ExitCode {
     let default_log = if matches!(cli.command, Command::Dev(_)) { "info" } else { "warn" };
     telemetry::start(LogFormat::Human, cli.global.log.as_deref().unwrap_or(default_log));
     let outcome = catch_unwind(AssertUnwindSafe(|| {
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(2)
+        let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .map_err(|e| Failure::no(format!("cannot start: {e}")))?;
