@@ -1,18 +1,11 @@
 //! The client library.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::{Duration, Instant},
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
 };
 
-use bytes::Bytes;
-use surety_common::{
-    broker::{BrokerError, jobs::first_headers},
-    domain::{JobId, QueueName},
-};
+use surety_common::{broker::BrokerError, domain::QueueName};
 use surety_producer::client::{Client, ClientError, JobBuilder};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -71,46 +64,4 @@ async fn ten_thousand_enqueues_use_one_connection() {
     assert_eq!(connections.load(Ordering::Relaxed), 1);
     assert_eq!(w.waiting("default").await, 10_000);
     proxy.abort();
-}
-
-/// Not a check of the machine: prints both rates. `cargo test --release -p surety-producer -- --ignored rate --nocapture`
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "a measurement"]
-async fn rate_of_enqueue_against_plain_publish() {
-    const N: usize = 100_000;
-    let w = World::provisioned().await;
-    let c = w.connect().await;
-    let client = Client::connect(&w.settings()).await.unwrap();
-    let payload = serde_json::value::to_raw_value(&"x".repeat(254)).unwrap();
-    let body = Bytes::from(vec![b'x'; 256]);
-    for round in 0..3 {
-        let started = Instant::now();
-        let mut sent = Vec::with_capacity(N);
-        for n in 0..N {
-            let id = JobId::new(&format!("plain-{round}-{n}")).unwrap();
-            let subject = c.broker.names().job_subject(&queue(), &id);
-            sent.push(c.publisher.send(subject, first_headers(&id, None), body.clone()).await.unwrap());
-        }
-        for p in sent {
-            p.stored().await.unwrap();
-        }
-        let plain = started.elapsed();
-        let started = Instant::now();
-        let mut sent = Vec::with_capacity(N);
-        for _ in 0..N {
-            let job = JobBuilder::new("thumbnail").raw_payload(payload.clone());
-            sent.push(client.send(&queue(), job).await.unwrap());
-        }
-        for p in sent {
-            p.stored().await.unwrap();
-        }
-        let enqueue = started.elapsed();
-        let rate = |d: Duration| (N as f64 / d.as_secs_f64()).round();
-        println!(
-            "plain {}/s, enqueue {}/s, {:.0} %",
-            rate(plain),
-            rate(enqueue),
-            100.0 * plain.as_secs_f64() / enqueue.as_secs_f64()
-        );
-    }
 }
