@@ -12,7 +12,7 @@ use surety_common::{
     domain::{ErrorCode, FailureClass, Job, QueueName, Status, text},
     ending::json_string,
     fault,
-    pace::Pace,
+    pace::{Pace, Transient},
     store::{ClaimItem, ClaimReply, FinishItem, FinishReply, StoreError, Verdict, ops::Grant},
     wire::receipt::Draft,
 };
@@ -385,12 +385,13 @@ async fn finish(
             Err(e) => {
                 tracing::warn!(job = %item.id, error = %e, "finish failed, trying again");
                 let delay = delays.next_delay().unwrap_or_else(|| {
-                    if !is_given_up {
+                    if !is_given_up && gives_up(item.verdict, &e) {
                         is_given_up = true;
                         tracing::error!(job = %item.id, error = %e, alert = "status_write_failed", "{WRITE_FAILED}");
                         item = gave_up(&item, decoded, WRITE_FAILED);
                     }
-                    delays = Pace { limit: None, ..FINISH_PACE }.delays();
+                    let limit = if is_given_up { None } else { FINISH_PACE.limit };
+                    delays = Pace { limit, ..FINISH_PACE }.delays();
                     Duration::from_secs(1)
                 });
                 tokio::select! {
@@ -401,6 +402,13 @@ async fn finish(
         }
     };
     after_finish(w, d, &item, decoded, finished).await
+}
+
+/// Whether a finish that could not be written for its whole budget of tries becomes a failure: only an outcome that the store
+/// refuses. While the store is away the lease decides; a result in hand must not turn into a failure, nor a release at
+/// shutdown, nor a retry.
+fn gives_up(verdict: Verdict, error: &StoreError) -> bool {
+    matches!(verdict, Verdict::Done | Verdict::Fail(_)) && !error.is_transient()
 }
 
 fn gave_up(item: &FinishItem, decoded: &Decoded, why: &str) -> Arc<FinishItem> {
@@ -491,6 +499,20 @@ mod tests {
             final_error(ErrorCode::Signal, FailureClass::Retryable, &grant(0), "x").0,
             ErrorCode::Signal
         );
+    }
+
+    // Shows: A-05
+    #[test]
+    fn only_an_outcome_that_the_store_refuses_is_given_up() {
+        let (away, refused) = (StoreError::Unreachable("".into()), StoreError::Refused("".into()));
+        assert!(gives_up(Verdict::Done, &refused) && gives_up(Verdict::Fail(ErrorCode::Oom), &refused));
+        assert!(!gives_up(Verdict::Done, &away));
+        let again = Verdict::Retry { code: ErrorCode::Oom, delay: Duration::ZERO };
+        for v in
+            [Verdict::Release, again, Verdict::StartFailed { delay: Duration::ZERO }, Verdict::CancelObeyed]
+        {
+            assert!(!gives_up(v, &refused), "{v:?}");
+        }
     }
 
     #[test]
