@@ -3,6 +3,7 @@
 mod batch;
 mod bench;
 mod cancel;
+mod confirm;
 mod demo;
 mod dev;
 mod dlq;

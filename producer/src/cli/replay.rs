@@ -13,6 +13,7 @@ use surety_common::{
 
 use super::{
     Context,
+    confirm::Consent,
     dlq::{Letter, Letters, newest},
     failure::{Exit, Failure},
 };
@@ -24,7 +25,7 @@ const ALL_CAP: usize = 10_000;
 /// Queue jobs again from their dead letters
 ///
 /// The job keeps its id and gets the next generation, with a fresh retry budget; its outcome is decided anew. More than
-/// one letter needs --yes; without it the command only shows what it would do (exit code 2).
+/// one letter is shown first and asked about; where nobody can be asked, it needs --yes (exit code 2).
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  surety dlq replay 01JD0000000000000000000000\n  \
                         surety dlq replay --all --queue default --reason timeout --yes")]
@@ -41,9 +42,8 @@ pub(super) struct ReplayArgs {
     /// With --all: with this error code only
     #[arg(long, value_name = "CODE", requires = "all")]
     reason: Option<String>,
-    /// Do it for more than one
-    #[arg(long)]
-    yes: bool,
+    #[command(flatten)]
+    consent: Consent,
 }
 
 #[derive(Serialize)]
@@ -75,21 +75,18 @@ struct RefusedReplay {
 }
 
 #[derive(Serialize)]
-struct Preview {
-    would_replay: Vec<Letter>,
+struct Preview<'a> {
+    would_replay: &'a [Letter],
 }
 
 pub(super) async fn run(cx: &Context, args: ReplayArgs) -> Result<(), Failure> {
     let c = cx.connect().await?;
     let mut answer = Answer { replayed: Vec::new(), refused: Vec::new() };
     let letters = select(&c, &args, &mut answer.refused).await?;
-    if letters.len() > 1 && !args.yes {
-        let n = letters.len();
-        let preview = Preview { would_replay: letters };
-        cx.screen.table(&preview, &preview.would_replay)?;
-        return Err(Failure::input(format!(
-            "nothing was done: {n} jobs would be replayed; repeat with --yes"
-        )));
+    if letters.len() > 1 && !args.consent.is_given() {
+        let preview = Preview { would_replay: &letters };
+        cx.screen.table(&preview, &letters)?;
+        args.consent.to(cx.screen, &format!("{} jobs would be replayed", letters.len())).await?;
     }
     let mut worst = None;
     for letter in &letters {

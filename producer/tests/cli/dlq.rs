@@ -2,7 +2,10 @@
 
 use surety_common::{pace::Pace, store::Verdict};
 
-use super::support::{Hand, World, patience};
+use super::{
+    support::{Hand, World, patience},
+    terminal::Terminal,
+};
 
 #[tokio::test]
 async fn a_dead_letter_is_replayed_as_the_next_generation() {
@@ -85,6 +88,29 @@ async fn more_than_one_needs_yes_and_filters_choose() {
     w.run(&["dlq", "replay", "--all", "--reason", "exit_code", "--yes"]).await.exits(0);
     assert_eq!((w.waiting("default").await, w.waiting("critical").await), (2, 1));
     w.run(&["dlq", "list", "--limit", "-1"]).await.exits(2).complains("negative");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_person_sees_what_would_be_replayed_and_is_asked() {
+    let w = World::provisioned().await;
+    for id in ["a", "b"] {
+        w.run(&["enqueue", "thumbnail", "--id", id]).await.exits(0);
+        w.run(&["cancel", id]).await.exits(0);
+    }
+    // Who wants JSON is a program, which is not asked.
+    let t = Terminal::start(w.command(&["--json", "dlq", "replay", "--all"]), 80);
+    let (code, text) = t.end().await;
+    assert!(code == 2 && text.contains("would_replay") && text.contains("repeat with --yes"), "{text}");
+    for (answer, code, waiting) in [("n\n", 1, 0), ("\n", 1, 0), ("y\n", 0, 2)] {
+        let mut t = Terminal::start(w.command(&["dlq", "replay", "--all"]), 80);
+        t.shows("2 jobs would be replayed. Go on? [y/N]").await;
+        assert!(t.text().contains("cancelled by request"), "{}", t.text());
+        t.types(answer);
+        let (is, text) = t.end().await;
+        assert_eq!(is, code, "{text}");
+        assert_eq!(text.contains("nothing was done"), code == 1, "{text}");
+        assert_eq!(w.waiting("default").await, waiting);
+    }
 }
 
 // Shows: J-12

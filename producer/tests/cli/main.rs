@@ -17,3 +17,4 @@ mod input;
 mod jobs;
 mod servers;
 mod support;
+mod terminal;
