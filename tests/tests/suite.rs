@@ -9,6 +9,7 @@ mod suite {
     mod intake;
     mod lost;
     mod model;
+    mod operate;
     mod outage;
     mod producers;
     mod scripts;

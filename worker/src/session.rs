@@ -17,11 +17,11 @@ use surety_common::{
     clock::boot_ms,
     domain::ids::SessionId,
     pace::Pace,
-    store::{FinishItem, StoreError, Verdict, ops::parse_member},
+    store::{FinishItem, SessionInfo, StoreError, Verdict, ops::parse_member},
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{shared::Shared, state::SessionFolder};
+use crate::{intake, shared::Shared, state::SessionFolder};
 
 /// One session.
 pub(crate) struct Session {
@@ -49,11 +49,18 @@ impl Session {
     }
 }
 
-/// Host, process and start time of this worker, as JSON.
-pub(crate) fn info() -> String {
-    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    let started = surety_common::clock::wall_now().to_string();
-    serde_json::json!({ "host": host, "pid": std::process::id(), "started_at": started }).to_string()
+/// What this worker says of itself, as JSON.
+fn info(w: &Shared) -> Result<String, StoreError> {
+    let info = SessionInfo {
+        host: Some(rustix::system::uname().nodename().to_string_lossy().into_owned()),
+        pid: Some(std::process::id()),
+        started_at: Some(surety_common::clock::wall_now().to_string()),
+        version: Some(env!("CARGO_PKG_VERSION").to_owned()),
+        slots: Some(w.settings.worker.slots.0),
+        queues: Some(intake::queues(w).into_iter().map(|(q, _)| q.to_string()).collect()),
+        ttl_ms: u64::try_from(w.settings.lease.ttl.as_millis()).ok(),
+    };
+    serde_json::to_string(&info).map_err(|e| StoreError::Decode(e.to_string()))
 }
 
 /// Opens sessions, renews them, replaces lost ones; ends when `until` is cancelled, closing the last one.
@@ -120,7 +127,7 @@ pub(crate) async fn open(w: &Shared) -> Result<(Arc<Session>, Option<SessionFold
         SessionId::new(&ulid::Ulid::generate().to_string()).map_err(|e| StoreError::Decode(e.to_string()))?;
     let folder = w.state.as_ref().map(|s| s.open(&id)).transpose()?;
     let started = boot_ms();
-    let info = info();
+    let info = info(w)?;
     for p in 0..w.c.store.keys().partitions() {
         w.c.store.open_session(p, &id, w.settings.lease.ttl, &info).await?;
     }

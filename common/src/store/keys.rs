@@ -62,7 +62,7 @@ impl Keys {
         self.key(p, "sessions")
     }
 
-    /// Host, process id and start time of each session (hash).
+    /// What each session says of itself (hash).
     pub fn session_info(&self, p: u32) -> String {
         self.key(p, "sessinfo")
     }

@@ -10,6 +10,7 @@ pub mod ops;
 pub mod record;
 mod replies;
 pub mod script;
+pub mod sessions;
 
 pub use group::Group;
 pub use keys::Keys;
@@ -19,3 +20,4 @@ pub use ops::{
 };
 pub use record::Record;
 pub use script::{Answer, OutboxEntry, Store, StoreError, StoreOptions};
+pub use sessions::{Fleet, FleetSession, Held, SessionInfo};

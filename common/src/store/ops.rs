@@ -405,7 +405,7 @@ impl Store {
         Ok(())
     }
 
-    /// Opens a session in a partition. `info` is JSON: host, process id, start time.
+    /// Opens a session in a partition. `info` is JSON ([`super::SessionInfo`]).
     pub async fn open_session(
         &self,
         p: u32,
@@ -517,7 +517,7 @@ impl Store {
             .collect()
     }
 
-    /// Host, process id and start time of a session (JSON), if it was opened in this partition.
+    /// What a session says of itself (JSON, [`super::SessionInfo`]), if it was opened in this partition.
     pub async fn session_info(&self, p: u32, session: &SessionId) -> Result<Option<String>, StoreError> {
         Ok(self.connection().hget(self.keys().session_info(p), session.as_str()).await?)
     }

@@ -15,6 +15,7 @@ mod provision;
 mod queues;
 mod replay;
 mod status;
+mod workers;
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -93,6 +94,7 @@ enum Command {
     Events(events::EventsArgs),
     Cancel(cancel::CancelArgs),
     Queues(queues::QueuesArgs),
+    Workers(workers::WorkersArgs),
     Dlq(dlq::DlqArgs),
     Provision(provision::ProvisionArgs),
     Config(provision::ConfigArgs),
@@ -172,6 +174,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Events(a) => events::run(&cx, a).await,
         Command::Cancel(a) => cancel::run(&cx, a).await,
         Command::Queues(a) => queues::run(&cx, a).await,
+        Command::Workers(a) => workers::run(&cx, a).await,
         Command::Dlq(a) => dlq::run(&cx, a).await,
         Command::Provision(a) => provision::run(&cx, a).await,
         Command::Config(a) => provision::config(&cx, a),

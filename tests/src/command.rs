@@ -1,0 +1,53 @@
+//! Running `surety` against a world.
+
+use std::process::Stdio;
+
+use tokio::process::Command;
+
+use crate::world::{PATIENCE, World, bin};
+
+/// What a command said.
+#[derive(Debug)]
+pub struct Said {
+    pub code: Option<i32>,
+    pub out: String,
+    pub err: String,
+}
+
+impl Said {
+    /// The exit code must be this one.
+    #[track_caller]
+    pub fn exits(self, code: i32) -> Self {
+        assert_eq!(self.code, Some(code), "stdout:\n{}\nstderr:\n{}", self.out, self.err);
+        self
+    }
+
+    /// Stdout as JSON.
+    #[track_caller]
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::from_str(&self.out).unwrap_or_else(|e| panic!("{e} in {self:?}"))
+    }
+}
+
+impl World {
+    /// Runs `surety` with the configuration and servers of this world, and nothing else of the environment.
+    pub async fn surety(&self, args: &[&str]) -> Said {
+        let mut c = Command::new(bin("t-surety"));
+        c.env_clear()
+            .args(["--config", &self.config_file().display().to_string()])
+            .args(["--nats", &self.nats.url(), "--redis", &self.redis.url()])
+            .args(args)
+            .current_dir(self.dir.path())
+            .stdin(Stdio::null())
+            .kill_on_drop(true);
+        let o = tokio::time::timeout(PATIENCE, c.output()).await.expect("the command hangs").unwrap();
+        let text = |b: Vec<u8>| String::from_utf8(b).unwrap();
+        Said { code: o.status.code(), out: text(o.stdout), err: text(o.stderr) }
+    }
+
+    /// Runs `surety --json`, which must succeed, and gives its answer.
+    pub async fn ask(&self, args: &[&str]) -> serde_json::Value {
+        let all: Vec<&str> = std::iter::once("--json").chain(args.iter().copied()).collect();
+        self.surety(&all).await.exits(0).json()
+    }
+}
