@@ -1,15 +1,12 @@
 //! The journal: writing one entry, reading it back.
 
-use async_nats::{
-    HeaderMap,
-    jetstream::consumer::{AckPolicy, DeliverPolicy, ReplayPolicy, pull},
-};
+use async_nats::HeaderMap;
 use bytes::Bytes;
-use futures::StreamExt;
 
 use super::{
     Broker, BrokerError,
     publish::{Pending, Publisher},
+    scan::Scan,
 };
 use crate::wire::{event, headers};
 
@@ -68,58 +65,22 @@ impl Broker {
         from_ms: u64,
         mut visit: impl FnMut(i128, event::Event) + Send,
     ) -> Result<u64, BrokerError> {
-        let away = |e: &dyn std::fmt::Display| BrokerError::Unreachable(format!("journal: {e}"));
         let n = self.names();
-        let stream = self.js.get_stream(n.events()).await.map_err(|e| away(&e))?;
         let ns = n.namespace();
-        let filter_subjects = match queue {
+        let filters = match queue {
             Some(q) => vec![format!("{ns}.events.{q}"), format!("{ns}.events.{q}.ended")],
             None => vec![format!("{ns}.events.>")],
         };
-        let start = i64::try_from(from_ms).ok().filter(|ms| *ms > 0);
-        let deliver_policy = match start.and_then(async_nats_time) {
-            Some(start_time) => DeliverPolicy::ByStartTime { start_time },
-            None => DeliverPolicy::All,
-        };
-        let consumer = stream
-            .create_consumer(pull::Config {
-                deliver_policy,
-                filter_subjects,
-                ack_policy: AckPolicy::None,
-                replay_policy: ReplayPolicy::Instant,
-                memory_storage: true,
-                inactive_threshold: std::time::Duration::from_secs(30),
-                ..pull::Config::default()
-            })
-            .await
-            .map_err(|e| away(&e))?;
-        let mut left = consumer.cached_info().num_pending;
         let mut unreadable = 0;
-        if left == 0 {
-            return Ok(0);
-        }
-        let mut messages =
-            consumer.stream().max_messages_per_batch(500).messages().await.map_err(|e| away(&e))?;
-        while left > 0 {
-            let m = tokio::time::timeout(self.call_timeout() * 2, messages.next())
-                .await
-                .map_err(|_| away(&"no message in time"))?
-                .ok_or_else(|| away(&"the consumer was deleted"))?
-                .map_err(|e| away(&e))?;
-            let info = m.info().map_err(|e| away(&e))?;
-            left = info.pending;
-            let stored_ns = info.published.unix_timestamp_nanos();
+        self.scan(Scan { stream: n.events(), filters, from_ms, headers_only: false }, |place, m| {
             let (good, bad) = event::read_message(&m.payload);
-            good.into_iter().for_each(|e| visit(stored_ns, e));
+            good.into_iter().for_each(|e| visit(place.stored_ns, e));
             if !bad.is_empty() {
                 unreadable += 1;
                 tracing::warn!(subject = %m.subject, problems = bad.join("; "), "unreadable journal events were skipped");
             }
-        }
+        })
+        .await?;
         Ok(unreadable)
     }
-}
-
-fn async_nats_time(ms: i64) -> Option<time::OffsetDateTime> {
-    time::OffsetDateTime::from_unix_timestamp_nanos(i128::from(ms) * 1_000_000).ok()
 }

@@ -1,6 +1,6 @@
 //! JetStream: streams and consumers as data ([`topology`]), publishing with counted acks ([`publish`]), pulling into free
-//! slots ([`pull`]), settling carriers ([`carrier`]), dead letters ([`dead`]), the journal ([`journal`], [`follow`]), what a
-//! producer publishes ([`jobs`]), how full the queues are ([`queues`]).
+//! slots ([`pull`]), settling carriers ([`carrier`]), dead letters ([`dead`], [`purge`]), the journal ([`journal`],
+//! [`follow`]), what a producer publishes ([`jobs`]), how full the queues are ([`queues`]).
 //!
 //! Facts about the server that the code relies on are in `docs/platform.md`.
 
@@ -14,7 +14,9 @@ pub mod jobs;
 pub mod journal;
 pub mod publish;
 pub mod pull;
+pub mod purge;
 pub mod queues;
+mod scan;
 pub mod topology;
 
 use std::time::Duration;
@@ -150,6 +152,12 @@ impl Broker {
         self.call_timeout
     }
 
+    /// The server's clock in milliseconds, as it says with what it tells about `JOBS`.
+    pub async fn now_ms(&self) -> Result<u64, BrokerError> {
+        let info = self.api(format!("STREAM.INFO.{}", self.names.jobs()), serde_json::json!({})).await?;
+        answered_ms(&info).ok_or_else(|| BrokerError::Unfit("the answer about a stream has no time".into()))
+    }
+
     /// Version of the server.
     pub fn server_version(&self) -> String {
         self.client.server_info().version
@@ -200,6 +208,12 @@ impl Broker {
         }
         Ok(answer)
     }
+}
+
+/// When the server made an answer (milliseconds of its clock).
+fn answered_ms(answer: &serde_json::Value) -> Option<u64> {
+    let at: jiff::Timestamp = answer.get("ts")?.as_str()?.parse().ok()?;
+    u64::try_from(at.as_millisecond()).ok()
 }
 
 fn parse_version(text: &str) -> (u32, u32, u32) {

@@ -1,6 +1,6 @@
 //! How full the queues are.
 
-use super::{Broker, BrokerError};
+use super::{Broker, BrokerError, answered_ms};
 use crate::domain::QueueName;
 
 /// What waits in a queue, as its consumer says.
@@ -22,11 +22,7 @@ impl Broker {
         let info = self.api(format!("CONSUMER.INFO.{jobs}.{queue}"), serde_json::json!({})).await?;
         let number = |path: &str| info.pointer(path).and_then(serde_json::Value::as_u64).unwrap_or(0);
         let (waiting, held) = (number("/num_pending"), number("/num_ack_pending"));
-        let now_ms = info
-            .get("ts")
-            .and_then(serde_json::Value::as_str)
-            .and_then(|t| t.parse::<jiff::Timestamp>().ok())
-            .and_then(|t| u64::try_from(t.as_millisecond()).ok());
+        let now_ms = answered_ms(&info);
         let mut oldest: Option<u64> = None;
         if waiting > 0 {
             let from = number("/delivered/stream_seq") + 1;

@@ -1,4 +1,4 @@
-//! `surety dlq`: look at dead letters, replay them.
+//! `surety dlq`: look at dead letters; replay and remove them in files of their own.
 
 use clap::{Args, Subcommand};
 use serde::Serialize;
@@ -9,13 +9,13 @@ use surety_common::{
     wire::headers,
 };
 
-use super::{Context, failure::Failure, replay};
+use super::{Context, failure::Failure, purge, replay};
 use crate::render::{Row, facts, printable};
 
 /// Most letters of one page.
 const PAGE_CAP: usize = 500;
 
-/// Look at dead letters and replay them
+/// Look at dead letters, replay or remove them
 ///
 /// A dead letter is the raw message of a job that failed, timed out or was cancelled, with the reason.
 #[derive(Debug, Args)]
@@ -30,6 +30,7 @@ enum DlqCommand {
     List(ListArgs),
     Show(ShowArgs),
     Replay(replay::ReplayArgs),
+    Purge(purge::PurgeArgs),
 }
 
 /// List dead letters, oldest first
@@ -170,6 +171,7 @@ pub(super) async fn run(cx: &Context, args: DlqArgs) -> Result<(), Failure> {
         DlqCommand::List(a) => list(cx, a).await,
         DlqCommand::Show(a) => show(cx, a).await,
         DlqCommand::Replay(a) => replay::run(cx, a).await,
+        DlqCommand::Purge(a) => purge::run(cx, a).await,
     }
 }
 

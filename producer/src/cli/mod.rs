@@ -12,6 +12,7 @@ mod events;
 pub(crate) mod failure;
 mod lookup;
 mod provision;
+mod purge;
 mod queues;
 mod replay;
 mod status;

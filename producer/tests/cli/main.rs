@@ -15,6 +15,7 @@ mod dev;
 mod dlq;
 mod input;
 mod jobs;
+mod purge;
 mod servers;
 mod support;
 mod terminal;

@@ -1,0 +1,80 @@
+//! Reading what a stream holds now, from a place to its present end.
+
+use std::time::Duration;
+
+use async_nats::jetstream::{
+    Message,
+    consumer::{AckPolicy, DeliverPolicy, ReplayPolicy, pull},
+};
+use futures::StreamExt;
+
+use super::{Broker, BrokerError};
+
+/// What to read of a stream.
+#[derive(Debug, Clone)]
+pub(crate) struct Scan {
+    pub(crate) stream: String,
+    /// Subjects, with wildcards.
+    pub(crate) filters: Vec<String>,
+    /// Where to begin: milliseconds of the stream's clock, 0 for the start.
+    pub(crate) from_ms: u64,
+    /// Leave the bodies out; `Nats-Msg-Size` has their size.
+    pub(crate) headers_only: bool,
+}
+
+/// Place of a message in its stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Place {
+    pub(crate) sequence: u64,
+    /// Nanoseconds of the stream's clock.
+    pub(crate) stored_ns: i128,
+}
+
+impl Broker {
+    /// Visits every message that is there now, in order. What is stored meanwhile is not visited.
+    pub(crate) async fn scan(
+        &self,
+        scan: Scan,
+        mut visit: impl FnMut(Place, &Message) + Send,
+    ) -> Result<(), BrokerError> {
+        let away = |e: &dyn std::fmt::Display| BrokerError::Unreachable(format!("{}: {e}", scan.stream));
+        let stream = self.js.get_stream(&scan.stream).await.map_err(|e| away(&e))?;
+        let start = i128::from(scan.from_ms) * 1_000_000;
+        let deliver_policy = match time::OffsetDateTime::from_unix_timestamp_nanos(start) {
+            Ok(start_time) if scan.from_ms > 0 => DeliverPolicy::ByStartTime { start_time },
+            _ => DeliverPolicy::All,
+        };
+        let consumer = stream
+            .create_consumer(pull::Config {
+                deliver_policy,
+                filter_subjects: scan.filters.clone(),
+                headers_only: scan.headers_only,
+                ack_policy: AckPolicy::None,
+                replay_policy: ReplayPolicy::Instant,
+                memory_storage: true,
+                inactive_threshold: Duration::from_secs(30),
+                ..pull::Config::default()
+            })
+            .await
+            .map_err(|e| away(&e))?;
+        let mut left = consumer.cached_info().num_pending;
+        if left == 0 {
+            return Ok(());
+        }
+        let mut messages =
+            consumer.stream().max_messages_per_batch(500).messages().await.map_err(|e| away(&e))?;
+        while left > 0 {
+            let m = tokio::time::timeout(self.call_timeout() * 2, messages.next())
+                .await
+                .map_err(|_| away(&"no message in time"))?
+                .ok_or_else(|| away(&"the consumer was deleted"))?
+                .map_err(|e| away(&e))?;
+            let info = m.info().map_err(|e| away(&e))?;
+            left = info.pending;
+            let place =
+                Place { sequence: info.stream_sequence, stored_ns: info.published.unix_timestamp_nanos() };
+            visit(place, &m);
+        }
+        Ok(())
+    }
+}
