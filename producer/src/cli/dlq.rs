@@ -4,13 +4,13 @@ use clap::{Args, Subcommand};
 use serde::Serialize;
 use surety_common::{
     broker::{Broker, BrokerError, pull::Delivery},
-    clock::iso,
+    clock::{iso, wall_now},
     domain::{JobId, QueueName, text},
     wire::headers,
 };
 
-use super::{Context, failure::Failure, purge, replay};
-use crate::render::{Row, facts, printable};
+use super::{Context, failure::Failure, purge, replay, workers::span};
+use crate::render::{Row, printable};
 
 /// Most letters of one page.
 const PAGE_CAP: usize = 500;
@@ -75,6 +75,8 @@ pub(super) struct Letter {
     first_at: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     buried_at: Option<String>,
+    #[serde(skip)]
+    buried_ms: u64,
     /// Bytes of the message.
     size: usize,
 }
@@ -99,14 +101,20 @@ impl Letter {
             subject: text(headers::SUBJECT),
             first_at: m.header(&original).or_else(|| m.header(headers::FIRST_AT)).map(str::to_owned),
             buried_at: iso(m.stored_ms),
+            buried_ms: m.stored_ms,
             size: m.payload.len(),
         }
     }
 }
 
+/// How long ago, by this machine's clock: for people only.
+fn age(ms: u64) -> String {
+    let now = u64::try_from(wall_now().as_millisecond()).unwrap_or(0);
+    span(now.saturating_sub(ms).max(1000))
+}
+
 impl Row for Letter {
-    const HEADS: &'static [&'static str] =
-        &["SEQUENCE", "JOB", "QUEUE", "REASON", "GENERATION", "BURIED AT", "MESSAGE"];
+    const HEADS: &'static [&'static str] = &["SEQ", "JOB", "QUEUE", "REASON", "GEN", "AGE", "MESSAGE"];
     fn cells(&self) -> Vec<String> {
         vec![
             self.sequence.to_string(),
@@ -114,7 +122,7 @@ impl Row for Letter {
             self.queue.clone(),
             self.reason.clone(),
             self.generation.to_string(),
-            self.buried_at.clone().unwrap_or_default(),
+            age(self.buried_ms),
             text::cut(&self.message, 80).into_owned(),
         ]
     }
@@ -213,7 +221,7 @@ async fn show(cx: &Context, args: ShowArgs) -> Result<(), Failure> {
     let shown = Shown { letter: Letter::read(&m), body, raw };
     cx.screen.show(&shown, || {
         let l = &shown.letter;
-        let head = facts(&[
+        let head = cx.screen.facts(&[
             ("job", Some(l.id.clone())),
             ("queue", Some(l.queue.clone())),
             ("reason", Some(l.reason.clone())),

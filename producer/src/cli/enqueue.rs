@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use super::{Context, failure::Failure};
 use crate::{
     client::{Client, ClientError, JobBuilder, builder::is_traceparent},
-    render::printable,
+    render::{Tone, printable},
 };
 
 /// Enqueue one job and print its id
@@ -148,7 +148,8 @@ pub(super) async fn run(cx: &Context, args: EnqueueArgs) -> Result<(), Failure> 
     answer.receipt = receipt;
     cx.screen.show(&answer, || {
         let result = receipt.and_then(|r| r.get("result")).map(|r| format!("\n{r}"));
-        format!("{}{}", event.status, result.unwrap_or_default())
+        let status = cx.screen.paint(Tone::of_status(&event.status), &event.status);
+        format!("{status}{}", result.unwrap_or_default())
     })?;
     if event.status == "done" {
         return Ok(());

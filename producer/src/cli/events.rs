@@ -14,7 +14,7 @@ use super::{
     failure::Failure,
     lookup::{self, Seen},
 };
-use crate::render::Row;
+use crate::render::{Row, Tone};
 
 /// Most events of one page.
 const PAGE_CAP: usize = 500;
@@ -55,19 +55,43 @@ struct Page {
     unreadable: u64,
 }
 
-impl Row for Event {
-    const HEADS: &'static [&'static str] = &["REV", "AT", "JOB", "KIND", "STATUS", "ATTEMPT", "DATA"];
+/// A line of the journal of one job.
+#[derive(Serialize)]
+struct OfJob<'a>(&'a Event);
+
+/// A line of the journal of a key: of several jobs.
+#[derive(Serialize)]
+struct OfKey<'a>(&'a Event);
+
+/// Time of an event as people read it: the journal is younger than a year.
+pub(super) fn moment(at: &str) -> String {
+    at.get(5..23).map_or_else(|| at.to_owned(), |t| t.replace('T', " "))
+}
+
+fn data(e: &Event) -> String {
+    if e.data.is_null() { String::new() } else { text::cut(&e.data.to_string(), 120).into_owned() }
+}
+
+impl Row for OfJob<'_> {
+    const HEADS: &'static [&'static str] = &["REV", "AT", "KIND", "STATUS", "ATTEMPT", "DATA"];
     fn cells(&self) -> Vec<String> {
-        let data = if self.data.is_null() { String::new() } else { self.data.to_string() };
-        vec![
-            self.rev.to_string(),
-            self.at.clone(),
-            self.job.clone(),
-            self.kind.clone(),
-            self.status.clone(),
-            self.attempt.to_string(),
-            text::cut(&data, 120).into_owned(),
-        ]
+        let e = self.0;
+        let (rev, attempt) = (e.rev.to_string(), e.attempt.to_string());
+        vec![rev, moment(&e.at), e.kind.clone(), e.status.clone(), attempt, data(e)]
+    }
+    fn tone(&self) -> Option<(usize, Tone)> {
+        Some((3, Tone::of_status(&self.0.status)?))
+    }
+}
+
+impl Row for OfKey<'_> {
+    const HEADS: &'static [&'static str] = &["AT", "JOB", "REV", "KIND", "DATA"];
+    fn cells(&self) -> Vec<String> {
+        let e = self.0;
+        vec![moment(&e.at), e.job.clone(), e.rev.to_string(), e.kind.clone(), data(e)]
+    }
+    fn tone(&self) -> Option<(usize, Tone)> {
+        Some((3, Tone::of_status(&self.0.status)?))
     }
 }
 
@@ -142,7 +166,7 @@ pub(super) async fn run(cx: &Context, args: EventsArgs) -> Result<(), Failure> {
         }
         Ok(n) => n,
     };
-    let after = args.after;
+    let (after, is_of_job) = (args.after, args.id.is_some());
     let page = if limit == 0 {
         Page { events: Vec::new(), is_cut: false, next_after: None, unreadable: 0 }
     } else if let Some(id) = args.id {
@@ -167,7 +191,11 @@ pub(super) async fn run(cx: &Context, args: EventsArgs) -> Result<(), Failure> {
         let unreadable = c.broker().read_journal(None, 0, |e| found.add(e)).await?;
         found.page(unreadable)
     };
-    cx.screen.table(&page, &page.events)?;
+    if is_of_job {
+        cx.screen.table(&page, &page.events.iter().map(OfJob).collect::<Vec<_>>())?;
+    } else {
+        cx.screen.table(&page, &page.events.iter().map(OfKey).collect::<Vec<_>>())?;
+    }
     if page.unreadable > 0 {
         cx.screen
             .note(&format!("{} journal messages held something unreadable, see the log", page.unreadable));
@@ -188,6 +216,12 @@ mod tests {
                 "type":"t","key":"k","status":"running","contract":"acked","attempt":1,"epoch":1}}"#
         );
         serde_json::from_str(&text).unwrap()
+    }
+
+    #[test]
+    fn moments_are_short_and_what_is_no_time_is_kept() {
+        assert_eq!(moment("2026-11-21T08:00:00.123Z"), "11-21 08:00:00.123");
+        assert_eq!(moment("soon"), "soon");
     }
 
     fn by_rev(after: u64, limit: usize) -> ByRev {

@@ -24,7 +24,7 @@ use std::{
     process::ExitCode,
 };
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, ColorChoice, Parser, Subcommand};
 use surety_common::{
     config::{self, Flags, Settings},
     connect::{self, Connected},
@@ -79,9 +79,12 @@ struct Global {
     /// Prefix of subjects, streams and Redis keys [default: surety]
     #[arg(long, global = true, value_name = "NAME")]
     namespace: Option<String>,
-    /// Write one line of JSON instead of a table
+    /// Write JSON instead of text for people
     #[arg(long, global = true)]
     json: bool,
+    /// Colour on stdout; `auto`: on a terminal, unless NO_COLOR is set
+    #[arg(long, global = true, value_name = "WHEN", value_enum, default_value_t = ColorChoice::Auto)]
+    color: ColorChoice,
     /// What to log on stderr, such as `debug` or `surety_common=debug` [default: warn]
     #[arg(long, global = true, value_name = "FILTER", env = "SURETY_LOG")]
     log: Option<String>,
@@ -156,7 +159,7 @@ pub fn main() -> ExitCode {
 }
 
 async fn run(cli: Cli) -> Result<(), Failure> {
-    let Global { config, nats, redis, namespace, json, .. } = cli.global;
+    let Global { config, nats, redis, namespace, json, color, .. } = cli.global;
     let file = config.or_else(|| Path::new(CONFIG_FILE).is_file().then(|| CONFIG_FILE.into()));
     let mut flags: Flags = Vec::new();
     for (path, value, flag) in [
@@ -167,7 +170,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         flags.extend(value.map(|v| (path, v, flag)));
     }
     let settings = config::load(file.as_deref(), &flags)?;
-    let cx = Context { settings, file, screen: Screen { is_json: json } };
+    let cx = Context { settings, file, screen: Screen::of_stdout(json, color) };
     match cli.command {
         Command::Enqueue(a) => enqueue::run(&cx, *a).await,
         Command::Batch(a) => batch::run(&cx, a).await,

@@ -15,7 +15,7 @@ use super::{
     failure::Failure,
     lookup::{self, Seen},
 };
-use crate::render::facts;
+use crate::render::Screen;
 
 /// Show where a job is
 ///
@@ -157,7 +157,7 @@ impl JobView {
         })
     }
 
-    fn human(&self) -> String {
+    fn human(&self, screen: Screen) -> String {
         let number = |n: Option<u64>| n.map(|n| n.to_string());
         let attempt = self.attempt.map(|a| match (self.charged, self.max_retries) {
             (Some(c), Some(m)) => format!("{a} ({c} of {} failed)", u64::from(m) + 1),
@@ -166,7 +166,7 @@ impl JobView {
         let text = |name: &str| {
             self.detail.as_ref().and_then(|d| d.get(name)).and_then(|v| v.as_str()).map(str::to_owned)
         };
-        facts(&[
+        screen.facts(&[
             ("id", Some(self.id.clone())),
             ("status", Some(self.status.to_owned())),
             ("read from", Some(self.source.to_owned())),
@@ -221,7 +221,7 @@ pub(super) async fn run(cx: &Context, args: StatusArgs) -> Result<(), Failure> {
             ))
         })?,
     };
-    cx.screen.show(&view, || view.human())
+    cx.screen.show(&view, || view.human(cx.screen))
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@ mod dlq;
 mod input;
 mod jobs;
 mod purge;
+mod screen;
 mod servers;
 mod support;
 mod terminal;

@@ -3,28 +3,63 @@
 //! Data goes to stdout through one locked handle, everything else to stderr. A reader that went away (`surety … | head`)
 //! ends the command quietly.
 
-use std::io::{self, Write};
+mod paint;
+mod table;
 
-use comfy_table::{ContentArrangement, Table, presets};
+use std::io::{self, IsTerminal, Write};
+
+use clap::ColorChoice;
 use serde::Serialize;
 
 use crate::cli::failure::Failure;
+pub(crate) use paint::Tone;
 
-/// One line of a table.
+/// One line of a table. The last column is the one that a narrow terminal cuts: put the wordiest there.
 pub(crate) trait Row: Serialize {
     /// Headings, one for each cell.
     const HEADS: &'static [&'static str];
     /// The cells, as people read them.
     fn cells(&self) -> Vec<String>;
+    /// The cell to colour, by its place, and how.
+    fn tone(&self) -> Option<(usize, Tone)> {
+        None
+    }
+}
+
+/// How text for people looks.
+#[derive(Debug, Clone, Copy)]
+struct Look {
+    /// Columns of the terminal; `None` where stdout is none.
+    width: Option<usize>,
+    is_coloured: bool,
 }
 
 /// Where and how a command writes its data.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Screen {
     pub(crate) is_json: bool,
+    look: Look,
 }
 
 impl Screen {
+    /// The stdout of this process.
+    pub(crate) fn of_stdout(is_json: bool, color: ColorChoice) -> Self {
+        let stdout = io::stdout();
+        let is_terminal = stdout.is_terminal();
+        // A terminal that does not know its size says 0.
+        let size = is_terminal.then(|| rustix::termios::tcgetwinsize(&stdout).ok()).flatten();
+        let width = size.map(|s| usize::from(s.ws_col)).filter(|w| *w > 0);
+        Self { is_json, look: Look { width, is_coloured: paint::is_wanted(color, is_terminal) } }
+    }
+
+    /// The text in its colour, where colours are wanted.
+    pub(crate) fn paint(self, tone: Option<Tone>, text: &str) -> String {
+        match tone {
+            Some(t) if self.look.is_coloured => t.paint(text),
+            _ => text.to_owned(),
+        }
+    }
+
     /// Writes a value as one line of JSON, or the text made by `human`.
     pub(crate) fn show<T: Serialize + ?Sized>(
         self,
@@ -36,7 +71,12 @@ impl Screen {
 
     /// Writes rows as a table; as JSON it is the given value, which holds them.
     pub(crate) fn table<T: Serialize, R: Row>(self, value: &T, rows: &[R]) -> Result<(), Failure> {
-        self.show(value, || table(rows))
+        self.show(value, || table::table(rows, self.look))
+    }
+
+    /// [`facts`] that fit the terminal.
+    pub(crate) fn facts(self, entries: &[(&str, Option<String>)]) -> String {
+        table::facts(entries, self.look.width)
     }
 
     /// Writes text and a line break; an empty text writes nothing.
@@ -68,26 +108,9 @@ fn json<T: Serialize + ?Sized>(value: &T) -> Result<String, Failure> {
     serde_json::to_string(value).map_err(|e| Failure::bug(format!("the answer does not encode: {e}")))
 }
 
-fn table<R: Row>(rows: &[R]) -> String {
-    if rows.is_empty() {
-        return "(none)".into();
-    }
-    let mut t = Table::new();
-    t.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
-    t.set_header(R::HEADS);
-    for row in rows {
-        t.add_row(row.cells().iter().map(|c| printable(c)));
-    }
-    t.lines().map(|l| l.trim_end().to_owned()).collect::<Vec<_>>().join("\n")
-}
-
 /// `name  value` lines for one thing; entries without a value are left out.
 pub(crate) fn facts(entries: &[(&str, Option<String>)]) -> String {
-    let width = entries.iter().filter(|(_, v)| v.is_some()).map(|(n, _)| n.len()).max().unwrap_or(0);
-    let lines = entries
-        .iter()
-        .filter_map(|(name, value)| value.as_ref().map(|v| format!("{name:width$}  {}", printable(v))));
-    lines.collect::<Vec<_>>().join("\n")
+    table::facts(entries, None)
 }
 
 /// Text of a stranger, without what would move the cursor or recolour the terminal.
@@ -99,28 +122,10 @@ pub(crate) fn printable(text: &str) -> String {
 mod tests {
     use super::*;
 
-    #[derive(Serialize)]
-    struct Pair(&'static str, u32);
-
-    impl Row for Pair {
-        const HEADS: &'static [&'static str] = &["NAME", "N"];
-        fn cells(&self) -> Vec<String> {
-            vec![self.0.into(), self.1.to_string()]
-        }
-    }
-
-    #[test]
-    fn a_table_has_its_headings_and_no_control_characters() {
-        let text = table(&[Pair("a\x1b[31mb\nc", 1), Pair("long name", 22)]);
-        let lines: Vec<_> = text.lines().collect();
-        assert_eq!(lines.len(), 3, "{text}");
-        assert!(lines[0].contains("NAME") && !text.contains('\x1b'));
-        assert_eq!(table::<Pair>(&[]), "(none)");
-    }
-
     #[test]
     fn facts_leave_out_what_is_not_set() {
         let text = facts(&[("id", Some("a".into())), ("started", None), ("status", Some("done".into()))]);
         assert_eq!(text, "id      a\nstatus  done");
+        assert_eq!(facts(&[("id", Some("a\x1b[31mb\nc".into()))]), "id  a [31mb c");
     }
 }
