@@ -12,6 +12,7 @@ mod suite {
     mod operate;
     mod outage;
     mod producers;
+    mod provisioning;
     mod scripts;
     mod tidy;
 }

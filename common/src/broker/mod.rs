@@ -8,8 +8,10 @@ pub mod advisories;
 pub mod carrier;
 pub mod dead;
 pub mod decode;
+pub mod drift;
 pub mod floor;
 pub mod follow;
+mod info;
 pub mod jobs;
 pub mod journal;
 pub mod publish;
@@ -150,12 +152,6 @@ impl Broker {
     /// How long one request may take.
     pub fn call_timeout(&self) -> Duration {
         self.call_timeout
-    }
-
-    /// The server's clock in milliseconds, as it says with what it tells about `JOBS`.
-    pub async fn now_ms(&self) -> Result<u64, BrokerError> {
-        let info = self.api(format!("STREAM.INFO.{}", self.names.jobs()), serde_json::json!({})).await?;
-        answered_ms(&info).ok_or_else(|| BrokerError::Unfit("the answer about a stream has no time".into()))
     }
 
     /// Version of the server.

@@ -7,13 +7,13 @@ use async_nats::jetstream::{
     stream::{Config, DiscardPolicy, RetentionPolicy, StorageType},
 };
 
-use super::{Broker, BrokerError};
+use super::{Broker, BrokerError, drift};
 use crate::domain::{JobId, QueueName, ids::Namespace};
 
 /// Metadata key of `JOBS` that holds the number of Redis partitions.
-const PARTITIONS: &str = "surety-partitions";
+pub(super) const PARTITIONS: &str = "surety-partitions";
 /// Metadata key of `JOBS` that holds the version of this layout.
-const LAYOUT: &str = "surety-layout";
+pub(super) const LAYOUT: &str = "surety-layout";
 /// Steps of the layout, each applied by [`Broker::provision`]; numbers are unique and never reused.
 pub const LAYOUT_STEPS: &[(u32, &str)] =
     &[(1, "streams JOBS, EVENTS, DLQ and ADVISORIES; one consumer per queue")];
@@ -67,6 +67,16 @@ impl Names {
         [format!("{}.jobs.{queue}", self.ns), format!("{}.jobs.{queue}.>", self.ns)]
     }
 
+    /// Every consumer that carries jobs of a queue.
+    pub fn lanes(&self, queue: &QueueName) -> Vec<Lane> {
+        vec![Lane {
+            queue: queue.clone(),
+            stream: self.jobs(),
+            consumer: queue.to_string(),
+            subjects: self.queue_subjects(queue).to_vec(),
+        }]
+    }
+
     /// Queue and id (where the subject has one) of a job subject.
     pub fn parse_job_subject<'a>(&self, subject: &'a str) -> Option<(&'a str, Option<&'a str>)> {
         let rest = subject.strip_prefix(self.ns.as_str())?.strip_prefix(".jobs.")?;
@@ -96,6 +106,17 @@ impl Names {
     pub fn carrier(&self, sequence: u64) -> String {
         format!("JOBS:{sequence}")
     }
+}
+
+/// One consumer on the way of a queue's jobs to the workers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lane {
+    pub queue: QueueName,
+    pub stream: String,
+    /// Durable name.
+    pub consumer: String,
+    /// What it filters.
+    pub subjects: Vec<String>,
 }
 
 /// The stream sequence of a carrier's name.
@@ -131,6 +152,16 @@ pub struct Provisioned {
     pub refused: Vec<String>,
 }
 
+impl Provisioned {
+    /// Notes what cannot be changed; says whether there is something to change.
+    fn take(&mut self, what: &str, differences: &[drift::Difference]) -> bool {
+        let (fixable, left): (Vec<_>, Vec<_>) = differences.iter().partition(|d| d.is_fixable);
+        self.refused.extend(left.iter().map(|d| format!("{what}: {}", d.text)));
+        // A stream of another kind is not touched at all.
+        !fixable.is_empty() && !left.iter().any(|d| ["retention", "storage"].contains(&d.field))
+    }
+}
+
 /// What is provisioned, as every process reads it at its start.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Found {
@@ -143,7 +174,8 @@ pub struct Found {
 }
 
 impl Layout {
-    fn streams(&self, n: &Names) -> Vec<Config> {
+    /// Every stream.
+    pub(super) fn streams(&self, n: &Names) -> Vec<Config> {
         let ns = n.namespace();
         let base = |name: String, subjects: Vec<String>| Config {
             name,
@@ -178,10 +210,15 @@ impl Layout {
         vec![jobs, events, dlq, advisories]
     }
 
-    fn consumer(&self, n: &Names, queue: &QueueName) -> pull::Config {
+    /// Every consumer of the declared queues.
+    pub fn lanes(&self, n: &Names) -> Vec<Lane> {
+        self.queues.iter().flat_map(|q| n.lanes(q)).collect()
+    }
+
+    pub(super) fn consumer(&self, lane: &Lane) -> pull::Config {
         pull::Config {
-            durable_name: Some(queue.to_string()),
-            filter_subjects: n.queue_subjects(queue).to_vec(),
+            durable_name: Some(lane.consumer.clone()),
+            filter_subjects: lane.subjects.clone(),
             ack_policy: AckPolicy::Explicit,
             ack_wait: self.ack_wait,
             max_deliver: self.max_deliver,
@@ -201,69 +238,35 @@ impl Broker {
         let mut done = Provisioned::default();
         for want in layout.streams(n) {
             let name = want.name.clone();
-            match self.js.get_stream(&name).await {
-                Ok(found) => {
-                    let have = &found.cached_info().config;
-                    if have.retention != want.retention || have.storage != want.storage {
-                        done.refused.push(format!(
-                            "stream {name}: retention {:?} and storage {:?} cannot be changed to {:?} and {:?}",
-                            have.retention, have.storage, want.retention, want.storage
-                        ));
-                        continue;
-                    }
-                    let mut next = want;
-                    if let Some(p) = have.metadata.get(PARTITIONS)
-                        && Some(p) != next.metadata.get(PARTITIONS)
-                    {
-                        done.refused.push(format!(
-                            "stream {name}: the records in redis are in {p} partitions; changing that needs an empty system"
-                        ));
-                        next.metadata.insert(PARTITIONS.to_owned(), p.clone());
-                    }
-                    for (k, v) in &have.metadata {
-                        next.metadata.entry(k.clone()).or_insert_with(|| v.clone());
-                    }
-                    for s in &have.subjects {
-                        if !next.subjects.contains(s) {
-                            next.subjects.push(s.clone());
-                        }
-                    }
-                    let same = have.subjects == next.subjects
-                        && have.metadata == next.metadata
-                        && have.max_age == next.max_age
-                        && have.num_replicas == next.num_replicas
-                        && have.duplicate_window == next.duplicate_window
-                        && have.allow_direct == next.allow_direct;
-                    if !same {
+            match self.stream_info(&name).await? {
+                Some(found) => {
+                    let (differences, next) = drift::stream(&found.config, &want);
+                    if done.take(&format!("stream {name}"), &differences) {
                         self.js.update_stream(next).await.map_err(|e| unfit(&name, &e))?;
                         done.changed.push(format!("stream {name} updated"));
                     }
                 }
-                Err(_) => {
+                None => {
                     self.js.create_stream(want).await.map_err(|e| unfit(&name, &e))?;
                     done.changed.push(format!("stream {name} created"));
                 }
             }
         }
-        let jobs = self.jobs_stream().await?;
-        for queue in &layout.queues {
-            let want = layout.consumer(n, queue);
-            match jobs.get_consumer::<pull::Config>(queue.as_str()).await {
-                Ok(c) => {
-                    let have = &c.cached_info().config;
-                    if have.ack_wait != want.ack_wait
-                        || have.max_deliver != want.max_deliver
-                        || have.max_ack_pending != want.max_ack_pending
-                    {
-                        let max_waiting = have.max_waiting;
-                        let next = pull::Config { max_waiting, ..want };
-                        jobs.update_consumer(next).await.map_err(|e| unfit(queue.as_str(), &e))?;
-                        done.changed.push(format!("consumer {queue} updated"));
+        for lane in layout.lanes(n) {
+            let want = layout.consumer(&lane);
+            let name = format!("consumer {}", lane.consumer);
+            let stream = self.js.get_stream(&lane.stream).await.map_err(|e| unfit(&name, &e))?;
+            match self.consumer_info(&lane.stream, &lane.consumer).await? {
+                Some(found) => {
+                    let (differences, next) = drift::consumer(&found.config, &want);
+                    if done.take(&name, &differences) {
+                        stream.update_consumer(next).await.map_err(|e| unfit(&name, &e))?;
+                        done.changed.push(format!("{name} updated"));
                     }
                 }
-                Err(_) => {
-                    jobs.create_consumer(want).await.map_err(|e| unfit(queue.as_str(), &e))?;
-                    done.changed.push(format!("consumer {queue} created"));
+                None => {
+                    stream.create_consumer(want).await.map_err(|e| unfit(&name, &e))?;
+                    done.changed.push(format!("{name} created"));
                 }
             }
         }
@@ -308,12 +311,19 @@ impl Broker {
                 queues.push(q);
             }
         }
-        let first = queues.first().ok_or_else(|| BrokerError::Unfit("no queue is declared".into()))?;
-        let consumer = stream
-            .get_consumer::<pull::Config>(first.as_str())
-            .await
-            .map_err(|e| unfit(first.as_str(), &e))?;
-        let c = &consumer.cached_info().config;
+        if queues.is_empty() {
+            return Err(BrokerError::Unfit("no queue is declared".into()));
+        }
+        let mut consumer = None;
+        for lane in queues.iter().flat_map(|q| self.names().lanes(q)) {
+            consumer = self.consumer_info(&lane.stream, &lane.consumer).await?;
+            if consumer.is_some() {
+                break;
+            }
+        }
+        let Some(c) = consumer.map(|c| c.config) else {
+            return Err(BrokerError::Unfit("no queue has its consumer: run `surety provision`".into()));
+        };
         Ok(Found {
             partitions,
             jobs_created: info.created.to_string(),
