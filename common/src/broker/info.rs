@@ -1,6 +1,9 @@
 //! What the server says of a stream or a consumer.
 
-use async_nats::jetstream::{consumer::pull, stream};
+use async_nats::jetstream::{
+    consumer::{SequenceInfo, pull},
+    stream,
+};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -18,6 +21,21 @@ pub(crate) struct StreamInfo {
 #[derive(Debug, Deserialize)]
 pub(crate) struct ConsumerInfo {
     pub(crate) config: pull::Config,
+    pub(crate) delivered: SequenceInfo,
+    /// Not delivered yet.
+    pub(crate) num_pending: u64,
+    /// Delivered, or given back with a delay.
+    pub(crate) num_ack_pending: u64,
+    pub(crate) num_redelivered: u64,
+    /// Pulls that wait for messages.
+    pub(crate) num_waiting: u64,
+    #[serde(default)]
+    pub(crate) paused: bool,
+    /// Nanoseconds.
+    #[serde(default)]
+    pub(crate) pause_remaining: Option<u64>,
+    #[serde(skip)]
+    pub(crate) answered_ms: Option<u64>,
 }
 
 /// Error codes of the server: no such stream, no such consumer.
@@ -43,7 +61,10 @@ impl Broker {
         let Some(answer) = self.info(format!("CONSUMER.INFO.{stream}.{consumer}")).await? else {
             return Ok(None);
         };
-        Ok(Some(read(consumer, answer)?))
+        let answered = answered_ms(&answer);
+        let mut info: ConsumerInfo = read(consumer, answer)?;
+        info.answered_ms = answered;
+        Ok(Some(info))
     }
 
     async fn info(&self, subject: String) -> Result<Option<Value>, BrokerError> {

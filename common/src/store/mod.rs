@@ -6,6 +6,7 @@
 
 pub mod group;
 pub mod keys;
+pub mod open;
 pub mod ops;
 pub mod record;
 mod replies;
@@ -14,6 +15,7 @@ pub mod sessions;
 
 pub use group::Group;
 pub use keys::Keys;
+pub use open::OpenJobs;
 pub use ops::{
     ClaimItem, ClaimReply, FinishItem, FinishReply, LostItem, LostReply, ProgressItem, ProgressReply,
     Renewed, ReplayItem, ReplayReply, SessionState, SettleItem, SettleReply, Verdict,

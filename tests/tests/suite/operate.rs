@@ -1,5 +1,6 @@
 //! What an operator sees of a fleet: `surety workers`, `surety queues`.
 
+use surety_common::domain::Status;
 use surety_tests::{
     witness::Witness,
     world::{World, wait},
@@ -55,4 +56,66 @@ async fn workers_are_shown_with_what_they_run_until_they_are_gone() {
     })
     .await;
     drop(reaper);
+}
+
+/// One row of `surety queues --json`.
+async fn queue(world: &World, name: &str) -> serde_json::Value {
+    let answer = world.ask(&["queues"]).await;
+    answer["queues"].as_array().unwrap().iter().find(|q| q["queue"] == name).unwrap().clone()
+}
+
+#[tokio::test]
+async fn queues_show_what_waits_runs_and_is_put_off_and_who_serves_them() {
+    let witness = Witness::default();
+    let handlers = witness.handler("long", UNTIL_TOLD)
+        + &witness.handler("fails", "exit 1")
+        + "[handlers.absent]\ncommand = [\"./no-such-program\"]\n[attempt]\nstart_retry = \"10m\"\n";
+    let mut world = World::with(&handlers).await;
+    let c = world.connect().await;
+    let worker = world.worker(&["--queues", "default"], &[]);
+    for n in 0..3 {
+        world.publish("critical", &format!("w{n}"), r#"{"type":"noop"}"#).await;
+    }
+    world.publish("default", "r", r#"{"type":"long"}"#).await;
+    world.publish("default", "b", r#"{"type":"fails","retry":{"max_retries":3,"backoff":["1h"]}}"#).await;
+    world.publish("default", "d", r#"{"type":"absent"}"#).await;
+    world.status(&c, "r", Status::Running).await;
+    world.status(&c, "b", Status::RetryWait).await;
+    world.status(&c, "d", Status::Deferred).await;
+    wait("two naks", async || queue(&world, "default").await["held"] == 3).await;
+
+    let q = queue(&world, "critical").await;
+    assert_eq!((&q["waiting"], &q["running"], &q["workers"]), (&3.into(), &0.into(), &0.into()), "{q}");
+    assert!(q["oldest_waiting_ms"].is_u64() && q["longest_running_ms"].is_null(), "{q}");
+    let q = queue(&world, "default").await;
+    assert_eq!(
+        (&q["waiting"], &q["running"], &q["backoff"], &q["deferred"], &q["workers"]),
+        (&0.into(), &1.into(), &1.into(), &1.into(), &1.into()),
+        "{q}"
+    );
+    assert!(q["oldest_waiting_ms"].is_null() && q["longest_running_ms"].is_u64(), "{q}");
+    let consumer = &q["consumers"][0];
+    assert_eq!((&consumer["state"], &consumer["name"]), (&"ok".into(), &"default".into()), "{q}");
+    assert!(consumer["pulls"].as_u64().unwrap() > 0, "its worker asks for more: {q}");
+    let table = world.surety(&["queues"]).await.exits(0).out;
+    assert!(table.contains("critical") && table.contains("BACKOFF"), "{table}");
+
+    let nats = world.plain().await;
+    let ask = async |subject: &str, body: String| {
+        nats.request(format!("$JS.API.CONSUMER.{subject}.SURETY_JOBS.critical"), body.into()).await.unwrap()
+    };
+    ask("PAUSE", r#"{"pause_until":"2999-01-01T00:00:00Z"}"#.into()).await;
+    let q = queue(&world, "critical").await;
+    assert_eq!(q["consumers"][0]["state"], "paused");
+    assert!(q["consumers"][0]["paused_ms"].as_u64().unwrap() > 1_000_000, "{q}");
+    assert!(world.surety(&["queues"]).await.exits(0).out.contains("paused "));
+    ask("DELETE", String::new()).await;
+    assert_eq!(queue(&world, "critical").await["consumers"][0]["state"], "missing");
+
+    // Without Redis the broker's part is still told.
+    drop(worker);
+    world.redis.kill9().await.unwrap();
+    let said = world.surety(&["--json", "queues"]).await.exits(69);
+    let row = &said.json()["queues"][1];
+    assert_eq!((&row["held"], &row["running"]), (&3.into(), &serde_json::Value::Null), "{row}");
 }

@@ -1,0 +1,75 @@
+//! Counting open jobs by queue and state.
+
+use std::collections::{BTreeMap, HashSet};
+
+use redis::AsyncCommands;
+
+use super::script::{Store, StoreError};
+use crate::domain::Status;
+
+/// Open jobs that have a record, by queue: every job that was claimed once and has no outcome yet.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct OpenJobs {
+    by_queue: BTreeMap<String, BTreeMap<&'static str, u64>>,
+}
+
+impl OpenJobs {
+    /// Number of jobs of a queue in a state.
+    pub fn count(&self, queue: &str, status: Status) -> u64 {
+        self.by_queue.get(queue).and_then(|c| c.get(status.name())).copied().unwrap_or(0)
+    }
+}
+
+/// Records of one read.
+const SLICE: usize = 500;
+
+impl Store {
+    /// Number of open jobs that have a record.
+    pub async fn n_open(&self) -> Result<u64, StoreError> {
+        let mut n = 0;
+        for p in 0..self.keys().partitions() {
+            let here: u64 = self.connection().zcard(self.keys().due(p)).await?;
+            n += here;
+        }
+        Ok(n)
+    }
+
+    /// Counts open jobs by queue and state. Reads every record, in slices of 500, so it takes a second or so for each
+    /// 100 000; what changes meanwhile is counted before or after.
+    pub async fn open_jobs(&self) -> Result<OpenJobs, StoreError> {
+        let mut out = OpenJobs::default();
+        for p in 0..self.keys().partitions() {
+            // A scan may give a member twice while the set is resized.
+            let mut seen: HashSet<String> = HashSet::new();
+            let mut cursor = 0u64;
+            loop {
+                let (next, members): (u64, Vec<(String, f64)>) = redis::cmd("ZSCAN")
+                    .arg(self.keys().due(p))
+                    .arg(cursor)
+                    .arg("COUNT")
+                    .arg(SLICE)
+                    .query_async(&mut self.connection())
+                    .await?;
+                let keys: Vec<String> = members
+                    .into_iter()
+                    .map(|(id, _)| self.keys().job_in(p, &id))
+                    .filter(|key| seen.insert(key.clone()))
+                    .collect();
+                for record in self.records(&keys).await?.into_iter().flatten() {
+                    if !record.status.is_terminal() {
+                        *out.by_queue
+                            .entry(record.queue)
+                            .or_default()
+                            .entry(record.status.name())
+                            .or_default() += 1;
+                    }
+                }
+                cursor = next;
+                if cursor == 0 {
+                    break;
+                }
+            }
+        }
+        Ok(out)
+    }
+}
