@@ -12,10 +12,10 @@ PRODUCTS := -p surety-producer -p surety-worker -p surety-reaper
 RUSTDOC := RUSTDOCFLAGS="-D warnings -A rustdoc::private-intra-doc-links"
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench docs docs-check release servers
+.PHONY: help demo test lint bench compose-test docs docs-check release servers
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 servers: ## install nats-server and redis-server where new enough ones are missing
 	scripts/install-servers
@@ -36,6 +36,9 @@ lint: ## check format and lints
 
 bench: servers release ## measure what the promises cost, against the plain broker
 	$(TARGET)/release/surety bench
+
+compose-test: ## run the compose stack in containers, kill a worker, look at every job (needs a Docker engine)
+	scripts/compose-test
 
 docs: ## write the generated documents anew, build the API documentation
 	UPDATE=1 $(CARGO) test -q -p surety-common --lib --locked -- schema config_doc

@@ -4,6 +4,7 @@
 mod suite {
     mod attempts;
     mod basics;
+    mod compose;
     mod drain;
     mod faults;
     mod intake;
