@@ -2,12 +2,18 @@
 
 use std::time::Duration;
 
-use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, ReplayPolicy, pull};
+use async_nats::jetstream::{
+    Message,
+    consumer::{AckPolicy, DeliverPolicy, ReplayPolicy, pull},
+};
 use futures::StreamExt;
 use tokio::time::Instant;
 
 use super::{Broker, BrokerError};
-use crate::wire::{event, headers};
+use crate::{
+    domain::QueueName,
+    wire::{event, headers},
+};
 
 /// Where to begin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,51 +22,133 @@ pub enum From {
     Start,
     /// With what is stored after this call.
     Now,
+    /// With what was stored in this last span, by the clock of the server.
+    Ago(Duration),
+    /// With this place in the stream.
+    Sequence(u64),
 }
 
-/// Reads the outcomes of one queue. A lost connection or consumer costs a pause: it goes on after the last message read.
+/// Which messages of a queue's journal to read. The server leaves out the others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    All,
+    /// Only those with outcomes: `finished` events and nothing else.
+    Ended,
+    /// Only those without.
+    Open,
+}
+
+/// What came next.
+#[derive(Debug, Clone)]
+pub enum News {
+    /// The events of one journal message, in order. Those that cannot be read were logged and left out.
+    Events(Vec<event::Event>),
+    /// The server cannot be reached. Said once for each outage; nothing is missed meanwhile.
+    Lost(BrokerError),
+    /// It can be reached again.
+    Back,
+}
+
+/// Reads the journal from a place on. A lost connection or consumer costs a pause: it goes on after the last message read,
+/// so nothing is missed or comes twice.
 pub struct Follow {
     broker: Broker,
-    subject: String,
-    /// First stream sequence not read yet.
-    next: u64,
+    subjects: Vec<String>,
+    /// First message not read yet.
+    next: DeliverPolicy,
     messages: Option<pull::Stream>,
+    is_lost: bool,
 }
 
-/// The pause before a lost consumer is made again.
+/// The pause before a lost consumer is made again, and how often the connection is looked at.
 const PAUSE: Duration = Duration::from_millis(250);
 
 impl Broker {
     /// Follows the outcomes (`finished` events) of a queue.
-    pub async fn follow_ended(&self, queue: &str, from: From) -> Result<Follow, BrokerError> {
-        let stream = self.js.get_stream(self.names().events()).await.map_err(|e| away(&e))?;
+    pub async fn follow_ended(&self, queue: &QueueName, from: From) -> Result<Follow, BrokerError> {
+        self.follow(std::slice::from_ref(queue), Part::Ended, from).await
+    }
+
+    /// Follows the journal of these queues, in the order of the stream; no queue: of all.
+    /// Errors: the first look at the journal failed. Later failures are waited out.
+    pub async fn follow(&self, queues: &[QueueName], part: Part, from: From) -> Result<Follow, BrokerError> {
         let next = match from {
-            From::Start => 1,
-            From::Now => stream.cached_info().state.last_sequence + 1,
+            From::Start => DeliverPolicy::All,
+            From::Sequence(n) => DeliverPolicy::ByStartSequence { start_sequence: n.max(1) },
+            From::Now => {
+                let stream = self.js.get_stream(self.names().events()).await.map_err(|e| away(&e))?;
+                let start_sequence = stream.cached_info().state.last_sequence + 1;
+                DeliverPolicy::ByStartSequence { start_sequence }
+            }
+            From::Ago(span) => DeliverPolicy::ByStartTime { start_time: self.server_time().await? - span },
         };
-        let subject = self.names().event_subject(&format!("{queue}.ended"));
-        Ok(Follow { broker: self.clone(), subject, next, messages: None })
+        let names =
+            if queues.is_empty() { vec!["*"] } else { queues.iter().map(QueueName::as_str).collect() };
+        let suffixes: &[&str] = match part {
+            Part::All => &["", ".ended"],
+            Part::Ended => &[".ended"],
+            Part::Open => &[""],
+        };
+        let subject = |queue: &str, suffix: &str| self.names().event_subject(&format!("{queue}{suffix}"));
+        let subjects = names.iter().flat_map(|q| suffixes.iter().map(|s| subject(q, s))).collect();
+        let mut follow = Follow { broker: self.clone(), subjects, next, messages: None, is_lost: false };
+        follow.messages = Some(follow.open().await?);
+        Ok(follow)
+    }
+
+    /// What the server's clock says.
+    async fn server_time(&self) -> Result<time::OffsetDateTime, BrokerError> {
+        let subject = format!("STREAM.INFO.{}", self.names().events());
+        let info = self.api(subject, serde_json::json!({})).await?;
+        let text = info.get("ts").and_then(serde_json::Value::as_str).unwrap_or_default();
+        let ns = text
+            .parse::<jiff::Timestamp>()
+            .map_err(|e| away(&format!("time {text:?}: {e}")))?
+            .as_nanosecond();
+        time::OffsetDateTime::from_unix_timestamp_nanos(ns).map_err(|e| away(&e))
     }
 }
 
 impl Follow {
-    /// The next `finished` event of this job, or `None` at `deadline`. Transient failures are waited out.
+    /// What comes next, whenever it comes.
     ///
     /// # Cancel safety
-    /// A message that was received and not yet looked at is lost to this reader when the future is dropped.
+    /// Nothing is lost when the future is dropped: a message counts as read when it is returned.
+    pub async fn news(&mut self) -> News {
+        loop {
+            match self.step().await {
+                Ok(Some(m)) => {
+                    let (events, problems) = event::read_message(&m.payload);
+                    if !problems.is_empty() {
+                        let problems = problems.join("; ");
+                        tracing::warn!(subject = %m.subject, problems, "unreadable journal events were skipped");
+                    }
+                    return News::Events(events);
+                }
+                Ok(None) if std::mem::take(&mut self.is_lost) => return News::Back,
+                Ok(None) => {}
+                Err(e) if !self.is_lost => {
+                    self.is_lost = true;
+                    return News::Lost(e);
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "the journal is still away");
+                    tokio::time::sleep(PAUSE).await;
+                }
+            }
+        }
+    }
+
+    /// The next `finished` event of this job, or `None` at `deadline`. Transient failures are waited out.
     pub async fn ended(&mut self, job: &str, deadline: Instant) -> Result<Option<event::Event>, BrokerError> {
         loop {
-            let step = tokio::time::timeout_at(deadline, self.message()).await;
-            let message = match step {
+            let message = match tokio::time::timeout_at(deadline, self.step()).await {
                 Err(_) => return Ok(None),
-                Ok(Ok(m)) => m,
+                Ok(Ok(None)) => continue,
+                Ok(Ok(Some(m))) => m,
                 Ok(Err(error)) => {
                     tracing::debug!(%error, "following the journal failed, trying again");
-                    self.messages = None;
-                    if Instant::now() + PAUSE >= deadline {
-                        return Ok(None);
-                    }
-                    tokio::time::sleep(PAUSE).await;
+                    tokio::time::sleep_until(deadline.min(Instant::now() + PAUSE)).await;
                     continue;
                 }
             };
@@ -76,24 +164,41 @@ impl Follow {
         }
     }
 
-    async fn message(&mut self) -> Result<async_nats::jetstream::Message, BrokerError> {
-        let mut messages = match self.messages.take() {
-            Some(m) => m,
-            None => self.open().await?,
+    /// The next message; `None`: the consumer stands (again), or nothing came for a while.
+    async fn step(&mut self) -> Result<Option<Message>, BrokerError> {
+        let Some(messages) = &mut self.messages else {
+            self.messages = Some(self.open().await?);
+            return Ok(None);
         };
-        let m = messages.next().await.ok_or_else(|| away(&"the consumer was deleted"))?;
-        let m = m.map_err(|e| away(&e))?;
-        self.next = m.info().map_err(|e| away(&e))?.stream_sequence + 1;
-        self.messages = Some(messages);
-        Ok(m)
+        let next = match tokio::time::timeout(PAUSE, messages.next()).await {
+            Ok(Some(next)) => next.map_err(|e| away(&e)),
+            Ok(None) => Err(away(&"the consumer was deleted")),
+            // The consumer's own missing heartbeats would tell much later.
+            Err(_) if !self.broker.is_connected() => Err(away(&"the connection is lost")),
+            Err(_) => return Ok(None),
+        };
+        let sequence = next.and_then(|m| match m.info() {
+            Ok(i) => Ok((i.stream_sequence, m)),
+            Err(e) => Err(away(&e)),
+        });
+        match sequence {
+            Ok((n, m)) => {
+                self.next = DeliverPolicy::ByStartSequence { start_sequence: n + 1 };
+                Ok(Some(m))
+            }
+            Err(e) => {
+                self.messages = None;
+                Err(e)
+            }
+        }
     }
 
     async fn open(&self) -> Result<pull::Stream, BrokerError> {
         let stream = self.broker.js.get_stream(self.broker.names().events()).await.map_err(|e| away(&e))?;
         let consumer = stream
             .create_consumer(pull::Config {
-                deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: self.next },
-                filter_subjects: vec![self.subject.clone()],
+                deliver_policy: self.next,
+                filter_subjects: self.subjects.clone(),
                 ack_policy: AckPolicy::None,
                 replay_policy: ReplayPolicy::Instant,
                 memory_storage: true,

@@ -113,7 +113,7 @@ pub(super) async fn run(cx: &Context, args: EnqueueArgs) -> Result<(), Failure> 
     if args.wait {
         // A job that was named may have ended long ago; a new one has its outcome after this moment.
         let from = if is_named { FollowFrom::Start } else { FollowFrom::Now };
-        follow = Some(client.broker().follow_ended(args.queue.as_str(), from).await?);
+        follow = Some(client.broker().follow_ended(&args.queue, from).await?);
     }
     let enqueued = match client.enqueue(&args.queue, job).await {
         Ok(e) => e,
@@ -169,19 +169,22 @@ pub(super) async fn explain(client: &Client, queue: &QueueName, error: ClientErr
         return error.into();
     }
     match client.broker().found().await {
-        Ok(found) => {
-            let names: Vec<&str> = found.queues.iter().map(QueueName::as_str).collect();
-            let hint = text::nearest(queue.as_str(), names.iter().copied())
-                .map(|n| format!("; did you mean {n:?}?"))
-                .unwrap_or_default();
-            Failure::input(format!(
-                "queue {:?} is not declared{hint} (declared: {}; `surety provision` adds those of layout.queues)",
-                queue.as_str(),
-                names.join(", ")
-            ))
-        }
+        Ok(found) => undeclared(queue, &found.queues),
         Err(e) => e.into(),
     }
+}
+
+/// What a queue that is not declared is told.
+pub(super) fn undeclared(queue: &QueueName, declared: &[QueueName]) -> Failure {
+    let names: Vec<&str> = declared.iter().map(QueueName::as_str).collect();
+    let hint = text::nearest(queue.as_str(), names.iter().copied())
+        .map(|n| format!("; did you mean {n:?}?"))
+        .unwrap_or_default();
+    Failure::input(format!(
+        "queue {:?} is not declared{hint} (declared: {}; `surety provision` adds those of layout.queues)",
+        queue.as_str(),
+        names.join(", ")
+    ))
 }
 
 /// The job that the arguments describe.

@@ -27,6 +27,8 @@ pub(crate) enum Exit {
     Bug = 70,
     /// Bad configuration, or servers that are not fit for use.
     Config = 78,
+    /// Ctrl-C ended a command that would have gone on.
+    Interrupted = 130,
 }
 
 impl From<Exit> for ExitCode {
@@ -74,6 +76,11 @@ impl Failure {
 
     pub(crate) fn config(text: impl Into<String>) -> Self {
         Self::new(Exit::Config, text)
+    }
+
+    /// Ended by Ctrl-C, which needs no words.
+    pub(crate) fn interrupted() -> Self {
+        Self::new(Exit::Interrupted, "")
     }
 
     /// Writing to stdout failed. A reader that went away is not a failure.

@@ -16,6 +16,7 @@ mod purge;
 mod queues;
 mod replay;
 mod status;
+mod watch;
 mod workers;
 
 use std::{
@@ -45,6 +46,7 @@ Exit codes:
   69  NATS or Redis cannot be reached
   70  a bug in Surety
   78  bad configuration, or servers that are not fit for use
+ 130  ended by Ctrl-C
 
 Data goes to stdout, everything else to stderr.
 
@@ -96,6 +98,7 @@ enum Command {
     Batch(batch::BatchArgs),
     Status(status::StatusArgs),
     Events(events::EventsArgs),
+    Watch(watch::WatchArgs),
     Cancel(cancel::CancelArgs),
     Queues(queues::QueuesArgs),
     Workers(workers::WorkersArgs),
@@ -130,7 +133,12 @@ impl Context {
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    let default_log = if matches!(cli.command, Command::Dev(_)) { "info" } else { "warn" };
+    let default_log = match cli.command {
+        Command::Dev(_) => "info",
+        // It says itself that the connection is lost.
+        Command::Watch(_) => "warn,surety_common::broker=error,async_nats=error",
+        _ => "warn",
+    };
     telemetry::start(LogFormat::Human, cli.global.log.as_deref().unwrap_or(default_log));
     let outcome = catch_unwind(AssertUnwindSafe(|| {
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -176,6 +184,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Batch(a) => batch::run(&cx, a).await,
         Command::Status(a) => status::run(&cx, a).await,
         Command::Events(a) => events::run(&cx, a).await,
+        Command::Watch(a) => watch::run(&cx, a).await,
         Command::Cancel(a) => cancel::run(&cx, a).await,
         Command::Queues(a) => queues::run(&cx, a).await,
         Command::Workers(a) => workers::run(&cx, a).await,

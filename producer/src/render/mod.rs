@@ -6,13 +6,18 @@
 mod paint;
 mod table;
 
-use std::io::{self, IsTerminal, Write};
+use std::{
+    io::{self, IsTerminal, Write},
+    os::fd::AsFd,
+};
 
 use clap::ColorChoice;
 use serde::Serialize;
+use tokio::{io::Interest, net::unix::pipe::Sender};
 
 use crate::cli::failure::Failure;
 pub(crate) use paint::Tone;
+pub(crate) use table::cut;
 
 /// One line of a table. The last column is the one that a narrow terminal cuts: put the wordiest there.
 pub(crate) trait Row: Serialize {
@@ -50,6 +55,25 @@ impl Screen {
         let size = is_terminal.then(|| rustix::termios::tcgetwinsize(&stdout).ok()).flatten();
         let width = size.map(|s| usize::from(s.ws_col)).filter(|w| *w > 0);
         Self { is_json, look: Look { width, is_coloured: paint::is_wanted(color, is_terminal) } }
+    }
+
+    /// Columns of the terminal; `None` where stdout is none.
+    pub(crate) fn width(self) -> Option<usize> {
+        self.look.width
+    }
+
+    /// Returns when nobody reads stdout any more: a pipe whose other end was closed. Never for other kinds of stdout.
+    pub(crate) async fn reader_gone(self) {
+        // A copy of the descriptor, of which only errors are watched: nothing is written through it.
+        let pipe = io::stdout().as_fd().try_clone_to_owned().and_then(Sender::from_owned_fd_unchecked);
+        let is_gone = match &pipe {
+            Ok(p) => p.ready(Interest::ERROR).await.is_ok(),
+            // A file, for example.
+            Err(_) => false,
+        };
+        if !is_gone {
+            std::future::pending::<()>().await;
+        }
     }
 
     /// The text in its colour, where colours are wanted.
@@ -104,7 +128,8 @@ pub(crate) fn note(text: &str) {
     }
 }
 
-fn json<T: Serialize + ?Sized>(value: &T) -> Result<String, Failure> {
+/// One line of JSON.
+pub(crate) fn json<T: Serialize + ?Sized>(value: &T) -> Result<String, Failure> {
     serde_json::to_string(value).map_err(|e| Failure::bug(format!("the answer does not encode: {e}")))
 }
 

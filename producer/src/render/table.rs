@@ -70,7 +70,7 @@ fn fits(heads: &[&str], cells: &mut [Vec<String>], width: usize) -> bool {
 }
 
 /// The text in at most `width` columns, with an ellipsis where it was cut.
-fn cut(text: &str, width: usize) -> String {
+pub(crate) fn cut(text: &str, width: usize) -> String {
     if text.width() <= width {
         return text.to_owned();
     }

@@ -20,3 +20,4 @@ mod screen;
 mod servers;
 mod support;
 mod terminal;
+mod watch;

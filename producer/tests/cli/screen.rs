@@ -12,7 +12,7 @@ use super::{
 
 const LONG: &str = "01JD0000000000000000000000-of-a-long-name";
 
-fn without_codes(line: &str) -> String {
+pub(crate) fn without_codes(line: &str) -> String {
     let parts = line.split('\x1b').map(|part| match part.split_once('m') {
         Some((code, rest)) if code.starts_with('[') => rest,
         _ => part,
