@@ -1,16 +1,20 @@
 //! Connecting a process to both servers, with the checks that every process makes at its start.
 
+use std::path::Path;
+
 use crate::{
     broker::{
         Broker, BrokerError, BrokerOptions,
+        auth::{Auth, Login},
         publish::Publisher,
         topology::{Found, Provisioned},
     },
-    config::Settings,
+    config::{Connection, FilePath, Settings},
     domain::ids::Namespace,
     pace::Transient,
     relay::Relay,
-    store::{Store, StoreError, StoreOptions},
+    store::{self, Store, StoreError, StoreOptions},
+    tls::TlsFiles,
 };
 
 /// Why a process could not start. The text says what to do.
@@ -49,14 +53,53 @@ pub struct Connected {
 /// Connects to the broker alone: enough for a producer.
 pub async fn broker(s: &Settings, name: &str) -> Result<Broker, ConnectError> {
     let c = &s.connection;
-    Ok(Broker::connect(BrokerOptions {
+    // Boxed, as the store's below: logging in and TLS are large, and happen once.
+    Ok(Box::pin(Broker::connect(BrokerOptions {
         url: c.nats_url.clone(),
+        auth: nats_auth(c),
         name: name.to_owned(),
         namespace: namespace(s)?,
         retry_limit: c.retry_limit,
         call_timeout: c.call_timeout,
-    })
+    }))
     .await?)
+}
+
+fn tls(server: &'static str, ca: &FilePath, cert: &FilePath, key: &FilePath) -> TlsFiles {
+    TlsFiles {
+        server,
+        ca: ca.get().map(Path::to_owned),
+        identity: cert.get().zip(key.get()).map(|(c, k)| (c.to_owned(), k.to_owned())),
+    }
+}
+
+fn redis_login(c: &Connection) -> store::Login {
+    store::Login {
+        user: c.redis_user.clone(),
+        password: c.redis_password.clone(),
+        tls: tls("redis", &c.redis_ca, &c.redis_cert, &c.redis_key),
+    }
+}
+
+fn nats_auth(c: &Connection) -> Auth {
+    // The settings were checked at load: at most one way to log in is set.
+    let login = if let Some(file) = c.nats_creds.get() {
+        Login::Credentials(file.to_owned())
+    } else if let Some(file) = c.nats_nkey.get() {
+        Login::Nkey(file.to_owned())
+    } else if c.nats_token.is_set() {
+        Login::Token(c.nats_token.clone())
+    } else if !c.nats_user.is_empty() {
+        Login::Password { user: c.nats_user.clone(), password: c.nats_password.clone() }
+    } else {
+        Login::Open
+    };
+    Auth {
+        login,
+        tls: tls("nats", &c.nats_ca, &c.nats_cert, &c.nats_key),
+        tls_first: c.nats_tls_first,
+        inbox_prefix: c.nats_inbox_prefix.clone(),
+    }
 }
 
 fn namespace(s: &Settings) -> Result<Namespace, ConnectError> {
@@ -81,14 +124,15 @@ pub async fn provision(s: &Settings, name: &str) -> Result<(Connected, Provision
 }
 
 async fn open(s: &Settings, broker: Broker, found: Found) -> Result<Connected, ConnectError> {
-    let store = Store::connect(StoreOptions {
+    let store = Box::pin(Store::connect(StoreOptions {
         url: s.connection.redis_url.clone(),
+        login: redis_login(&s.connection),
         namespace: namespace(s)?,
         partitions: found.partitions,
         call_timeout: s.connection.call_timeout,
         retry_limit: s.connection.retry_limit,
         keep: std::time::Duration::from_secs(7 * 24 * 3600),
-    })
+    }))
     .await?;
     let problems = store.preflight().await?;
     if !problems.is_empty() {

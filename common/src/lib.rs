@@ -5,7 +5,7 @@
 //! 3. [`store`]: Redis; one Lua script per operation, which enforces the table of `domain`.
 //! 4. [`broker`]: JetStream; streams and consumers as data, publish, pull, ack, dead letter.
 //! 5. [`history`]: what the journal must look like if every promise was kept.
-//! 6. [`config`], [`clock`], [`pace`], [`telemetry`]: what a process needs around them.
+//! 6. [`config`], [`tls`], [`clock`], [`pace`], [`telemetry`]: what a process needs around them.
 //!
 //! Deliberately absent: process supervision (worker), rules of repair (reaper), commands (producer).
 
@@ -22,4 +22,5 @@ pub mod recover;
 pub mod relay;
 pub mod store;
 pub mod telemetry;
+pub mod tls;
 pub mod wire;

@@ -1,10 +1,10 @@
 //! The `surety-reaper` command.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::process::ExitCode;
 
 use clap::{Parser, ValueEnum};
 use surety_common::{
-    config::{Flags, load},
+    config::{ConnectionOptions, load},
     telemetry::{self, LogFormat},
 };
 use tokio::signal::unix::{SignalKind, signal};
@@ -20,18 +20,8 @@ use crate::service::{Reaper, StartError};
     after_help = "Example:\n  surety-reaper --nats nats://127.0.0.1:4222 --redis redis://127.0.0.1:6379\n\nExit codes:\n  0 stopped in order, 2 bad arguments, 69 NATS or Redis not reachable, 70 internal error,\n  78 bad configuration, or servers that do not keep what the promises need"
 )]
 struct Args {
-    /// Configuration file; ./surety.toml where it exists
-    #[arg(long, env = "SURETY_CONFIG", value_name = "FILE")]
-    config: Option<PathBuf>,
-    /// NATS servers, separated by commas [default: nats://127.0.0.1:4222]
-    #[arg(long, value_name = "URL")]
-    nats: Option<String>,
-    /// Redis server [default: redis://127.0.0.1:6379]
-    #[arg(long, value_name = "URL")]
-    redis: Option<String>,
-    /// Prefix of subjects, streams and keys [default: surety]
-    #[arg(long, value_name = "NAME")]
-    namespace: Option<String>,
+    #[command(flatten)]
+    connection: ConnectionOptions,
     /// What is logged, as a tracing filter
     #[arg(long, env = "SURETY_LOG", default_value = "info", value_name = "FILTER")]
     log: String,
@@ -63,17 +53,7 @@ fn fail(code: u8, text: &str) -> ExitCode {
 }
 
 async fn run(args: Args) -> ExitCode {
-    let flags: Flags = [
-        ("connection.nats_url", &args.nats, "--nats"),
-        ("connection.redis_url", &args.redis, "--redis"),
-        ("connection.namespace", &args.namespace, "--namespace"),
-    ]
-    .into_iter()
-    .filter_map(|(path, value, flag)| Some((path, value.clone()?, flag)))
-    .collect();
-    let default = PathBuf::from("surety.toml");
-    let file = args.config.clone().or_else(|| default.exists().then_some(default));
-    let settings = match load(file.as_deref(), &flags) {
+    let settings = match load(args.connection.file().as_deref(), &args.connection.flags()) {
         Ok(s) => s,
         Err(e) => return fail(78, &e.to_string()),
     };

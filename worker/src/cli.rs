@@ -4,7 +4,7 @@ use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Parser, ValueEnum};
 use surety_common::{
-    config::{ConfigError, Flags, load},
+    config::{ConfigError, ConnectionOptions, Flags, load},
     connect::ConnectError,
     telemetry::{self, LogFormat},
 };
@@ -27,18 +27,8 @@ use crate::{JobContext, StartError, Worker, keeper};
     after_help = "Example:\n  surety-worker --config surety.toml --slots 4\n\nSignals:\n  TERM, INT  stop pulling, drain, hand back; a second one ends the drain at once\n\nExit codes:\n  0 stopped in order, 2 bad arguments, 69 NATS or Redis not reachable, 70 internal error,\n  78 bad configuration, or servers that do not keep what the promises need"
 )]
 struct Args {
-    /// Configuration file; ./surety.toml where it exists
-    #[arg(long, env = "SURETY_CONFIG", value_name = "FILE")]
-    config: Option<PathBuf>,
-    /// NATS servers, separated by commas [default: nats://127.0.0.1:4222]
-    #[arg(long, value_name = "URL")]
-    nats: Option<String>,
-    /// Redis server [default: redis://127.0.0.1:6379]
-    #[arg(long, value_name = "URL")]
-    redis: Option<String>,
-    /// Prefix of subjects, streams and keys [default: surety]
-    #[arg(long, value_name = "NAME")]
-    namespace: Option<String>,
+    #[command(flatten)]
+    connection: ConnectionOptions,
     /// Jobs that run at once [default: 8]
     #[arg(long, value_name = "N")]
     slots: Option<String>,
@@ -68,17 +58,13 @@ enum Format {
 }
 
 fn flags(args: &Args) -> Flags {
-    [
-        ("connection.nats_url", &args.nats, "--nats"),
-        ("connection.redis_url", &args.redis, "--redis"),
-        ("connection.namespace", &args.namespace, "--namespace"),
+    let own = [
         ("worker.slots", &args.slots, "--slots"),
         ("worker.queues", &args.queues, "--queues"),
         ("worker.state_dir", &args.state_dir, "--state-dir"),
-    ]
-    .into_iter()
-    .filter_map(|(path, value, flag)| Some((path, value.clone()?, flag)))
-    .collect()
+    ];
+    let own = own.into_iter().filter_map(|(path, value, flag)| Some((path, value.clone()?, flag)));
+    args.connection.flags().into_iter().chain(own).collect()
 }
 
 /// Entry point of the binary: the keeper when started as one, else the worker.
@@ -118,9 +104,7 @@ fn fail(code: u8, text: &str) -> ExitCode {
 }
 
 async fn run(args: Args) -> ExitCode {
-    let default = PathBuf::from("surety.toml");
-    let file = args.config.clone().or_else(|| default.exists().then_some(default));
-    let settings = match load(file.as_deref(), &flags(&args)) {
+    let settings = match load(args.connection.file().as_deref(), &flags(&args)) {
         Ok(s) => s,
         Err(e @ ConfigError { .. }) => return fail(78, &e.to_string()),
     };

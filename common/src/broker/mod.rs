@@ -1,10 +1,11 @@
 //! JetStream: streams and consumers as data ([`topology`]), publishing with counted acks ([`publish`]), pulling into free
 //! slots ([`pull`]), settling carriers ([`carrier`]), dead letters ([`dead`], [`purge`]), the journal ([`journal`],
-//! [`follow`]), what a producer publishes ([`jobs`]), how full the queues are ([`queues`]).
+//! [`follow`]), what a producer publishes ([`jobs`]), how full the queues are ([`queues`]), logging in ([`auth`]).
 //!
 //! Facts about the server that the code relies on are in `docs/platform.md`.
 
 pub mod advisories;
+pub mod auth;
 pub mod carrier;
 pub mod dead;
 pub mod decode;
@@ -26,9 +27,9 @@ use std::time::Duration;
 use async_nats::{ConnectOptions, Event, jetstream};
 
 use crate::{
+    config::Address,
     domain::ids::Namespace,
     pace::{Pace, Transient, retry},
-    store::script::mask,
 };
 
 /// Oldest nats-server that keeps the promises; older ones lose messages or silently ignore what we ask of them.
@@ -51,6 +52,9 @@ pub enum BrokerError {
     /// The server, or what is provisioned on it, does not do what the promises need.
     #[error("{0}")]
     Unfit(String),
+    /// The server does not let us in, or does not let us do this. Names who we are to it, and the subject.
+    #[error("{0}")]
+    Denied(String),
 }
 
 impl Transient for BrokerError {
@@ -63,7 +67,9 @@ impl Transient for BrokerError {
 #[derive(Debug, Clone)]
 pub struct BrokerOptions {
     /// `nats://host:port`, several separated by commas.
-    pub url: String,
+    pub url: Address,
+    /// Login, TLS, inbox prefix.
+    pub auth: auth::Auth,
     /// Name of the connection, shown by the server.
     pub name: String,
     pub namespace: Namespace,
@@ -85,19 +91,14 @@ pub struct Broker {
 impl Broker {
     /// Connects and checks the server's version. Later disconnections heal by themselves (reconnect within 250 ms of the
     /// server's return) and are logged.
-    /// Errors: `Unreachable` with the address; `Unfit` for a server that is too old or has no JetStream.
+    /// Errors: `Unreachable` with the address; `Denied` for a wrong login; `Unfit` for files or certificates that do not
+    /// fit, and for a server that is too old or has no JetStream.
     pub async fn connect(options: BrokerOptions) -> Result<Self, BrokerError> {
-        let addresses: Vec<async_nats::ServerAddr> = options
-            .url
-            .split(',')
-            .map(|u| {
-                u.trim()
-                    .parse()
-                    .map_err(|e| BrokerError::Unfit(format!("{:?} is not a NATS URL: {e}", mask(u))))
-            })
-            .collect::<Result<_, _>>()?;
+        let (addresses, login) = auth::addresses(&options.url)?;
+        let auth = options.auth.with(login);
+        let url = options.url.masked();
         let client = retry(Pace::call(options.retry_limit), || async {
-            ConnectOptions::new()
+            auth.apply(ConnectOptions::new())?
                 .name(&options.name)
                 .connection_timeout(options.call_timeout)
                 .request_timeout(Some(options.call_timeout))
@@ -115,7 +116,7 @@ impl Broker {
                 })
                 .connect(&addresses[..])
                 .await
-                .map_err(|e| BrokerError::Unreachable(format!("{}: {e}", mask(&options.url))))
+                .map_err(|e| auth.explain(&url, &e))
         })
         .await?;
         let info = client.server_info();
@@ -123,16 +124,14 @@ impl Broker {
         if version < OLDEST_SERVER {
             let (a, b, c) = OLDEST_SERVER;
             return Err(BrokerError::Unfit(format!(
-                "nats-server {} at {} is too old: {a}.{b}.{c} or newer is needed (2.15 recommended; Debian's package is too \
+                "nats-server {} at {url} is too old: {a}.{b}.{c} or newer is needed (2.15 recommended; Debian's package is too \
                  old, `scripts/install-servers` gets a new one)",
-                info.version,
-                mask(&options.url)
+                info.version
             )));
         }
         if !info.jetstream {
             return Err(BrokerError::Unfit(format!(
-                "nats-server at {} runs without JetStream: start it with `-js` or a `jetstream {{}}` block",
-                mask(&options.url)
+                "nats-server at {url} runs without JetStream: start it with `-js` or a `jetstream {{}}` block"
             )));
         }
         let js = jetstream::ContextBuilder::new().timeout(options.call_timeout).build(client.clone());

@@ -18,10 +18,12 @@ One file serves every process. It is optional, and so is every setting. Later la
 
 1. the defaults below;
 2. the file: `--config FILE`, else `SURETY_CONFIG`, else `./surety.toml` where it exists;
-3. the environment: `SURETY_<SECTION>_<KEY>` in capitals, such as `SURETY_WORKER_SLOTS`; `NATS_URL` and `REDIS_URL` for
-   the two addresses. Each name may end in `_FILE` and then names a file that holds the value, for secrets. An empty value
+3. the environment: `SURETY_<SECTION>_<KEY>` in capitals, such as `SURETY_WORKER_SLOTS`; `NATS_URL`, `REDIS_URL` and
+   `NATS_CONTEXT` too. Each name may end in `_FILE` and then names a file that holds the value, for secrets. An empty value
    counts as not set;
 4. flags, such as `--slots`.
+
+Logging in, TLS and contexts have their own page: [connecting.md](connecting.md).
 
 Every problem of every layer is reported at once, with the place it came from and, for a mistyped name, the nearest known
 one; the process then ends with exit code 78. `surety config` prints the settings in effect, with passwords masked.
@@ -31,6 +33,9 @@ one; the process then ends with exit code 78. `surety config` prints the setting
 | duration | a number and a unit: `\"250ms\"`, `\"30s\"`, `\"5m\"`, `\"1h 30m\"`, `\"720h\"`. 0 means \"not set\": the default applies, never \"at once\" |
 | size | a number and `B`, `KiB`, `MiB` or `GiB`: `\"10MiB\"` |
 | number | a whole number of at least 1 |
+| address | a URL; several NATS servers stand in one text, separated by commas. User and password are masked when printed |
+| secret | a text that is never printed; better kept out of the file, in an environment variable that ends in `_FILE` |
+| file | a path, from the folder that the process is started in. Empty: none |
 | list | `[\"a\", \"b\"]` in the file, `a,b` in the environment and in flags |
 
 A commented file with every setting is [`surety.sample.toml`](../surety.sample.toml).
@@ -49,6 +54,7 @@ Checked when the configuration is loaded:
 - `layout.events_age` > `attempt.finish`: the journal still holds the beginning of every open job.
 - `worker.hand_on_limit` < `layout.max_deliver`: a worker buries a job of unknown type before the broker gives it up.
 - `connection.call_timeout` < `lease.ttl` − `lease.margin`: one call that hangs does not cost the lease.
+- One way to log in to NATS; user with password, certificate with key; `redis_ca` and `redis_cert` with `rediss://` only.
 
 Checked when a worker starts, against what `surety provision` made: the consumers' ack-wait against `lease.ttl` and
 `lease.extend`, and every queue of `worker.queues` against the declared ones.

@@ -3,7 +3,10 @@
 use std::{collections::BTreeMap, path::Path};
 
 use super::{
+    context,
     handlers::{self, Handler},
+    options::PRIVATE,
+    secrets::FILE,
     settings::{Settings, table},
     value::Setting,
 };
@@ -115,29 +118,81 @@ impl Layers {
         self.problems.push(format!("{path} ({source}): unknown setting; {hint}"));
     }
 
-    fn environment(&mut self, env: &dyn Fn(&str) -> Option<String>) {
-        let mut set = |path: String, name: &str| {
-            let direct = env(name).map(|v| (v, name.to_owned()));
+    fn environment(&mut self, env: Env<'_>) {
+        let mut found: Vec<(String, String, String)> = Vec::new();
+        let mut set = |path: String, name: &str, kind: &str| {
+            let is_set = |name: &str| env(name).filter(|v| !v.is_empty());
             let file_name = format!("{name}_FILE");
-            let from_file = env(&file_name).and_then(|path| match std::fs::read_to_string(&path) {
-                Ok(s) => Some((s.trim().to_owned(), file_name.clone())),
-                Err(e) => {
-                    self.problems.push(format!("{file_name}: cannot read {path:?}: {e}"));
-                    None
-                }
-            });
-            if let Some((v, source)) = direct.or(from_file).filter(|(v, _)| !v.is_empty()) {
-                self.values.insert(path, (toml::Value::String(v), source));
-            }
+            let value = match (is_set(name), is_set(&file_name)) {
+                (Some(v), _) => (v, name.to_owned()),
+                // Where the value is a path already, the longer name means the same.
+                (None, Some(path)) if kind == FILE => (path, file_name),
+                (None, Some(path)) => match std::fs::read_to_string(&path) {
+                    Ok(s) if !s.trim().is_empty() => (s.trim().to_owned(), file_name),
+                    Ok(_) => return,
+                    Err(e) => {
+                        self.problems.push(format!("{file_name}: cannot read {path:?}: {e}"));
+                        return;
+                    }
+                },
+                (None, None) => return,
+            };
+            found.push((path, value.0, value.1));
         };
-        set("connection.nats_url".into(), "NATS_URL");
-        set("connection.redis_url".into(), "REDIS_URL");
+        set("connection.nats_url".into(), "NATS_URL", "");
+        set("connection.nats_context".into(), "NATS_CONTEXT", "");
+        set("connection.redis_url".into(), "REDIS_URL", "");
         for r in table() {
             let name = format!("SURETY_{}_{}", r.section, r.key).to_uppercase();
-            set(format!("{}.{}", r.section, r.key), &name);
+            set(format!("{}.{}", r.section, r.key), &name, r.kind);
+        }
+        self.layer(found, env);
+    }
+
+    /// Adds a layer above the earlier ones. A context that it names replaces what those say about NATS, as a whole: logins
+    /// of different places must not mix. What stands beside the context in the same layer wins over it.
+    fn layer(&mut self, layer: Vec<(String, String, String)>, env: Env<'_>) {
+        let context = layer.iter().rev().find(|(path, ..)| path == CONTEXT).cloned();
+        if let Some((_, name, source)) = context {
+            for key in context::KEYS {
+                self.values.remove(&format!("connection.{key}"));
+            }
+            self.context(&name, &source, env);
+        }
+        for (path, value, source) in layer {
+            self.values.insert(path, (toml::Value::String(value), source));
         }
     }
+
+    /// Fills in what a context says and the values do not.
+    fn context(&mut self, name: &str, source: &str, env: Env<'_>) {
+        if name.is_empty() {
+            return;
+        }
+        match context::read(name, env) {
+            Ok(found) => {
+                for (key, value) in found {
+                    let of = (toml::Value::String(value), format!("NATS context {name}"));
+                    self.values.entry(format!("connection.{key}")).or_insert(of);
+                }
+            }
+            Err(e) => self.problems.push(format!("{CONTEXT} ({source}): {e}")),
+        }
+    }
+
+    /// Forgets what the layers so far say about reaching and logging in to servers.
+    fn forget_servers(&mut self) {
+        let is_kept = |path: &str| {
+            path.strip_prefix("connection.")
+                .is_none_or(|key| !key.starts_with("nats_") && !key.starts_with("redis_"))
+        };
+        self.values.retain(|path, _| is_kept(path));
+    }
 }
+
+const CONTEXT: &str = "connection.nats_context";
+
+type Env<'a> = &'a dyn Fn(&str) -> Option<String>;
 
 /// Loads the settings: `file` if given (a missing file is a problem), the process's environment, the flags.
 pub fn load(file: Option<&Path>, flags: &Flags) -> Result<Settings, ConfigError> {
@@ -158,19 +213,29 @@ pub fn load(file: Option<&Path>, flags: &Flags) -> Result<Settings, ConfigError>
 }
 
 /// [`load`] from text and a given environment.
-pub fn load_text(
-    file: Option<(&str, &str)>,
-    env: &dyn Fn(&str) -> Option<String>,
-    flags: &Flags,
-) -> Result<Settings, ConfigError> {
+pub fn load_text(file: Option<(&str, &str)>, env: Env<'_>, flags: &Flags) -> Result<Settings, ConfigError> {
     let mut layers = Layers { values: BTreeMap::new(), handlers: Vec::new(), problems: Vec::new() };
+    let is_private = flags.iter().any(|(path, ..)| *path == PRIVATE);
     if let Some((text_, source)) = file {
         layers.file(text_, source);
+        let named = layers.values.get(CONTEXT).and_then(|(v, _)| v.as_str()).map(str::to_owned);
+        if let Some(name) = named.filter(|_| !is_private) {
+            layers.context(&name, source, env);
+        }
     }
-    layers.environment(env);
-    for (path, value, flag) in flags {
-        layers.values.insert((*path).to_owned(), (toml::Value::String(value.clone()), (*flag).to_owned()));
+    if is_private {
+        let is_other = |name: &str| {
+            let name = name.strip_prefix("SURETY_CONNECTION_").unwrap_or(name);
+            !name.starts_with("NATS_") && !name.starts_with("REDIS_")
+        };
+        let other = |name: &str| env(name).filter(|_| is_other(name));
+        layers.environment(&other);
+        layers.forget_servers();
+    } else {
+        layers.environment(env);
     }
+    let given = flags.iter().filter(|(path, ..)| *path != PRIVATE);
+    layers.layer(given.map(|(p, v, f)| ((*p).to_owned(), v.clone(), (*f).to_owned())).collect(), env);
     let settings = Settings::take(&mut layers);
     match settings {
         Some(s) if layers.problems.is_empty() => Ok(s),
@@ -205,8 +270,8 @@ mod tests {
         let env =
             [("NATS_URL", "nats://env"), ("SURETY_WORKER_SLOTS", "3"), ("SURETY_WORKER_QUEUES", "a,b:2")];
         let s = with(file, &env, &vec![("worker.slots", "4".into(), "--slots")]).unwrap();
-        assert_eq!(s.connection.nats_url, "nats://env");
-        assert_eq!(s.connection.redis_url, "redis://file");
+        assert_eq!(&*s.connection.nats_url, "nats://env");
+        assert_eq!(&*s.connection.redis_url, "redis://file");
         assert_eq!(s.worker.slots.0, 4);
         assert_eq!(s.worker.queues, ["a", "b:2"]);
     }

@@ -4,14 +4,20 @@
 //! file are generated from that table. Every problem of every layer is reported at once, with the place it came from. A
 //! duration of 0 means "not set": the default applies, never "immediately".
 
+mod connection;
+mod context;
 pub mod document;
 mod handlers;
 mod layers;
+mod options;
+mod secrets;
 mod settings;
 mod value;
 
 pub use handlers::Handler;
 pub use layers::{ConfigError, Flags, load, load_text};
+pub use options::{ConnectionOptions, private_servers};
+pub use secrets::{Address, FilePath, Secret};
 pub use settings::{
     Attempt, Connection, LayoutSettings, Lease, Reaper, Row, Settings, WorkerSettings, check_layout, table,
 };

@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use super::{
     handlers::Handler,
     layers::Layers,
+    secrets::{Address, FilePath, Secret},
     value::{Choice, Count, Setting, Size, Span},
 };
 use crate::{broker::topology::Layout, domain::QueueName};
@@ -52,12 +53,44 @@ macro_rules! settings {
 }
 
 settings! {
-    /// Where the servers are.
+    /// Where the servers are, and who we are to them. `docs/connecting.md` explains it.
     ["connection"] Connection {
-        /// NATS servers, separated by commas (also `NATS_URL`).
-        nats_url: String = "nats://127.0.0.1:4222";
-        /// The Redis server (also `REDIS_URL`).
-        redis_url: String = "redis://127.0.0.1:6379";
+        /// NATS servers, separated by commas (also `NATS_URL`); `tls://` where it must be encrypted.
+        nats_url: Address = "nats://127.0.0.1:4222";
+        /// A context of the `nats` command: its name, or a path to its file (also `NATS_CONTEXT`).
+        nats_context: String = "";
+        /// User at NATS.
+        nats_user: String = "";
+        /// Password of that user.
+        nats_password: Secret = "";
+        /// Token, where NATS knows no users.
+        nats_token: Secret = "";
+        /// Credentials of a NATS user with JWT and seed (`.creds`).
+        nats_creds: FilePath = "";
+        /// Seed of an nkey (`SU…`).
+        nats_nkey: FilePath = "";
+        /// What the subjects of replies begin with; has to be one that the user may subscribe to. Empty: `_INBOX`.
+        nats_inbox_prefix: String = "";
+        /// Certificates (PEM) of the authorities that may vouch for NATS. Empty: those of the system.
+        nats_ca: FilePath = "";
+        /// Our certificate for NATS (PEM), where it wants one.
+        nats_cert: FilePath = "";
+        /// Private key of that certificate (PEM).
+        nats_key: FilePath = "";
+        /// TLS from the first byte, for a server with `handshake_first`.
+        nats_tls_first: bool = "false";
+        /// The Redis server (also `REDIS_URL`); `rediss://` for TLS.
+        redis_url: Address = "redis://127.0.0.1:6379";
+        /// User at Redis.
+        redis_user: String = "";
+        /// Password of that user, or of the default one.
+        redis_password: Secret = "";
+        /// Certificates (PEM) of the authorities that may vouch for Redis. Empty: those of the system.
+        redis_ca: FilePath = "";
+        /// Our certificate for Redis (PEM), where it wants one.
+        redis_cert: FilePath = "";
+        /// Private key of that certificate (PEM).
+        redis_key: FilePath = "";
         /// Prefix of subjects, streams and Redis keys.
         namespace: String = "surety";
         /// How long one call to NATS or Redis may take before it is repeated.
@@ -218,6 +251,9 @@ impl Settings {
         }
         if self.layout.queues.is_empty() {
             layers.problem("layout.queues: at least one queue must be declared".to_owned());
+        }
+        for problem in self.connection.problems() {
+            layers.problem(problem);
         }
         if let Err(e) = crate::domain::ids::Namespace::new(&self.connection.namespace) {
             layers.problem(format!("connection.namespace: {e}"));

@@ -35,14 +35,21 @@ pub fn nearest<'a>(given: &str, known: impl IntoIterator<Item = &'a str>) -> Opt
         .map(|(_, k)| k)
 }
 
-/// A URL without its password, for messages.
+/// A URL without user and password, for messages.
 pub fn mask(url: &str) -> String {
-    match (url.find("://"), url.rfind('@')) {
-        (Some(s), Some(at)) if at > s + 3 => {
-            format!("{}***{}", url.get(..s + 3).unwrap_or(""), url.get(at..).unwrap_or(""))
-        }
-        _ => url.to_owned(),
-    }
+    let begin = url.find("://").map_or(0, |at| at + 3);
+    let (scheme, rest) = url.split_at(begin);
+    let rest = match rest.rfind('@') {
+        Some(at) => format!("***{}", rest.get(at..).unwrap_or("")),
+        None => rest.to_owned(),
+    };
+    // Where a socket's path takes the place of the host, they stand in the query.
+    let Some((path, query)) = rest.split_once('?') else { return format!("{scheme}{rest}") };
+    let hide = |pair: &str| match pair.split_once('=') {
+        Some((k @ ("user" | "pass"), _)) => format!("{k}=***"),
+        _ => pair.to_owned(),
+    };
+    format!("{scheme}{path}?{}", query.split('&').map(hide).collect::<Vec<_>>().join("&"))
 }
 
 #[cfg(test)]
@@ -61,6 +68,19 @@ mod tests {
                 let note = format!("[truncated, {} bytes total]", s.len());
                 prop_assert!(out.ends_with(&note));
             }
+        }
+    }
+
+    #[test]
+    fn no_password_of_a_url_is_shown() {
+        for (url, shown) in [
+            ("nats://ann:s3cret@h:4222", "nats://***@h:4222"),
+            ("ann:s3cret@h", "***@h"),
+            ("redis://:p@ss@h:6379/2", "redis://***@h:6379/2"),
+            ("rediss://h:6379", "rediss://h:6379"),
+            ("unix:///run/redis.sock?db=1&pass=s3cret", "unix:///run/redis.sock?db=1&pass=***"),
+        ] {
+            assert_eq!(mask(url), shown);
         }
     }
 

@@ -11,9 +11,12 @@ use std::{
 use redis::{Script, aio::ConnectionManager};
 use serde::{Serialize, de::DeserializeOwned};
 
-use super::keys::Keys;
-pub use crate::domain::text::mask;
+use super::{
+    keys::Keys,
+    login::{self, Connection, Login},
+};
 use crate::{
+    config::Address,
     domain::ids::{Namespace, SessionId},
     pace::{Pace, Transient, retry},
 };
@@ -27,6 +30,9 @@ pub enum StoreError {
     /// The server refused the call: repeating it will not help.
     #[error("redis refused the call: {0}")]
     Refused(String),
+    /// The server does not let us in, or does not let us do this. Names who we are to it.
+    #[error("{0}")]
+    Denied(String),
     /// The data set is gone, or is another one than this process opened. Nothing was written.
     #[error("the data in redis is not the data set this process opened ({0}); nothing was written")]
     OtherStore(&'static str),
@@ -50,6 +56,9 @@ impl Transient for StoreError {
 impl From<redis::RedisError> for StoreError {
     fn from(e: redis::RedisError) -> Self {
         use redis::{ErrorKind, ServerErrorKind};
+        if login::is_denied(&e) {
+            return Self::Denied(login::reason(&e).to_owned());
+        }
         let text = e.to_string();
         let waiting = matches!(
             e.kind(),
@@ -75,7 +84,9 @@ impl From<redis::RedisError> for StoreError {
 #[derive(Debug, Clone)]
 pub struct StoreOptions {
     /// `redis://host:port/db`, `rediss://…`
-    pub url: String,
+    pub url: Address,
+    /// Login and TLS.
+    pub login: Login,
     pub namespace: Namespace,
     /// Number of partitions, from the metadata of `JOBS`.
     pub partitions: u32,
@@ -157,7 +168,7 @@ pub struct Store {
 }
 
 pub(super) struct Inner {
-    connection: ConnectionManager,
+    connection: Connection,
     pub(super) scripts: Scripts,
     pub(super) keys: Keys,
     pub(super) options: StoreOptions,
@@ -175,10 +186,9 @@ const TRIM_CAP: usize = 500;
 
 impl Store {
     /// Connects, waiting for the server as long as `retry_limit` says.
-    /// Errors: `Unreachable` with the last cause; `Refused` for a wrong URL or password.
+    /// Errors: `Unreachable` with the last cause; `Denied` for a wrong login; `Refused` for a wrong URL, file or certificate.
     pub async fn connect(options: StoreOptions) -> Result<Self, StoreError> {
-        let client = redis::Client::open(options.url.as_str())
-            .map_err(|e| StoreError::Refused(format!("{}: {e}", mask(&options.url))))?;
+        let client = login::client(&options)?;
         let config = redis::aio::ConnectionManagerConfig::new()
             .set_response_timeout(Some(options.call_timeout))
             .set_connection_timeout(Some(options.call_timeout))
@@ -187,14 +197,14 @@ impl Store {
         let connection = retry(Pace::call(options.retry_limit), || async {
             ConnectionManager::new_with_config(client.clone(), config.clone())
                 .await
-                .map_err(|e| StoreError::Unreachable(format!("{}: {e}", mask(&options.url))))
+                .map_err(|e| login::explain(&options, e))
         })
         .await?;
         let keys = Keys::new(options.namespace.clone(), options.partitions);
         let n = keys.partitions() as usize;
         Ok(Self {
             inner: Arc::new(Inner {
-                connection,
+                connection: Connection::new(connection, &options),
                 scripts: Scripts::new(),
                 keys,
                 options,
@@ -212,7 +222,7 @@ impl Store {
     }
 
     /// A multiplexed handle of the one connection.
-    pub(super) fn connection(&self) -> ConnectionManager {
+    pub(super) fn connection(&self) -> Connection {
         self.inner.connection.clone()
     }
 

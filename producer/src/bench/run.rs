@@ -11,7 +11,7 @@ use std::{
 use futures::{StreamExt, stream::FuturesUnordered};
 use surety_common::{
     broker::{BrokerError, floor::Floor},
-    config::{ConfigError, Settings, load_text},
+    config::{ConfigError, Settings, load_text, private_servers},
     connect::{ConnectError, Connected, provision},
     domain::QueueName,
     store::StoreError,
@@ -82,13 +82,13 @@ pub async fn bench(plan: &Plan, say: &dyn Fn(&str)) -> Result<Report, BenchError
     for n in 1..=plan.rounds {
         let mut round = Round::default();
         say(&format!("round {n} of {}: plain publish, plain pull and ack", plan.rounds));
-        plain(plan, &mut round, &mut version).await?;
+        Box::pin(plain(plan, &mut round, &mut version)).await?;
         say(&format!("round {n} of {}: enqueue, no-op jobs", plan.rounds));
-        noop(plan, &programs, &mut round).await?;
+        Box::pin(noop(plan, &programs, &mut round)).await?;
         say(&format!("round {n} of {}: commands", plan.rounds));
-        commands(plan, &programs, &mut round).await?;
+        Box::pin(commands(plan, &programs, &mut round)).await?;
         say(&format!("round {n} of {}: idle enqueue to start", plan.rounds));
-        starts(plan, &programs, &mut round).await?;
+        Box::pin(starts(plan, &programs, &mut round)).await?;
         rounds.push(round);
     }
     Report::of(plan.jobs, version, rounds).ok_or_else(|| BenchError::Stuck("no round was asked for".into()))
@@ -124,10 +124,7 @@ impl Bed {
             log: None,
         });
         let (nats, redis) = (nats.await?, redis.await?);
-        let flags = vec![
-            ("connection.nats_url", nats.url(), "bench"),
-            ("connection.redis_url", redis.url(), "bench"),
-        ];
+        let flags = private_servers(nats.url(), redis.url(), "bench");
         let settings = load_text(Some((CONFIG, "bench")), &|_| None, &flags)?;
         std::fs::write(dir.path().join("surety.toml"), CONFIG).map_err(io("write the configuration"))?;
         let (c, _) = provision(&settings, "surety-bench").await?;
@@ -137,9 +134,8 @@ impl Bed {
     fn start(&mut self, program: &Path, more: &[&str]) -> Result<(), BenchError> {
         let config = self.dir.path().join("surety.toml");
         let mut args: Vec<OsString> = vec!["--config".into(), config.into()];
-        args.extend(
-            ["--nats", &self.nats.url(), "--redis", &self.redis.url(), "--log", "warn"].map(OsString::from),
-        );
+        args.extend(["--nats", &self.nats.url(), "--redis", &self.redis.url()].map(OsString::from));
+        args.extend(["--private-servers", "--log", "warn"].map(OsString::from));
         args.extend(more.iter().map(OsString::from));
         let child = Command::new(program)
             .args(args)

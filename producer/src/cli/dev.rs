@@ -4,10 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use serde::Serialize;
-use surety_common::{
-    config::{self, Flags},
-    connect,
-};
+use surety_common::{config, connect};
 
 use super::{Context, failure::Failure};
 use crate::dev::{
@@ -67,11 +64,8 @@ pub(super) async fn run(cx: &Context, args: DevArgs) -> Result<(), Failure> {
     .map_err(|e| with_hint(e, "--redis-port", redis_port))?;
     let (nats_url, redis_url) = (nats.url(), redis.url());
 
-    let flags: Flags = vec![
-        ("connection.nats_url", nats_url.clone(), "surety dev"),
-        ("connection.redis_url", redis_url.clone(), "surety dev"),
-        ("connection.namespace", cx.settings.connection.namespace.clone(), "--namespace"),
-    ];
+    let mut flags = config::private_servers(nats_url.clone(), redis_url.clone(), "surety dev");
+    flags.push(("connection.namespace", cx.settings.connection.namespace.clone(), "--namespace"));
     let settings = config::load(cx.file.as_deref(), &flags)?;
     let (connected, done) = connect::provision(&settings, "surety-dev").await?;
     for line in done.changed.iter().chain(&done.refused) {
@@ -88,6 +82,7 @@ pub(super) async fn run(cx: &Context, args: DevArgs) -> Result<(), Failure> {
     {
         arguments.extend([flag.into(), value.into()]);
     }
+    arguments.push("--private-servers".into());
     // A worker that drains takes its time; whoever takes longer is killed.
     let patience = settings.worker.drain + settings.attempt.kill_grace + std::time::Duration::from_secs(10);
     let mut processes = Processes::new(programs, patience);

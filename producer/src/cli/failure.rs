@@ -102,7 +102,7 @@ impl From<BrokerError> for Failure {
             BrokerError::Unreachable(_) => Self::unreachable(format!("{text}; {CHECK_NATS}")),
             BrokerError::NoStream { .. } => Self::input(text),
             BrokerError::Refused { .. } => Self::no(text),
-            BrokerError::Unfit(_) => Self::config(text),
+            BrokerError::Unfit(_) | BrokerError::Denied(_) => Self::config(text),
         }
     }
 }
@@ -115,7 +115,7 @@ impl From<StoreError> for Failure {
             StoreError::OutboxFull => {
                 Self::unreachable(format!("{text}; see `surety queues` and the reaper's log"))
             }
-            StoreError::Refused(_) | StoreError::OtherStore(_) => Self::config(text),
+            StoreError::Refused(_) | StoreError::Denied(_) | StoreError::OtherStore(_) => Self::config(text),
             StoreError::SessionLost | StoreError::Decode(_) => Self::bug(text),
         }
     }

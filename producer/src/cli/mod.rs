@@ -21,13 +21,13 @@ mod workers;
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::ExitCode,
 };
 
 use clap::{Args, ColorChoice, Parser, Subcommand};
 use surety_common::{
-    config::{self, Flags, Settings},
+    config::{self, ConnectionOptions, Settings},
     connect::{self, Connected},
     telemetry::{self, LogFormat},
 };
@@ -53,9 +53,6 @@ Data goes to stdout, everything else to stderr.
 Example:
   surety enqueue thumbnail '{\"url\":\"https://example.org/a.png\"}'";
 
-/// The default file, used when it exists.
-const CONFIG_FILE: &str = "surety.toml";
-
 /// Jobs that are not lost, do not hang and do not run twice at once.
 #[derive(Debug, Parser)]
 #[command(name = "surety", version, after_help = EXIT_CODES)]
@@ -67,20 +64,16 @@ struct Cli {
 }
 
 #[derive(Debug, Args)]
-#[command(next_help_heading = "Global options")]
 struct Global {
-    /// Read the settings from this file [default: ./surety.toml if it exists]
-    #[arg(long, global = true, value_name = "FILE", env = "SURETY_CONFIG")]
-    config: Option<PathBuf>,
-    /// NATS servers, separated by commas [default: nats://127.0.0.1:4222, or NATS_URL]
-    #[arg(long, global = true, value_name = "URL")]
-    nats: Option<String>,
-    /// Redis server [default: redis://127.0.0.1:6379, or REDIS_URL]
-    #[arg(long, global = true, value_name = "URL")]
-    redis: Option<String>,
-    /// Prefix of subjects, streams and Redis keys [default: surety]
-    #[arg(long, global = true, value_name = "NAME")]
-    namespace: Option<String>,
+    #[command(flatten)]
+    connection: ConnectionOptions,
+    #[command(flatten)]
+    output: Output,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Global options")]
+struct Output {
     /// Write JSON instead of text for people
     #[arg(long, global = true)]
     json: bool,
@@ -139,7 +132,7 @@ pub fn main() -> ExitCode {
         Command::Watch(_) => "warn,surety_common::broker=error,async_nats=error",
         _ => "warn",
     };
-    telemetry::start(LogFormat::Human, cli.global.log.as_deref().unwrap_or(default_log));
+    telemetry::start(LogFormat::Human, cli.global.output.log.as_deref().unwrap_or(default_log));
     let outcome = catch_unwind(AssertUnwindSafe(|| {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -167,18 +160,10 @@ pub fn main() -> ExitCode {
 }
 
 async fn run(cli: Cli) -> Result<(), Failure> {
-    let Global { config, nats, redis, namespace, json, color, .. } = cli.global;
-    let file = config.or_else(|| Path::new(CONFIG_FILE).is_file().then(|| CONFIG_FILE.into()));
-    let mut flags: Flags = Vec::new();
-    for (path, value, flag) in [
-        ("connection.nats_url", nats, "--nats"),
-        ("connection.redis_url", redis, "--redis"),
-        ("connection.namespace", namespace, "--namespace"),
-    ] {
-        flags.extend(value.map(|v| (path, v, flag)));
-    }
-    let settings = config::load(file.as_deref(), &flags)?;
-    let cx = Context { settings, file, screen: Screen::of_stdout(json, color) };
+    let Global { connection, output } = cli.global;
+    let file = connection.file();
+    let settings = config::load(file.as_deref(), &connection.flags())?;
+    let cx = Context { settings, file, screen: Screen::of_stdout(output.json, output.color) };
     match cli.command {
         Command::Enqueue(a) => enqueue::run(&cx, *a).await,
         Command::Batch(a) => batch::run(&cx, a).await,

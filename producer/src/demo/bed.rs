@@ -12,7 +12,7 @@ use std::{
 
 use rustix::process::{Pid, Signal, kill_process};
 use surety_common::{
-    config::{Settings, load_text},
+    config::{Settings, load_text, private_servers},
     connect::{Connected, provision},
 };
 use tokio::process::{Child, Command};
@@ -104,8 +104,7 @@ impl Bed {
             log: None,
         });
         let (nats, redis) = (nats.await?, redis.await?);
-        let flags =
-            vec![("connection.nats_url", nats.url(), "demo"), ("connection.redis_url", redis.url(), "demo")];
+        let flags = private_servers(nats.url(), redis.url(), "demo");
         let settings = load_text(Some((&text, "demo")), &|_| None, &flags)?;
         let (c, _) = provision(&settings, "surety-demo").await?;
         let mark = ulid::Ulid::generate().to_string();
@@ -156,7 +155,8 @@ impl Bed {
         let child = command
             .arg("--config")
             .arg(self.folder.path().join("surety.toml"))
-            .args(["--nats", &self.nats.url(), "--redis", &self.redis.url(), "--log", "warn"])
+            .args(["--nats", &self.nats.url(), "--redis", &self.redis.url(), "--private-servers"])
+            .args(["--log", "warn"])
             .env(MARK, &mark)
             .env("SURETY_WORKER_STATE_DIR", state)
             .current_dir(self.folder.path())

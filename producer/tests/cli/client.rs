@@ -52,7 +52,7 @@ async fn ten_thousand_enqueues_use_one_connection() {
         }
     });
     let mut settings = w.settings();
-    settings.connection.nats_url = format!("nats://127.0.0.1:{port}");
+    settings.connection.nats_url = format!("nats://127.0.0.1:{port}").into();
     let client = Client::connect(&settings).await.unwrap();
     let mut sent = Vec::new();
     for _ in 0..10_000 {

@@ -215,7 +215,8 @@ impl Case {
     async fn start(url: &str) -> Self {
         let n = N_CASES.fetch_add(1, Ordering::Relaxed);
         let store = Store::connect(StoreOptions {
-            url: url.to_owned(),
+            url: url.into(),
+            login: Default::default(),
             namespace: Namespace::new(&format!("m{n}")).unwrap(),
             partitions: 1,
             call_timeout: Duration::from_secs(5),

@@ -56,7 +56,8 @@ struct World {
 
 async fn connect(url: &str) -> Store {
     let store = Store::connect(StoreOptions {
-        url: url.to_owned(),
+        url: url.into(),
+        login: Default::default(),
         namespace: Namespace::new("surety").unwrap(),
         partitions: 1,
         call_timeout: Duration::from_secs(10),
