@@ -85,7 +85,7 @@ pub async fn lost_session(
             };
             c.broker.bury(&c.publisher, &raw, &obituary, Pace::call(PATIENCE)).await?;
             crate::fault::point("buried");
-            c.broker.delete(&c.broker.names().jobs(), raw.sequence).await?;
+            c.broker.delete_carrier(raw.carrier()).await?;
         }
     }
     Ok(done)

@@ -48,21 +48,22 @@ pub(crate) enum Settle {
 /// of them are in flight, and what does not fit the caches costs more than all the rest.
 pub(crate) async fn handle(w: Arc<Shared>, session: Arc<Session>, queue: QueueName, d: Delivery) {
     fault::point("pulled");
-    if !w.hold(d.sequence, &d.ack_subject) {
+    let carrier = d.carrier();
+    if !w.hold(carrier, &d.ack_subject) {
         // Giving it back would end the extension and burn one delivery after the other while the job runs.
-        tracing::info!(carrier = d.sequence, delivered = d.delivered, "offered again while it is in hand");
+        tracing::info!(%carrier, delivered = d.delivered, "offered again while it is in hand");
         return;
     }
     let settle = process(&w, &session, &queue, &d).await;
     // Ordering: stop extending first; a `+WPI` after a nak would replace its delay.
-    let ack_subject = w.release(d.sequence).unwrap_or(d.ack_subject);
+    let ack_subject = w.release(carrier).unwrap_or(d.ack_subject);
     let result = match settle {
         Settle::Ack => w.c.broker.ack(&ack_subject).await,
         Settle::Nak(delay) => w.c.broker.nak(&ack_subject, delay).await,
         Settle::Leave => Ok(()),
     };
     if let Err(e) = result {
-        tracing::warn!(carrier = d.sequence, error = %e, "carrier not settled; the broker will redeliver it");
+        tracing::warn!(%carrier, error = %e, "carrier not settled; the broker will redeliver it");
     }
     fault::point("settled");
 }

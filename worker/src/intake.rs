@@ -6,6 +6,7 @@ use futures::{StreamExt, stream::FuturesUnordered};
 use surety_common::{
     broker::{
         BrokerError,
+        place::CarrierStream,
         pull::{Delivery, Pulled, Puller},
     },
     config::{Choice, Lease},
@@ -68,7 +69,8 @@ async fn pull(
 ) -> Result<(), BrokerError> {
     let mut pullers = Vec::with_capacity(queues.len());
     for (q, _) in queues {
-        pullers.push(Puller::start(&w.c.broker, q, pull_wait(&w.settings.lease)).await?);
+        let expires = pull_wait(&w.settings.lease);
+        pullers.push(Puller::start(&w.c.broker, CarrierStream::Jobs, q, expires).await?);
     }
     loop {
         let outstanding: usize = pullers.iter().map(Puller::outstanding).sum();

@@ -7,6 +7,7 @@ use std::{
 };
 
 use surety_common::{
+    broker::place::Carrier,
     config::{Settings, check_layout},
     connect::Connected,
     domain::{JobId, TypeName},
@@ -51,8 +52,8 @@ pub(crate) struct Shared {
     pub(crate) session: watch::Sender<Option<Arc<Session>>>,
     /// The local running set: what is between claim and the end of its finish.
     pub(crate) running: Mutex<HashMap<JobId, Live>>,
-    /// Deliveries in hand, by stream sequence: extended until they are settled.
-    pub(crate) held: Mutex<HashMap<u64, String>>,
+    /// Deliveries in hand: extended until they are settled.
+    pub(crate) held: Mutex<HashMap<Carrier, String>>,
     /// A slot came free.
     pub(crate) freed: Notify,
     /// Stop pulling.
@@ -145,13 +146,13 @@ impl Shared {
 
     /// Extends a delivery from now on. `false`: a delivery of the same message is in hand already; it is extended under the
     /// new one's name from now on, and the task that has it settles it.
-    pub(crate) fn hold(&self, sequence: u64, ack_subject: &str) -> bool {
-        lock(&self.held).insert(sequence, ack_subject.to_owned()).is_none()
+    pub(crate) fn hold(&self, carrier: Carrier, ack_subject: &str) -> bool {
+        lock(&self.held).insert(carrier, ack_subject.to_owned()).is_none()
     }
 
     /// Stops extending a delivery, before it is acked or given back; gives its newest ack subject.
-    pub(crate) fn release(&self, sequence: u64) -> Option<String> {
-        lock(&self.held).remove(&sequence)
+    pub(crate) fn release(&self, carrier: Carrier) -> Option<String> {
+        lock(&self.held).remove(&carrier)
     }
 
     /// Tells the broker, every `lease.extend`, that what is in hand is being worked on.
@@ -164,10 +165,11 @@ impl Shared {
                 _ = tick.tick() => {}
                 () = until.cancelled() => return,
             }
-            let in_hand: Vec<(u64, String)> = lock(&self.held).iter().map(|(n, s)| (*n, s.clone())).collect();
-            for (sequence, subject) in in_hand {
+            let in_hand: Vec<(Carrier, String)> =
+                lock(&self.held).iter().map(|(c, s)| (*c, s.clone())).collect();
+            for (carrier, subject) in in_hand {
                 // Checked again: it may have been settled while the others were extended.
-                if lock(&self.held).contains_key(&sequence)
+                if lock(&self.held).contains_key(&carrier)
                     && let Err(e) = self.c.broker.extend(&subject).await
                 {
                     tracing::warn!(error = %e, "could not extend a delivery; the broker may redeliver it");

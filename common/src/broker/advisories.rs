@@ -6,13 +6,16 @@ use async_nats::jetstream::consumer::{AckPolicy, pull};
 use futures::StreamExt;
 use serde::Deserialize;
 
-use super::{Broker, BrokerError};
+use super::{
+    Broker, BrokerError,
+    place::{Carrier, CarrierStream},
+};
 
 /// One advisory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Advisory {
-    /// Sequence in `JOBS`.
-    pub sequence: u64,
+    /// The message.
+    pub carrier: Carrier,
     /// Otherwise: a message that was terminated.
     pub is_max_deliveries: bool,
     /// Acks the advisory itself.
@@ -23,6 +26,7 @@ pub struct Advisory {
 struct Body {
     #[serde(rename = "type")]
     kind: String,
+    stream: String,
     stream_seq: u64,
 }
 
@@ -48,12 +52,15 @@ impl Broker {
         while let Some(m) = messages.next().await {
             let m = m.map_err(|e| away(&e))?;
             let ack_subject = m.reply.as_ref().map(ToString::to_string).unwrap_or_default();
-            match serde_json::from_slice::<Body>(&m.payload) {
-                Ok(b) => out.push(Advisory {
-                    sequence: b.stream_seq,
-                    is_max_deliveries: b.kind.ends_with("max_deliver"),
-                    ack_subject,
-                }),
+            let read = serde_json::from_slice::<Body>(&m.payload).map_err(|e| e.to_string()).and_then(|b| {
+                let of = CarrierStream::ALL.into_iter().find(|s| self.names().stream(*s) == b.stream);
+                let stream = of.ok_or_else(|| format!("it is about the stream {:?}", b.stream))?;
+                Ok((Carrier { stream, sequence: b.stream_seq }, b.kind.ends_with("max_deliver")))
+            });
+            match read {
+                Ok((carrier, is_max_deliveries)) => {
+                    out.push(Advisory { carrier, is_max_deliveries, ack_subject });
+                }
                 Err(e) => {
                     tracing::warn!(error = %e, "an advisory does not decode and is dropped");
                     self.ack(&ack_subject).await?;

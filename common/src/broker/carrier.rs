@@ -5,7 +5,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::{Broker, BrokerError, pull::Delivery, topology::carrier_sequence};
+use super::{
+    Broker, BrokerError,
+    place::{Carrier, CarrierStream},
+    pull::Delivery,
+};
 use crate::domain::{JobId, QueueName};
 
 impl Broker {
@@ -19,8 +23,10 @@ impl Broker {
     /// What a record keeps of an ack subject: nothing, where it is the server's common form, which [`Broker::recorded_ack`]
     /// can make again; each byte of a record costs time in Redis. The counters in it do not matter to the server.
     pub fn ack_to_record(&self, queue: &str, ack_subject: &str) -> String {
-        let prefix = format!("$JS.ACK.{}.{queue}.", self.names().jobs());
-        let is_common = ack_subject.strip_prefix(&prefix).is_some_and(|rest| rest.split('.').count() == 5);
+        let is_common = CarrierStream::ALL.into_iter().any(|of| {
+            let prefix = format!("$JS.ACK.{}.{queue}.", self.names().stream(of));
+            ack_subject.strip_prefix(&prefix).is_some_and(|rest| rest.split('.').count() == 5)
+        });
         if is_common { String::new() } else { ack_subject.to_owned() }
     }
 
@@ -29,8 +35,8 @@ impl Broker {
         if !recorded.is_empty() {
             return Some(recorded.to_owned());
         }
-        let sequence = carrier_sequence(carrier)?;
-        Some(format!("$JS.ACK.{}.{queue}.1.{sequence}.1.0.0", self.names().jobs()))
+        let Carrier { stream, sequence } = Carrier::parse(carrier)?;
+        Some(format!("$JS.ACK.{}.{queue}.1.{sequence}.1.0.0", self.names().stream(stream)))
     }
 
     /// Removes the message. Sent without waiting; a lost ack costs one redelivery, which is told that the job has ended.
@@ -64,8 +70,13 @@ impl Broker {
 
     /// The message of a carrier's name (`JOBS:17`), or `None` when it is gone.
     pub async fn carrier_message(&self, carrier: &str) -> Result<Option<Delivery>, BrokerError> {
-        let Some(sequence) = carrier_sequence(carrier) else { return Ok(None) };
-        self.message(&self.names().jobs(), sequence).await
+        let Some(Carrier { stream, sequence }) = Carrier::parse(carrier) else { return Ok(None) };
+        self.message(&self.names().stream(stream), sequence).await
+    }
+
+    /// Deletes a carrier. Gone already is fine.
+    pub async fn delete_carrier(&self, carrier: Carrier) -> Result<(), BrokerError> {
+        self.delete(&self.names().stream(carrier.stream), carrier.sequence).await
     }
 
     /// A message of a stream by its sequence, or `None` when it is gone.

@@ -41,6 +41,51 @@ struct Peek {
     kind: Option<String>,
 }
 
+/// What of a delivery names its job, besides the body.
+struct Naming<'a> {
+    subject: Option<&'a str>,
+    header: Option<&'a str>,
+    fallback: JobId,
+    /// It came from a schedule that fires again: each of its jobs has an id of its own, and the body must not name one.
+    is_recurring: bool,
+}
+
+impl<'a> Naming<'a> {
+    fn of(broker: &Broker, d: &'a Delivery, stream_created: &str) -> Self {
+        let by_sequence = || JobId::of_sequence(stream_created, d.sequence);
+        if let Some(schedule) = recurring(broker, d) {
+            let fallback =
+                JobId::new(&format!("{schedule}-{}", d.sequence)).unwrap_or_else(|_| by_sequence());
+            return Self { subject: None, header: None, fallback, is_recurring: true };
+        }
+        let names = broker.names();
+        let parsed = names.parse_job_subject(&d.subject).or_else(|| names.parse_due_subject(&d.subject));
+        Self {
+            subject: parsed.and_then(|(_, id)| id),
+            header: d.header(headers::JOB).or_else(|| d.header(headers::MSG_ID)),
+            fallback: by_sequence(),
+            is_recurring: false,
+        }
+    }
+
+    fn id(&self, in_body: Option<&str>) -> Result<JobId, Refused> {
+        if self.is_recurring && in_body.is_some() {
+            let text = "id: a schedule that fires again names each of its jobs itself; leave it out";
+            return Err(Refused::invalid(text.into()));
+        }
+        let sources =
+            IdSources { subject: self.subject, header: self.header, fallback: self.fallback.as_str() };
+        identify(in_body, sources)
+    }
+}
+
+/// The schedule that made this message, if it fires again. One that fired for its only time named the job in its target.
+fn recurring<'a>(broker: &Broker, d: &'a Delivery) -> Option<&'a str> {
+    d.header(headers::SCHEDULE_NEXT).filter(|next| *next != headers::SCHEDULE_ENDS)?;
+    let (_, schedule) = broker.names().parse_sched_subject(d.header(headers::SCHEDULER)?)?;
+    Some(schedule)
+}
+
 /// Reads a delivery from `queue`. `stream_created` makes the id of last resort.
 pub fn decode(
     broker: &Broker,
@@ -48,16 +93,11 @@ pub fn decode(
     d: &Delivery,
     stream_created: &str,
 ) -> Result<Decoded, Box<Undecoded>> {
-    let carrier = broker.names().carrier(d.sequence);
+    let carrier = d.carrier().to_string();
     let generation = d.header(headers::GENERATION).and_then(|g| g.parse().ok()).unwrap_or(1);
-    let fallback = JobId::of_sequence(stream_created, d.sequence);
-    let sources = IdSources {
-        subject: broker.names().parse_job_subject(&d.subject).and_then(|(_, id)| id),
-        header: d.header(headers::JOB).or_else(|| d.header(headers::MSG_ID)),
-        fallback: fallback.as_str(),
-    };
+    let naming = Naming::of(broker, d, stream_created);
     let read = parse(&d.payload).and_then(|doc| {
-        let id = identify(doc.id.as_deref(), sources)?;
+        let id = naming.id(doc.id.as_deref())?;
         check(doc, id, queue.clone())
     });
     match read {
@@ -65,7 +105,7 @@ pub fn decode(
         Err(refused) => {
             let peek: Peek = serde_json::from_slice(&d.payload).unwrap_or_default();
             Err(Box::new(Undecoded {
-                id: identify(peek.id.as_deref(), sources).unwrap_or(fallback),
+                id: naming.id(peek.id.as_deref()).unwrap_or(naming.fallback),
                 kind: peek.kind.and_then(|k| TypeName::new(&k).ok()).unwrap_or_else(TypeName::unknown),
                 generation,
                 carrier,

@@ -15,6 +15,7 @@ pub mod follow;
 mod info;
 pub mod jobs;
 pub mod journal;
+pub mod place;
 pub mod publish;
 pub mod pull;
 pub mod purge;
@@ -22,9 +23,16 @@ pub mod queues;
 mod scan;
 pub mod topology;
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use async_nats::{ConnectOptions, Event, jetstream};
+use tokio::sync::watch;
 
 use crate::{
     config::Address,
@@ -86,6 +94,7 @@ pub struct Broker {
     pub(crate) js: jetstream::Context,
     names: topology::Names,
     call_timeout: Duration,
+    reconnects: watch::Receiver<u64>,
 }
 
 impl Broker {
@@ -97,7 +106,10 @@ impl Broker {
         let (addresses, login) = auth::addresses(&options.url)?;
         let auth = options.auth.with(login);
         let url = options.url.masked();
+        let (count, reconnects) = watch::channel(0);
+        let count = Arc::new(count);
         let client = retry(Pace::call(options.retry_limit), || async {
+            let (count, was_lost) = (count.clone(), Arc::new(AtomicBool::new(false)));
             auth.apply(ConnectOptions::new())?
                 .name(&options.name)
                 .connection_timeout(options.call_timeout)
@@ -105,13 +117,24 @@ impl Broker {
                 .client_capacity(16 * 1024)
                 .subscription_capacity(64 * 1024)
                 .reconnect_delay_callback(|tries| Duration::from_millis((20 << tries.min(4)).min(250) as u64))
-                .event_callback(|event| async move {
+                .event_callback(move |event| {
                     match event {
-                        Event::Connected => tracing::info!("nats connected"),
-                        Event::Disconnected => tracing::warn!("nats disconnected, reconnecting"),
-                        // `close` was called, or the last handle was dropped: the end of a command.
-                        Event::Draining | Event::Closed => tracing::debug!(%event, "nats connection ends"),
-                        other => tracing::warn!(event = %other, "nats"),
+                        Event::Disconnected => was_lost.store(true, Ordering::Relaxed),
+                        Event::Connected if was_lost.swap(false, Ordering::Relaxed) => {
+                            count.send_modify(|n| *n += 1);
+                        }
+                        _ => {}
+                    }
+                    async move {
+                        match event {
+                            Event::Connected => tracing::info!("nats connected"),
+                            Event::Disconnected => tracing::warn!("nats disconnected, reconnecting"),
+                            // `close` was called, or the last handle was dropped: the end of a command.
+                            Event::Draining | Event::Closed => {
+                                tracing::debug!(%event, "nats connection ends")
+                            }
+                            other => tracing::warn!(event = %other, "nats"),
+                        }
                     }
                 })
                 .connect(&addresses[..])
@@ -140,7 +163,14 @@ impl Broker {
             js,
             names: topology::Names::new(options.namespace),
             call_timeout: options.call_timeout,
+            reconnects,
         })
+    }
+
+    /// Counts how often a lost connection was made anew. What waited at the server for this client, a pull for instance, is
+    /// gone then.
+    pub fn reconnects(&self) -> watch::Receiver<u64> {
+        self.reconnects.clone()
     }
 
     /// Names of subjects, streams and consumers.

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use futures::StreamExt;
 use serde::Serialize;
 
-use super::{Broker, BrokerError};
+use super::{Broker, BrokerError, place::CarrierStream};
 use crate::domain::QueueName;
 
 /// The longest that a pull waits at the server before it is asked again.
@@ -81,7 +81,12 @@ pub enum Pulled {
 
 impl Puller {
     /// Subscribes to an inbox; nothing is pulled yet. `expires`: how long a pull waits at the server, half a minute at most.
-    pub async fn start(broker: &Broker, queue: &QueueName, expires: Duration) -> Result<Self, BrokerError> {
+    pub async fn start(
+        broker: &Broker,
+        of: CarrierStream,
+        queue: &QueueName,
+        expires: Duration,
+    ) -> Result<Self, BrokerError> {
         let inbox = broker.client.new_inbox();
         let replies = broker
             .client
@@ -91,7 +96,7 @@ impl Puller {
         Ok(Self {
             client: broker.client.clone(),
             reader: jetstream::Message { message: no_message(), context: broker.js.clone() },
-            request_subject: format!("$JS.API.CONSUMER.MSG.NEXT.{}.{queue}", broker.names().jobs()),
+            request_subject: format!("$JS.API.CONSUMER.MSG.NEXT.{}.{queue}", broker.names().stream(of)),
             inbox,
             replies,
             expires: expires.min(LONGEST),
@@ -103,6 +108,11 @@ impl Puller {
     /// Messages asked for and not delivered yet.
     pub fn outstanding(&self) -> usize {
         self.outstanding
+    }
+
+    /// Nothing is asked for any more, as far as this side knows: the connection was made anew.
+    pub fn forget(&mut self) {
+        self.outstanding = 0;
     }
 
     /// Asks for `n` messages. `wait`: the pull stays at the server until they come or it expires; otherwise it ends at

@@ -7,16 +7,21 @@ use async_nats::jetstream::{
     stream::{Config, DiscardPolicy, RetentionPolicy, StorageType},
 };
 
-use super::{Broker, BrokerError, drift};
-use crate::domain::{JobId, QueueName, ids::Namespace};
+use super::{Broker, BrokerError, drift, place::CarrierStream};
+use crate::{
+    clock::wall_now,
+    domain::{JobId, QueueName, ids::Namespace},
+};
 
 /// Metadata key of `JOBS` that holds the number of Redis partitions.
 pub(super) const PARTITIONS: &str = "surety-partitions";
 /// Metadata key of `JOBS` that holds the version of this layout.
 pub(super) const LAYOUT: &str = "surety-layout";
 /// Steps of the layout, each applied by [`Broker::provision`]; numbers are unique and never reused.
-pub const LAYOUT_STEPS: &[(u32, &str)] =
-    &[(1, "streams JOBS, EVENTS, DLQ and ADVISORIES; one consumer per queue")];
+pub const LAYOUT_STEPS: &[(u32, &str)] = &[
+    (1, "streams JOBS, EVENTS, DLQ and ADVISORIES; one consumer per queue"),
+    (2, "stream SCHED for schedules; one consumer per queue for the jobs that come due; its advisories"),
+];
 
 /// Subjects, streams and consumers of a namespace.
 #[derive(Debug, Clone)]
@@ -40,6 +45,16 @@ impl Names {
     /// Work to do.
     pub fn jobs(&self) -> String {
         format!("{}_JOBS", self.upper)
+    }
+
+    /// Schedules, and what came due.
+    pub fn sched(&self) -> String {
+        format!("{}_SCHED", self.upper)
+    }
+
+    /// A stream that carries jobs.
+    pub fn stream(&self, of: CarrierStream) -> String {
+        format!("{}_{}", self.upper, of.name())
     }
 
     /// The journal.
@@ -69,17 +84,60 @@ impl Names {
 
     /// Every consumer that carries jobs of a queue.
     pub fn lanes(&self, queue: &QueueName) -> Vec<Lane> {
-        vec![Lane {
+        let lane = |of| Lane {
             queue: queue.clone(),
-            stream: self.jobs(),
+            of,
+            stream: self.stream(of),
             consumer: queue.to_string(),
-            subjects: self.queue_subjects(queue).to_vec(),
-        }]
+            subjects: match of {
+                CarrierStream::Jobs => self.queue_subjects(queue).to_vec(),
+                CarrierStream::Sched => self.due_subjects(queue).to_vec(),
+            },
+        };
+        CarrierStream::ALL.map(lane).into()
+    }
+
+    /// Where a schedule is published; `name` is the job's id where it fires once.
+    pub fn sched_subject(&self, queue: &str, name: &str) -> String {
+        format!("{}.sched.{queue}.{name}", self.ns)
+    }
+
+    /// Where the job of a schedule comes due.
+    pub fn due_subject(&self, queue: &str, name: &str) -> String {
+        format!("{}.due.{queue}.{name}", self.ns)
+    }
+
+    /// Both subjects of a queue on which its jobs come due.
+    pub fn due_subjects(&self, queue: &QueueName) -> [String; 2] {
+        [format!("{}.due.{queue}", self.ns), format!("{}.due.{queue}.>", self.ns)]
     }
 
     /// Queue and id (where the subject has one) of a job subject.
     pub fn parse_job_subject<'a>(&self, subject: &'a str) -> Option<(&'a str, Option<&'a str>)> {
-        let rest = subject.strip_prefix(self.ns.as_str())?.strip_prefix(".jobs.")?;
+        self.parse(subject, ".jobs.")
+    }
+
+    /// The same for a subject on which jobs come due.
+    pub fn parse_due_subject<'a>(&self, subject: &'a str) -> Option<(&'a str, Option<&'a str>)> {
+        self.parse(subject, ".due.")
+    }
+
+    /// Queue and name of the subject of a schedule.
+    pub fn parse_sched_subject<'a>(&self, subject: &'a str) -> Option<(&'a str, &'a str)> {
+        let (queue, name) = self.parse(subject, ".sched.")?;
+        Some((queue, name?))
+    }
+
+    /// The queue that a carrier is in or will be in, whichever of the subjects it has.
+    pub fn queue_of<'a>(&self, subject: &'a str) -> Option<&'a str> {
+        [".jobs.", ".due.", ".sched."]
+            .iter()
+            .find_map(|kind| self.parse(subject, kind))
+            .map(|(queue, _)| queue)
+    }
+
+    fn parse<'a>(&self, subject: &'a str, kind: &str) -> Option<(&'a str, Option<&'a str>)> {
+        let rest = subject.strip_prefix(self.ns.as_str())?.strip_prefix(kind)?;
         Some(match rest.split_once('.') {
             Some((queue, id)) => (queue, Some(id)),
             None => (rest, None),
@@ -101,17 +159,14 @@ impl Names {
         let queue = queue.map_or("*", QueueName::as_str);
         format!("{}.dlq.{queue}.{}", self.ns, id.map_or("*", JobId::as_str))
     }
-
-    /// `JOBS:1234`, as records and events name a carrier.
-    pub fn carrier(&self, sequence: u64) -> String {
-        format!("JOBS:{sequence}")
-    }
 }
 
 /// One consumer on the way of a queue's jobs to the workers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lane {
     pub queue: QueueName,
+    pub of: CarrierStream,
+    /// Name of that stream.
     pub stream: String,
     /// Durable name.
     pub consumer: String,
@@ -119,9 +174,14 @@ pub struct Lane {
     pub subjects: Vec<String>,
 }
 
-/// The stream sequence of a carrier's name.
-pub fn carrier_sequence(carrier: &str) -> Option<u64> {
-    carrier.rsplit_once(':')?.1.parse().ok()
+impl Lane {
+    /// `consumer default`, for people.
+    pub fn title(&self) -> String {
+        match self.of {
+            CarrierStream::Jobs => format!("consumer {}", self.consumer),
+            CarrierStream::Sched => format!("consumer {} of due jobs", self.consumer),
+        }
+    }
 }
 
 /// What a namespace is provisioned with.
@@ -195,19 +255,35 @@ impl Layout {
             ]),
             ..base(n.jobs(), self.queues.iter().flat_map(|q| n.queue_subjects(q)).collect())
         };
+        // The queues one by one, so that a schedule of an undeclared one, or for one, is refused at once. No limits: a full
+        // stream with schedules cannot refuse, it would drop the oldest.
+        let sched = Config {
+            retention: RetentionPolicy::WorkQueue,
+            allow_message_schedules: true,
+            first_sequence: Some(first_sequence()),
+            ..base(
+                n.sched(),
+                self.queues
+                    .iter()
+                    .flat_map(|q| [n.sched_subject(q.as_str(), "*")].into_iter().chain(n.due_subjects(q)))
+                    .collect(),
+            )
+        };
         let events = Config { max_age: self.events_age, ..base(n.events(), vec![format!("{ns}.events.>")]) };
         let dlq = Config { max_age: self.dlq_age, ..base(n.dlq(), vec![format!("{ns}.dlq.>")]) };
         let advisories = Config {
             max_age: Duration::from_secs(7 * 24 * 3600),
             ..base(
                 n.advisories(),
-                vec![
-                    format!("$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.{}.>", n.jobs()),
-                    format!("$JS.EVENT.ADVISORY.CONSUMER.MSG_TERMINATED.{}.>", n.jobs()),
-                ],
+                CarrierStream::ALL
+                    .into_iter()
+                    .flat_map(|s| ["MAX_DELIVERIES", "MSG_TERMINATED"].map(|kind| (kind, n.stream(s))))
+                    .map(|(kind, stream)| format!("$JS.EVENT.ADVISORY.CONSUMER.{kind}.{stream}.>"))
+                    .collect(),
             )
         };
-        vec![jobs, events, dlq, advisories]
+        // Ordering: `JOBS` last, because its metadata say that the others are there.
+        vec![events, dlq, advisories, sched, jobs]
     }
 
     /// Every consumer of the declared queues.
@@ -254,7 +330,7 @@ impl Broker {
         }
         for lane in layout.lanes(n) {
             let want = layout.consumer(&lane);
-            let name = format!("consumer {}", lane.consumer);
+            let name = lane.title();
             let stream = self.js.get_stream(&lane.stream).await.map_err(|e| unfit(&name, &e))?;
             match self.consumer_info(&lane.stream, &lane.consumer).await? {
                 Some(found) => {
@@ -303,6 +379,13 @@ impl Broker {
                 LAYOUT_STEPS.len()
             )));
         }
+        if let Some((step, what)) = LAYOUT_STEPS.get(layout as usize) {
+            return Err(BrokerError::Unfit(format!(
+                "stream {} has layout {layout}, this release needs {}: run `surety provision` (step {step}: {what})",
+                info.config.name,
+                LAYOUT_STEPS.len()
+            )));
+        }
         let mut queues = Vec::new();
         for s in &info.config.subjects {
             if let Some((q, None)) = self.names().parse_job_subject(s)
@@ -334,6 +417,12 @@ impl Broker {
     }
 }
 
+/// Where a new `SCHED` begins to count: at the time in milliseconds. Sequences make the ids of recurring jobs and name
+/// carriers in records that may outlive the stream, so one that is made anew must not repeat them.
+fn first_sequence() -> u64 {
+    u64::try_from(wall_now().as_millisecond()).unwrap_or(1)
+}
+
 fn unfit(name: &str, e: &dyn std::fmt::Display) -> BrokerError {
     BrokerError::Unfit(format!("{name}: {e}"))
 }
@@ -348,7 +437,14 @@ mod tests {
         assert_eq!(n.parse_job_subject("surety.jobs.default.a-1"), Some(("default", Some("a-1"))));
         assert_eq!(n.parse_job_subject("surety.jobs.default"), Some(("default", None)));
         assert_eq!(n.parse_job_subject("other.jobs.default"), None);
-        assert_eq!(carrier_sequence("JOBS:17"), Some(17));
+        assert_eq!(n.parse_due_subject("surety.due.default.a-1"), Some(("default", Some("a-1"))));
+        assert_eq!(n.parse_sched_subject("surety.sched.default.a-1"), Some(("default", "a-1")));
+        assert_eq!(n.parse_sched_subject("surety.sched.default"), None);
+        for (subject, queue) in
+            [("surety.due.q", Some("q")), ("surety.sched.q.a", Some("q")), ("surety.dlq.q.a", None)]
+        {
+            assert_eq!(n.queue_of(subject), queue, "{subject}");
+        }
     }
 
     // Shows: B-02

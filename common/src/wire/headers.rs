@@ -4,6 +4,19 @@
 pub const MSG_ID: &str = "Nats-Msg-Id";
 /// Refuses a publish that would land in another stream than the one meant.
 pub const EXPECTED_STREAM: &str = "Nats-Expected-Stream";
+/// When a schedule fires: `@at <RFC 3339>`, `@every <duration>`, or cron with six fields.
+pub const SCHEDULE: &str = "Nats-Schedule";
+/// Subject of the message that a schedule makes each time.
+pub const SCHEDULE_TARGET: &str = "Nats-Schedule-Target";
+/// IANA time zone in which a cron schedule is read; UTC without it.
+pub const SCHEDULE_ZONE: &str = "Nats-Schedule-Time-Zone";
+/// Set by the server on what a schedule made: the subject of the schedule.
+pub const SCHEDULER: &str = "Nats-Scheduler";
+/// Set by the server likewise: when it fires next, or [`SCHEDULE_ENDS`].
+pub const SCHEDULE_NEXT: &str = "Nats-Schedule-Next";
+/// Value of [`SCHEDULE_NEXT`] where the schedule fired for its only time.
+pub const SCHEDULE_ENDS: &str = "purge";
+
 /// W3C trace context; travels to the handler and the receipt.
 pub const TRACEPARENT: &str = "traceparent";
 /// See [`TRACEPARENT`].

@@ -121,7 +121,7 @@ pub struct Refused {
 }
 
 impl Refused {
-    fn invalid(problem: String) -> Self {
+    pub(crate) fn invalid(problem: String) -> Self {
         Self { code: ErrorCode::InvalidJob, problems: vec![problem] }
     }
 }

@@ -67,7 +67,7 @@ struct Target {
 }
 
 impl Target {
-    fn of_carrier(c: &Connected, queue: &QueueName, m: &Delivery) -> Self {
+    fn of_carrier(queue: &QueueName, m: &Delivery) -> Self {
         let body: Option<serde_json::Value> = serde_json::from_slice(&m.payload).ok();
         let field = |name: &str| body.as_ref()?.get(name)?.as_str().map(str::to_owned);
         Self {
@@ -76,7 +76,7 @@ impl Target {
             // Records and events hold the key as a JSON string literal.
             key: field("key").map(|k| serde_json::Value::from(k).to_string()).unwrap_or_default(),
             trace: m.header(headers::TRACEPARENT).filter(|t| is_plain(t)).unwrap_or_default().to_owned(),
-            carrier: c.broker.names().carrier(m.sequence),
+            carrier: m.carrier().to_string(),
             created_ms: m.stored_ms,
             generation: generation(m),
         }
@@ -116,7 +116,7 @@ pub(super) async fn run(cx: &Context, args: CancelArgs) -> Result<(), Failure> {
             created_ms: r.created_ms,
             generation: r.generation,
         },
-        Some(Seen::Waiting(queue, m)) => Target::of_carrier(&c, &queue, &m),
+        Some(Seen::Waiting(queue, m)) => Target::of_carrier(&queue, &m),
         Some(Seen::Journal(e)) => {
             let text = format!("{id}: not cancelled, already {} (its record is gone)", e.status);
             return Err(Failure::no(text));
@@ -191,7 +191,7 @@ async fn bury(
     patience: Pace,
 ) -> Result<bool, BrokerError> {
     let Some(raw) = c.broker.carrier_message(&s.carrier).await? else { return Ok(false) };
-    let queue = c.broker.names().parse_job_subject(&raw.subject).map_or("unknown", |(q, _)| q);
+    let queue = c.broker.names().queue_of(&raw.subject).unwrap_or("unknown");
     let obituary = Obituary {
         job: id,
         queue,
@@ -206,7 +206,7 @@ async fn bury(
         // Frees the place among the unacknowledged at once; the deletion makes sure.
         c.broker.ack(&s.ack_subject).await?;
     }
-    c.broker.delete(&c.broker.names().jobs(), raw.sequence).await?;
+    c.broker.delete_carrier(raw.carrier()).await?;
     Ok(true)
 }
 

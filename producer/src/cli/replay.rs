@@ -3,7 +3,7 @@
 use clap::Args;
 use serde::Serialize;
 use surety_common::{
-    broker::{BrokerError, jobs::replay_headers, pull::Delivery},
+    broker::{BrokerError, jobs::replay_headers, place::Carrier, pull::Delivery},
     connect::Connected,
     domain::{Job, JobId, QueueName},
     pace::Pace,
@@ -196,7 +196,7 @@ async fn one(cx: &Context, c: &Connected, id: &JobId, letter: &Letter) -> Result
         }
         other => other?,
     };
-    let carrier = c.broker.names().carrier(stored.sequence);
+    let carrier = Carrier::jobs(stored.sequence).to_string();
     let finish = job.terms.finish.unwrap_or(cx.settings.attempt.finish);
     let item = ReplayItem {
         id: id.to_string(),

@@ -114,7 +114,7 @@ impl JobView {
     }
 
     /// From the message of a job that nobody has pulled.
-    pub(super) fn of_carrier(id: &JobId, queue: &QueueName, carrier: String, m: &Delivery) -> Self {
+    pub(super) fn of_carrier(id: &JobId, queue: &QueueName, m: &Delivery) -> Self {
         let body: Option<serde_json::Value> = serde_json::from_slice(&m.payload).ok();
         let field = |name: &str| body.as_ref()?.get(name)?.as_str().map(str::to_owned);
         Self {
@@ -125,7 +125,7 @@ impl JobView {
             job_type: field("type"),
             key: field("key"),
             generation: generation(m),
-            carrier: Some(carrier),
+            carrier: Some(m.carrier().to_string()),
             created_at: iso(m.stored_ms),
             ..Self::default()
         }
@@ -211,9 +211,7 @@ pub(super) async fn run(cx: &Context, args: StatusArgs) -> Result<(), Failure> {
     let view = match lookup::find(&c, &id).await? {
         None => return Err(lookup::unknown(&id)),
         Some(Seen::Record(r)) => JobView::of_record(&id, &r, c.store.detail(&id).await?.as_deref()),
-        Some(Seen::Waiting(queue, m)) => {
-            JobView::of_carrier(&id, &queue, c.broker.names().carrier(m.sequence), &m)
-        }
+        Some(Seen::Waiting(queue, m)) => JobView::of_carrier(&id, &queue, &m),
         Some(Seen::Journal(e)) => JobView::of_event(&id, &e).ok_or_else(|| {
             Failure::no(format!(
                 "{id} is in status {:?}, which this release does not know: upgrade",

@@ -203,7 +203,7 @@ impl Hand {
             job_type: body["type"].as_str().unwrap().to_owned(),
             key: body.get("key").map(ToString::to_string).unwrap_or_default(),
             trace: String::new(),
-            carrier: self.c.broker.names().carrier(m.sequence),
+            carrier: m.carrier().to_string(),
             ack_subject: String::new(),
             created_ms: m.stored_ms,
             finish_ms: 3_600_000,
@@ -249,7 +249,7 @@ impl Hand {
         let g = self.granted(id).await;
         self.finish(id, g.epoch, Verdict::Fail(ErrorCode::ExitCode)).await;
         let (queue, m) = self.c.broker.find_carrier(&self.c.found.queues, &job).await.unwrap().unwrap();
-        let carrier = self.c.broker.names().carrier(m.sequence);
+        let carrier = m.carrier().to_string();
         let obituary = surety_common::broker::dead::Obituary {
             job: &job,
             queue: queue.as_str(),

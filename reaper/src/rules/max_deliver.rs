@@ -2,7 +2,7 @@
 //! a job long before, so what is found here was lost by dying workers each time: the job is buried, and its message removed.
 
 use surety_common::{
-    broker::decode::decode,
+    broker::{decode::decode, place::Carrier},
     domain::{ErrorCode, QueueName, TypeName},
     ending::{By, Ending, Outcome, end_job, json_string},
 };
@@ -29,7 +29,7 @@ impl Rule for MaxDeliver {
             done.is_partial = advisories.len() >= x.batch;
             for a in advisories {
                 if a.is_max_deliveries {
-                    if !bury(x, a.sequence).await? {
+                    if !bury(x, a.carrier).await? {
                         // An attempt runs: looked at again later.
                         x.c.broker.nak(&a.ack_subject, x.settings.lease.ttl).await?;
                         continue;
@@ -44,10 +44,10 @@ impl Rule for MaxDeliver {
 }
 
 /// Buries the job of a message; `false` while an attempt of it runs.
-async fn bury(x: &Context, sequence: u64) -> Result<bool, RuleError> {
-    let jobs = x.c.broker.names().jobs();
-    let Some(raw) = x.c.broker.message(&jobs, sequence).await? else { return Ok(true) };
-    let queue = x.c.broker.names().parse_job_subject(&raw.subject).and_then(|(q, _)| QueueName::new(q).ok());
+async fn bury(x: &Context, at: Carrier) -> Result<bool, RuleError> {
+    let names = x.c.broker.names();
+    let Some(raw) = x.c.broker.message(&names.stream(at.stream), at.sequence).await? else { return Ok(true) };
+    let queue = names.queue_of(&raw.subject).and_then(|q| QueueName::new(q).ok());
     let Some(queue) = queue else { return Ok(true) };
     let why = "the broker gave up: every worker that had the job died with it";
     let unknown = TypeName::unknown();
@@ -62,7 +62,7 @@ async fn bury(x: &Context, sequence: u64) -> Result<bool, RuleError> {
         && record.carrier != *carrier
     {
         // A second carrier: the recorded one goes on; this one is only in the way.
-        x.c.broker.delete(&jobs, sequence).await?;
+        x.c.broker.delete_carrier(at).await?;
         return Ok(true);
     }
     let end = Ending {
@@ -81,7 +81,7 @@ async fn bury(x: &Context, sequence: u64) -> Result<bool, RuleError> {
         Outcome::Running(_) => Ok(false),
         Outcome::Ended { .. } | Outcome::Before(_) => {
             tracing::error!(job = %id, carrier, alert = "max_deliver", "job buried: {why}");
-            x.c.broker.delete(&jobs, sequence).await?;
+            x.c.broker.delete_carrier(at).await?;
             Ok(true)
         }
     }
