@@ -14,6 +14,7 @@ mod suite {
     mod outage;
     mod producers;
     mod provisioning;
+    mod schedules;
     mod scripts;
     mod tidy;
 }

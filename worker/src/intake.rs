@@ -2,7 +2,6 @@
 
 use std::{sync::Arc, time::Duration};
 
-use futures::{StreamExt, stream::FuturesUnordered};
 use surety_common::{
     broker::{
         BrokerError,
@@ -14,7 +13,13 @@ use surety_common::{
 };
 use tokio::sync::Semaphore;
 
-use crate::{attempt::handle, plan::Plan, session::Session, shared::Shared};
+use crate::{
+    attempt::handle,
+    due::{Due, Event, next_of},
+    plan::Plan,
+    session::Session,
+    shared::Shared,
+};
 
 /// The queues of this worker in rank order, with their weights.
 pub(crate) fn queues(w: &Shared) -> Vec<(QueueName, u32)> {
@@ -72,9 +77,12 @@ async fn pull(
         let expires = pull_wait(&w.settings.lease);
         pullers.push(Puller::start(&w.c.broker, CarrierStream::Jobs, q, expires).await?);
     }
+    let mut due = Due::start(w, queues).await?;
     loop {
         let outstanding: usize = pullers.iter().map(Puller::outstanding).sum();
-        let free = slots.available_permits().saturating_sub(if queues.len() == 1 { outstanding } else { 0 });
+        let idle = slots.available_permits();
+        let spoken_for = due.ask(idle, outstanding, plan);
+        let free = idle.saturating_sub(spoken_for + if queues.len() == 1 { outstanding } else { 0 });
         for ask in plan.next(free, outstanding, jitter) {
             if let Some(p) = pullers.get_mut(ask.queue) {
                 p.ask(ask.n, ask.wait).await?;
@@ -84,6 +92,7 @@ async fn pull(
             (i, pulled) = next_of(&mut pullers) => match pulled {
                 Pulled::Message(d) => {
                     plan.on_message(i);
+                    due.on_other();
                     if let Some((queue, _)) = queues.get(i) {
                         begin(w, session, queue, slots, *d).await;
                     }
@@ -94,6 +103,21 @@ async fn pull(
                     plan.reset();
                 }
                 Pulled::Gone(why) => return Err(BrokerError::Unreachable(why)),
+            },
+            event = due.next() => match event {
+                Event::Pulled(i, Pulled::Message(d)) => {
+                    due.on_message(i);
+                    if let Some((queue, _)) = queues.get(i) {
+                        begin(w, session, queue, slots, *d).await;
+                    }
+                }
+                Event::Pulled(i, how) => due.on_end(i, &how),
+                Event::Tick => due.on_tick(slots.available_permits()),
+                Event::Reconnected => {
+                    pullers.iter_mut().for_each(Puller::forget);
+                    plan.reset();
+                    due.reset();
+                }
             },
             () = w.freed.notified() => plan.on_freed(),
             () = session.lost() => return Ok(()),
@@ -108,18 +132,6 @@ fn pull_wait(lease: &Lease) -> Duration {
     lease.ttl.saturating_sub(lease.margin + lease.renewal)
 }
 
-async fn next_of(pullers: &mut [Puller]) -> (usize, Pulled) {
-    if let [only] = pullers {
-        return (0, only.next().await);
-    }
-    let mut all: FuturesUnordered<_> =
-        pullers.iter_mut().enumerate().map(|(i, p)| async move { (i, p.next().await) }).collect();
-    match all.next().await {
-        Some(next) => next,
-        None => std::future::pending().await,
-    }
-}
-
 async fn begin(
     w: &Arc<Shared>,
     session: &Arc<Session>,
@@ -129,7 +141,7 @@ async fn begin(
 ) {
     let Ok(slot) = slots.clone().try_acquire_owned() else {
         // Two parked pulls were answered at once: one job more than there are slots. Not ours to keep waiting.
-        if let Err(e) = w.c.broker.nak(&d.ack_subject, Duration::ZERO).await {
+        if let Err(e) = w.c.broker.nak(&d.ack_subject, surplus_delay(d.delivered)).await {
             tracing::warn!(error = %e, "a surplus delivery could not be given back; its ack-wait brings it back");
         }
         return;
@@ -141,6 +153,12 @@ async fn begin(
         drop(slot);
         w2.freed.notify_one();
     }));
+}
+
+/// At once, for another worker that may be idle; but a job that goes from one full worker to the next must not use up its
+/// deliveries on the way.
+fn surplus_delay(delivered: u64) -> Duration {
+    Duration::from_millis(if delivered <= 2 { 0 } else { 10 * delivered.min(100) })
 }
 
 fn jitter() -> f64 {

@@ -20,6 +20,7 @@ mod attempt;
 mod builder;
 pub mod cli;
 mod commit;
+mod due;
 pub mod handler;
 mod intake;
 pub mod keeper;

@@ -63,6 +63,16 @@ impl Plan {
         asks
     }
 
+    /// How many jobs the probe still asks for.
+    pub(crate) fn probing(&self) -> usize {
+        self.probe.map_or(0, |(_, left)| left)
+    }
+
+    /// The queues whose turn has come: all before them had nothing more.
+    pub(crate) fn reached(&self) -> impl Iterator<Item = usize> {
+        self.order.iter().copied().take(self.at + 1)
+    }
+
     /// A message came from a queue.
     pub(crate) fn on_message(&mut self, queue: usize) {
         match &mut self.probe {
