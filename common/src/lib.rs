@@ -5,7 +5,7 @@
 //! 3. [`store`]: Redis; one Lua script per operation, which enforces the table of `domain`.
 //! 4. [`broker`]: JetStream; streams and consumers as data, publish, pull, ack, dead letter.
 //! 5. [`history`]: what the journal must look like if every promise was kept.
-//! 6. [`config`], [`tls`], [`clock`], [`pace`], [`telemetry`]: what a process needs around them.
+//! 6. [`config`], [`tls`], [`clock`], [`pace`], [`telemetry`], [`manual`]: what a process needs around them.
 //!
 //! Deliberately absent: process supervision (worker), rules of repair (reaper), commands (producer).
 
@@ -17,6 +17,7 @@ pub mod domain;
 pub mod ending;
 pub mod fault;
 pub mod history;
+pub mod manual;
 pub mod pace;
 pub mod recover;
 pub mod relay;

@@ -2,9 +2,10 @@
 
 use std::process::ExitCode;
 
-use clap::{Parser, ValueEnum};
+use clap::{CommandFactory, Parser, ValueEnum};
 use surety_common::{
     config::{ConnectionOptions, load},
+    manual,
     telemetry::{self, LogFormat},
 };
 use tokio::signal::unix::{SignalKind, signal};
@@ -38,6 +39,9 @@ enum Format {
 
 /// Entry point of the binary.
 pub fn main() -> ExitCode {
+    if std::env::args().nth(1).as_deref() == Some("man") {
+        return manual::print(Args::command());
+    }
     let args = Args::parse();
     let format = if args.log_format == Format::Json { LogFormat::Json } else { LogFormat::Human };
     telemetry::start(format, &args.log);

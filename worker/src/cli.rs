@@ -2,10 +2,11 @@
 
 use std::{path::PathBuf, process::ExitCode};
 
-use clap::{Parser, ValueEnum};
+use clap::{CommandFactory, Parser, ValueEnum};
 use surety_common::{
     config::{ConfigError, ConnectionOptions, Flags, load},
     connect::ConnectError,
+    manual,
     telemetry::{self, LogFormat},
 };
 use tokio::signal::unix::{SignalKind, signal};
@@ -71,6 +72,9 @@ fn flags(args: &Args) -> Flags {
 pub fn main() -> ExitCode {
     if std::env::args().nth(1).as_deref() == Some("keeper") {
         return run_keeper();
+    }
+    if std::env::args().nth(1).as_deref() == Some("man") {
+        return manual::print(Args::command());
     }
     let args = Args::parse();
     let format = if args.log_format == Format::Json { LogFormat::Json } else { LogFormat::Human };

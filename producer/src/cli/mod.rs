@@ -15,6 +15,7 @@ mod provision;
 mod purge;
 mod queues;
 mod replay;
+mod shell;
 mod status;
 mod watch;
 mod workers;
@@ -25,7 +26,7 @@ use std::{
     process::ExitCode,
 };
 
-use clap::{Args, ColorChoice, Parser, Subcommand};
+use clap::{Args, ColorChoice, CommandFactory, Parser, Subcommand};
 use surety_common::{
     config::{self, ConnectionOptions, Settings},
     connect::{self, Connected},
@@ -101,6 +102,8 @@ enum Command {
     Dev(dev::DevArgs),
     Bench(bench::BenchArgs),
     Demo(demo::DemoArgs),
+    Completions(shell::CompletionsArgs),
+    Man(shell::ManArgs),
 }
 
 /// What every command gets.
@@ -161,9 +164,16 @@ pub fn main() -> ExitCode {
 
 async fn run(cli: Cli) -> Result<(), Failure> {
     let Global { connection, output } = cli.global;
+    let screen = Screen::of_stdout(output.json, output.color);
+    // These need no settings, so a broken configuration does not stop them.
+    match &cli.command {
+        Command::Completions(a) => return shell::completions(screen, a, Cli::command()),
+        Command::Man(a) => return shell::man(screen, a, Cli::command()),
+        _ => {}
+    }
     let file = connection.file();
     let settings = config::load(file.as_deref(), &connection.flags())?;
-    let cx = Context { settings, file, screen: Screen::of_stdout(output.json, output.color) };
+    let cx = Context { settings, file, screen };
     match cli.command {
         Command::Enqueue(a) => enqueue::run(&cx, *a).await,
         Command::Batch(a) => batch::run(&cx, a).await,
@@ -179,13 +189,13 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Dev(a) => dev::run(&cx, a).await,
         Command::Bench(a) => Box::pin(bench::run(&cx, a)).await,
         Command::Demo(a) => demo::run(&cx, a).await,
+        // Answered above.
+        Command::Completions(_) | Command::Man(_) => Ok(()),
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]

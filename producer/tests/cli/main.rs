@@ -18,6 +18,7 @@ mod jobs;
 mod purge;
 mod screen;
 mod servers;
+mod shell;
 mod support;
 mod terminal;
 mod watch;

@@ -3,7 +3,7 @@
 use surety_common::domain::Status;
 use surety_tests::{
     witness::Witness,
-    world::{World, wait},
+    world::{World, bin, wait},
 };
 
 const UNTIL_TOLD: &str = "until [ -e $W.go ]; do sleep 0.05; done";
@@ -118,4 +118,14 @@ async fn queues_show_what_waits_runs_and_is_put_off_and_who_serves_them() {
     let said = world.surety(&["--json", "queues"]).await.exits(69);
     let row = &said.json()["queues"][1];
     assert_eq!((&row["held"], &row["running"]), (&3.into(), &serde_json::Value::Null), "{row}");
+}
+
+#[tokio::test]
+async fn workers_and_reapers_print_their_manual_pages() {
+    for (program, name) in [("t-worker", "surety\\-worker"), ("t-reaper", "surety\\-reaper")] {
+        let out = tokio::process::Command::new(bin(program)).arg("man").output().await.unwrap();
+        let page = String::from_utf8(out.stdout).unwrap();
+        assert!(out.status.success() && page.contains(".TH "), "{page}");
+        assert!(page.contains(name) && page.contains("\\-\\-log\\-format"), "{page}");
+    }
 }
