@@ -276,6 +276,21 @@ fn a_stop_leaves_the_time_for_drain_and_kill() {
     }
 }
 
+/// A build in a container sees only what is copied there, and all of the workspace's manifests are read.
+#[test]
+fn the_images_are_built_from_every_package() {
+    let (dockerfile, context) = (read("deploy/Dockerfile"), read(".dockerignore"));
+    let workspace: toml::Table = read("Cargo.toml").parse().unwrap();
+    let members = workspace["workspace"]["members"].as_array().unwrap();
+    for m in members.iter().map(|m| m.as_str().unwrap()) {
+        let is_tests = m == "tests";
+        assert!(dockerfile.contains(&format!("\nCOPY {m}/Cargo.toml {m}/\n")), "{m} is not copied");
+        assert!(dockerfile.contains(&format!("\nCOPY {m} {m}\n")) != is_tests, "the sources of {m}");
+        let wanted = if is_tests { "!tests/Cargo.toml".to_owned() } else { format!("!{m}") };
+        assert!(context.lines().any(|l| l == wanted), "{m} is not in the context of the build");
+    }
+}
+
 /// The servers with the files of the stack, only at another place, and what the services run, as processes.
 struct Stack {
     nats: NatsServer,
