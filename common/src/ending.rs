@@ -11,6 +11,7 @@ use crate::{
     pace::Pace,
     recover::RecoverError,
     store::{SettleItem, SettleReply},
+    telemetry::metrics::job_ended,
     wire::receipt::Draft,
 };
 
@@ -91,6 +92,7 @@ pub async fn end_job(c: &Connected, raw: Option<&Delivery>, e: &Ending<'_>) -> R
     fault::point("settle_journaled");
     let (generation, epoch, code, outcome) = match answer.results.into_iter().next() {
         Some(SettleReply::Applied(s)) => {
+            job_ended(e.queue, e.kind.as_str(), status, e.code.name());
             let outcome = Outcome::Ended { ack_subject: s.ack_subject, carrier: s.carrier };
             (s.generation, s.epoch, e.code.name().to_owned(), outcome)
         }

@@ -9,6 +9,7 @@ use crate::{
     domain::{ErrorCode, JobId, Status, TypeName, ids::SessionId},
     pace::Pace,
     store::{LostItem, LostReply, Record, StoreError},
+    telemetry::metrics::{attempt_lost, job_ended},
     wire::receipt::Draft,
 };
 
@@ -51,7 +52,8 @@ pub async fn lost_session(
     for (id, epoch) in owned.into_iter().take(batch) {
         let record = c.store.record(&id).await?;
         items.push(item(&id, epoch, record.as_ref(), session));
-        jobs.push((id, epoch, record.map(|r| r.queue).unwrap_or_default()));
+        let (queue, kind) = record.map(|r| (r.queue, r.job_type)).unwrap_or_default();
+        jobs.push((id, epoch, queue, kind));
     }
     let answer = match c.store.lost(p, session, &items).await {
         Err(StoreError::SessionLost) => return Ok(Recovered { is_alive: true, ..Recovered::default() }),
@@ -61,9 +63,10 @@ pub async fn lost_session(
     // Ordering: the verdicts are journaled before any carrier is touched.
     c.relay.publish(p, &answer.entries, Pace::call(PATIENCE)).await?;
     let mut done = Recovered { is_partial, ..Recovered::default() };
-    for ((id, epoch, queue), reply) in jobs.iter().zip(answer.results) {
+    for ((id, epoch, queue, kind), reply) in jobs.iter().zip(answer.results) {
         let LostReply::Applied(s) = reply else { continue };
         done.lost += 1;
+        attempt_lost(queue, kind);
         tracing::warn!(job = %id, epoch, %session, status = s.status.name(), "attempt lost");
         if s.status == Status::RetryWait {
             if let Some(ack) = c.broker.recorded_ack(queue, &s.carrier, &s.ack_subject) {
@@ -72,6 +75,7 @@ pub async fn lost_session(
             continue;
         }
         done.failed += 1;
+        job_ended(queue, kind, s.status, ErrorCode::AttemptsExhausted.name());
         tracing::error!(job = %id, alert = "attempts_exhausted", "the job failed: its last attempt was lost");
         if let Some(raw) = c.broker.carrier_message(&s.carrier).await? {
             let obituary = Obituary {

@@ -10,6 +10,7 @@ use crate::{
     },
     pace::{Pace, Transient},
     store::{OutboxEntry, Store},
+    telemetry::metrics::shared,
 };
 
 /// Publishes outbox entries. Cheap to clone.
@@ -50,6 +51,11 @@ impl Relay {
                     failed = Some(error);
                 }
             }
+        }
+        let count = |result, n| shared().journal_entries.with_label_values(&[result]).inc_by(n);
+        count("stored", stored.len() as u64);
+        if failed.is_some() {
+            count("failed", (entries.len() - stored.len()) as u64);
         }
         self.store.confirm(p, stored);
         failed.map_or(Ok(()), Err)

@@ -2,15 +2,15 @@
 
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser, ValueEnum};
+use clap::{CommandFactory, Parser};
 use surety_common::{
     config::{ConnectionOptions, load},
     manual,
-    telemetry::{self, LogFormat},
+    telemetry::{self, TelemetryOptions},
 };
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::service::{Reaper, StartError};
+use crate::service::Reaper;
 
 /// Reconciles what got stuck: attempts of dead workers, journal entries that were not published, deliveries that the broker
 /// gave up. Several may run.
@@ -23,18 +23,8 @@ use crate::service::{Reaper, StartError};
 struct Args {
     #[command(flatten)]
     connection: ConnectionOptions,
-    /// What is logged, as a tracing filter
-    #[arg(long, env = "SURETY_LOG", default_value = "info", value_name = "FILTER")]
-    log: String,
-    /// How log lines look
-    #[arg(long, value_enum, default_value_t = Format::Human)]
-    log_format: Format,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Format {
-    Human,
-    Json,
+    #[command(flatten)]
+    telemetry: TelemetryOptions,
 }
 
 /// Entry point of the binary.
@@ -43,8 +33,6 @@ pub fn main() -> ExitCode {
         return manual::print(Args::command());
     }
     let args = Args::parse();
-    let format = if args.log_format == Format::Json { LogFormat::Json } else { LogFormat::Human };
-    telemetry::start(format, &args.log);
     match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
         Ok(r) => r.block_on(run(args)),
         Err(e) => fail(70, &format!("cannot start the runtime: {e}")),
@@ -57,17 +45,19 @@ fn fail(code: u8, text: &str) -> ExitCode {
 }
 
 async fn run(args: Args) -> ExitCode {
-    let settings = match load(args.connection.file().as_deref(), &args.connection.flags()) {
+    let flags = [args.connection.flags(), args.telemetry.flags()].concat();
+    let settings = match load(args.connection.file().as_deref(), &flags) {
         Ok(s) => s,
         Err(e) => return fail(78, &e.to_string()),
     };
+    telemetry::start(settings.telemetry.log_format, &settings.telemetry.log_level);
     let (mut term, mut int) = match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
         (Ok(t), Ok(i)) => (t, i),
         (Err(e), _) | (_, Err(e)) => return fail(70, &format!("signals: {e}")),
     };
     let reaper = match Reaper::start(settings).await {
         Ok(r) => r,
-        Err(StartError::Connect(e)) => return fail(if e.is_unreachable() { 69 } else { 78 }, &e.to_string()),
+        Err(e) => return fail(if e.is_unreachable() { 69 } else { 78 }, &e.to_string()),
     };
     tokio::select! {
         _ = term.recv() => {}

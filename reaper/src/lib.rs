@@ -2,6 +2,8 @@
 //! committed atomically by the store, so two of them never act twice on one thing.
 
 pub mod cli;
+mod fleet;
+mod meter;
 mod rule;
 mod rules;
 mod service;

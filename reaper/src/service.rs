@@ -1,15 +1,21 @@
 //! The loop: each rule on its own task, a step at every tick, at once again while more is left.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use surety_common::{
     config::Settings,
     connect::{ConnectError, connect},
     pace::Transient,
+    telemetry::{ListenError, Server},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
+    fleet::Fleet,
+    meter::Meter,
     rule::{Context, Rule},
     rules,
 };
@@ -19,6 +25,15 @@ use crate::{
 pub enum StartError {
     #[error(transparent)]
     Connect(#[from] ConnectError),
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+}
+
+impl StartError {
+    /// Whether the cause is an unreachable server (exit code 69) and not a wrong setup (78).
+    pub fn is_unreachable(&self) -> bool {
+        matches!(self, Self::Connect(e) if e.is_unreachable())
+    }
 }
 
 /// Longest that one step may take before it counts as timed out and its batch is halved.
@@ -29,39 +44,47 @@ const STEP_LIMIT: Duration = Duration::from_secs(30);
 pub struct Reaper {
     stop: CancellationToken,
     tasks: TaskTracker,
+    server: Server,
 }
 
 impl Reaper {
-    /// Connects, checks and starts every rule.
+    /// Listens for who asks after its health, connects, checks and starts every rule.
     pub async fn start(settings: Settings) -> Result<Self, StartError> {
+        let server = Server::start(settings.telemetry.listen, "surety-reaper").await?;
         let c = connect(&settings, "surety-reaper").await?;
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         for rule in rules::all() {
+            let meter = Meter::of(rule.name());
             let context = Context {
                 c: c.clone(),
                 batch: usize::try_from(settings.reaper.batch.0).unwrap_or(100),
                 settings: settings.clone(),
             };
-            tasks.spawn(run(rule.into(), context, stop.clone()));
+            tasks.spawn(run(rule.into(), context, meter, stop.clone()));
         }
         tasks.close();
+        server.health().started(Fleet::new(c));
         tracing::info!(tick = ?settings.reaper.tick, "reaper ready");
-        Ok(Self { stop, tasks })
+        Ok(Self { stop, tasks, server })
     }
 
     /// Stops every rule after its step in hand.
     pub async fn stop(self) {
         self.stop.cancel();
         self.tasks.wait().await;
+        self.server.stop().await;
         tracing::info!("stopped");
     }
 }
 
-async fn run(rule: Arc<dyn Rule>, mut context: Context, stop: CancellationToken) {
+async fn run(rule: Arc<dyn Rule>, mut context: Context, meter: Meter, stop: CancellationToken) {
     let full = context.batch;
     let tick = context.settings.reaper.tick;
     loop {
-        let again = match tokio::time::timeout(STEP_LIMIT, rule.step(&context)).await {
+        let started = Instant::now();
+        let step = tokio::time::timeout(STEP_LIMIT, rule.step(&context)).await;
+        meter.step(started, &step);
+        let again = match step {
             Ok(Ok(done)) => {
                 if done.acted > 0 {
                     tracing::info!(rule = rule.name(), acted = done.acted, "rule acted");

@@ -7,5 +7,6 @@ pub mod command;
 pub mod history;
 pub mod process;
 pub mod proxy;
+pub mod scrape;
 pub mod witness;
 pub mod world;

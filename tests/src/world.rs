@@ -112,7 +112,12 @@ impl World {
 
     /// Starts a reaper process.
     pub fn reaper(&self, env: &[(&str, &str)]) -> Process {
-        self.start_process(bin("t-reaper"), "reaper", &[], &[], env)
+        self.reaper_with(&[], env)
+    }
+
+    /// Starts a reaper process with flags.
+    pub fn reaper_with(&self, more: &[&str], env: &[(&str, &str)]) -> Process {
+        self.start_process(bin("t-reaper"), "reaper", &[], more, env)
     }
 
     fn start_process(

@@ -7,8 +7,10 @@ mod suite {
     mod compose;
     mod drain;
     mod faults;
+    mod health;
     mod intake;
     mod lost;
+    mod metrics;
     mod model;
     mod operate;
     mod outage;

@@ -9,6 +9,7 @@ use surety_common::{
     domain::TypeName,
     recover::{RecoverError, lost_session},
     store::StoreError,
+    telemetry::{ListenError, Server},
 };
 use tokio::sync::{Notify, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -18,6 +19,7 @@ use crate::{
     handler::{HandlerError, JobContext, RustHandler, command::CommandHandler},
     intake,
     keeper::{Keeper, KeeperError, KeeperOptions, kill_left_over},
+    ready::Ready,
     session::{self, OpenError},
     shared::{AnyHandler, Shared},
     state::LocalState,
@@ -36,6 +38,8 @@ pub enum StartError {
     Settings(String),
     #[error("the keeper process did not start: {0}")]
     Keeper(#[from] KeeperError),
+    #[error(transparent)]
+    Listen(#[from] ListenError),
     #[error("the state folder {path}: {source}", path = path.display())]
     State { path: PathBuf, source: std::io::Error },
 }
@@ -84,12 +88,14 @@ impl WorkerBuilder {
         self
     }
 
-    /// Connects, checks, recovers what an earlier incarnation left, opens a session and starts to pull, in this order.
+    /// Listens for who asks after its health, connects, checks, recovers what an earlier incarnation left, opens a session and
+    /// starts to pull, in this order.
     pub async fn start(self) -> Result<Running, StartError> {
         if let Some(p) = self.problem {
             return Err(StartError::Settings(p));
         }
         let settings = self.settings;
+        let server = Server::start(settings.telemetry.listen, "surety-worker").await?;
         let c = connect(&settings, "surety-worker").await?;
         Shared::check(&c, &settings)?;
         let mut handlers = self.handlers;
@@ -148,9 +154,10 @@ impl WorkerBuilder {
         services.spawn(w.clone().extend_loop(background.clone()));
         services.close();
         w.tracker.spawn(intake::run(w.clone()));
+        server.health().started(Ready { w: Arc::downgrade(&w) });
         let types: Vec<_> = w.handlers.keys().map(TypeName::as_str).collect();
         tracing::info!(?types, slots = w.settings.worker.slots.0, "worker ready");
-        Ok(Running { w, services, commits: tracker, background })
+        Ok(Running { w, services, commits: tracker, background, server })
     }
 }
 
@@ -179,6 +186,7 @@ pub struct Running {
     services: TaskTracker,
     commits: TaskTracker,
     background: CancellationToken,
+    server: Server,
 }
 
 impl std::fmt::Debug for Running {
@@ -201,7 +209,7 @@ impl Running {
     /// Stops: no more pulls; running attempts may end within `worker.drain`; then they are stopped and handed back without
     /// a charge; then the session is closed. `hurry` resolving (a second signal) ends the drain at once.
     pub async fn stop(self, hurry: impl Future<Output = ()>) {
-        let Self { w, services, commits, background } = self;
+        let Self { w, services, commits, background, server } = self;
         w.draining.cancel();
         w.tracker.close();
         tracing::info!(attempts = w.n_running(), drain = ?w.settings.worker.drain, "draining");
@@ -228,6 +236,7 @@ impl Running {
         }
         background.cancel();
         services.wait().await;
+        server.stop().await;
         drop(w);
         commits.close();
         if tokio::time::timeout(Duration::from_secs(5), commits.wait()).await.is_err() {

@@ -2,12 +2,12 @@
 
 use std::{path::PathBuf, process::ExitCode};
 
-use clap::{CommandFactory, Parser, ValueEnum};
+use clap::{CommandFactory, Parser};
 use surety_common::{
     config::{ConfigError, ConnectionOptions, Flags, load},
     connect::ConnectError,
     manual,
-    telemetry::{self, LogFormat},
+    telemetry::{self, LogFormat, TelemetryOptions},
 };
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -44,18 +44,8 @@ struct Args {
     /// One is enough for tens of thousands of jobs a second, and a second one costs more in hand-overs than it brings.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
     threads: u16,
-    /// What is logged, as a tracing filter
-    #[arg(long, env = "SURETY_LOG", default_value = "info", value_name = "FILTER")]
-    log: String,
-    /// How log lines look
-    #[arg(long, value_enum, default_value_t = Format::Human)]
-    log_format: Format,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Format {
-    Human,
-    Json,
+    #[command(flatten)]
+    telemetry: TelemetryOptions,
 }
 
 fn flags(args: &Args) -> Flags {
@@ -65,7 +55,7 @@ fn flags(args: &Args) -> Flags {
         ("worker.state_dir", &args.state_dir, "--state-dir"),
     ];
     let own = own.into_iter().filter_map(|(path, value, flag)| Some((path, value.clone()?, flag)));
-    args.connection.flags().into_iter().chain(own).collect()
+    [args.connection.flags(), args.telemetry.flags()].concat().into_iter().chain(own).collect()
 }
 
 /// Entry point of the binary: the keeper when started as one, else the worker.
@@ -77,8 +67,6 @@ pub fn main() -> ExitCode {
         return manual::print(Args::command());
     }
     let args = Args::parse();
-    let format = if args.log_format == Format::Json { LogFormat::Json } else { LogFormat::Human };
-    telemetry::start(format, &args.log);
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .worker_threads(usize::from(args.threads))
         .enable_all()
@@ -112,6 +100,7 @@ async fn run(args: Args) -> ExitCode {
         Ok(s) => s,
         Err(e @ ConfigError { .. }) => return fail(78, &e.to_string()),
     };
+    telemetry::start(settings.telemetry.log_format, &settings.telemetry.log_level);
     // `/proc/self/exe` stays this very binary, also when the file is replaced during an upgrade.
     let worker = Worker::builder(settings)
         .handler("noop", |_: JobContext| async { Ok(serde_json::Value::Null) })

@@ -25,6 +25,7 @@ pub mod handler;
 mod intake;
 pub mod keeper;
 mod plan;
+mod ready;
 mod session;
 mod settle;
 mod shared;

@@ -8,8 +8,9 @@ use super::{
     pull::Delivery,
 };
 use crate::{
-    domain::JobId,
+    domain::{ErrorCode, JobId},
     pace::Pace,
+    telemetry::{labels, metrics::shared},
     wire::headers::{self, clean},
 };
 
@@ -72,6 +73,12 @@ impl Broker {
             h.insert(headers::FIRST_AT, t.to_string().as_str());
         }
         let subject = self.names().dlq_subject(o.queue, o.job);
-        publisher.publish(&subject, &h, &raw.payload, patience).await
+        let stored = publisher.publish(&subject, &h, &raw.payload, patience).await?;
+        // A repeat of one that is there already is none.
+        if !stored.is_duplicate {
+            let reason = if ErrorCode::from_name(o.reason).is_some() { o.reason } else { labels::OTHER };
+            shared().dead_letters.with_label_values(&[labels::QUEUES.of(o.queue), reason]).inc();
+        }
+        Ok(stored)
     }
 }

@@ -21,6 +21,7 @@ pub mod pull;
 pub mod purge;
 pub mod queues;
 mod scan;
+mod sizes;
 pub mod topology;
 
 use std::{
@@ -38,6 +39,7 @@ use crate::{
     config::Address,
     domain::ids::Namespace,
     pace::{Pace, Transient, retry},
+    telemetry::metrics::shared,
 };
 
 /// Oldest nats-server that keeps the promises; older ones lose messages or silently ignore what we ask of them.
@@ -121,21 +123,13 @@ impl Broker {
                     match event {
                         Event::Disconnected => was_lost.store(true, Ordering::Relaxed),
                         Event::Connected if was_lost.swap(false, Ordering::Relaxed) => {
+                            shared().nats_reconnects.inc();
                             count.send_modify(|n| *n += 1);
                         }
+                        Event::SlowConsumer(_) => shared().nats_dropped.inc(),
                         _ => {}
                     }
-                    async move {
-                        match event {
-                            Event::Connected => tracing::info!("nats connected"),
-                            Event::Disconnected => tracing::warn!("nats disconnected, reconnecting"),
-                            // `close` was called, or the last handle was dropped: the end of a command.
-                            Event::Draining | Event::Closed => {
-                                tracing::debug!(%event, "nats connection ends")
-                            }
-                            other => tracing::warn!(event = %other, "nats"),
-                        }
-                    }
+                    async move { tell(&event) }
                 })
                 .connect(&addresses[..])
                 .await
@@ -239,6 +233,16 @@ impl Broker {
 fn answered_ms(answer: &serde_json::Value) -> Option<u64> {
     let at: jiff::Timestamp = answer.get("ts")?.as_str()?.parse().ok()?;
     u64::try_from(at.as_millisecond()).ok()
+}
+
+fn tell(event: &Event) {
+    match event {
+        Event::Connected => tracing::info!("nats connected"),
+        Event::Disconnected => tracing::warn!("nats disconnected, reconnecting"),
+        // `close` was called, or the last handle was dropped: the end of a command.
+        Event::Draining | Event::Closed => tracing::debug!(%event, "nats connection ends"),
+        other => tracing::warn!(event = %other, "nats"),
+    }
 }
 
 fn parse_version(text: &str) -> (u32, u32, u32) {

@@ -8,7 +8,11 @@ use super::{
     secrets::{Address, FilePath, Secret},
     value::{Choice, Count, Setting, Size, Span},
 };
-use crate::{broker::topology::Layout, domain::QueueName};
+use crate::{
+    broker::topology::Layout,
+    domain::QueueName,
+    telemetry::{Listen, LogFormat},
+};
 
 /// One setting, for documentation.
 #[derive(Debug, Clone, Copy)]
@@ -175,6 +179,16 @@ settings! {
         /// Jobs that one step of a rule handles; a step that times out is halved.
         batch: Count<1000> = "100";
     }
+    /// What a process says of itself: see docs/metrics.md.
+    ["telemetry"] Telemetry {
+        /// Where a worker or reaper answers `/metrics`, `/livez` and `/readyz`, such as `127.0.0.1:9464`; two processes on one
+        /// host need two addresses (`--listen`).
+        listen: Listen = "off";
+        /// How log lines look (also `--log-format`).
+        log_format: LogFormat = "human";
+        /// What is logged, as a tracing filter: `info`, `warn,surety_worker=debug` (also `--log` and `SURETY_LOG`).
+        log_level: String = "info";
+    }
 }
 
 /// Everything a process may be configured with.
@@ -186,6 +200,7 @@ pub struct Settings {
     pub attempt: Attempt,
     pub worker: WorkerSettings,
     pub reaper: Reaper,
+    pub telemetry: Telemetry,
     /// Command handlers by job type.
     pub handlers: BTreeMap<String, Handler>,
 }
@@ -208,6 +223,7 @@ impl Settings {
         let attempt = Attempt::take(layers);
         let worker = WorkerSettings::take(layers);
         let reaper = Reaper::take(layers);
+        let telemetry = Telemetry::take(layers);
         let handlers = layers.take_handlers();
         let s = Self {
             connection: connection?,
@@ -216,6 +232,7 @@ impl Settings {
             attempt: attempt?,
             worker: worker?,
             reaper: reaper?,
+            telemetry: telemetry?,
             handlers,
         };
         s.cross_check(layers);
@@ -278,6 +295,7 @@ impl Settings {
         self.attempt.values(&mut out);
         self.worker.values(&mut out);
         self.reaper.values(&mut out);
+        self.telemetry.values(&mut out);
         out
     }
 

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use crate::clock::{format_span, parse_span};
+use crate::{
+    clock::{format_span, parse_span},
+    telemetry::{Listen, LogFormat},
+};
 
 /// A kind of setting. A value from the environment or a flag comes as a string; one from a file may have its own type.
 pub trait Setting: Sized {
@@ -156,6 +159,35 @@ impl Setting for Choice {
         match self {
             Self::Strict => "\"strict\"".into(),
             Self::Weighted => "\"weighted\"".into(),
+        }
+    }
+}
+
+impl Setting for Listen {
+    const KIND: &'static str = "address with port, or off";
+    fn read(value: &toml::Value) -> Result<Option<Self>, String> {
+        match value {
+            toml::Value::String(s) => s.parse().map(Some),
+            other => Err(format!("{other} is not a text in quotes")),
+        }
+    }
+    fn show(&self) -> String {
+        format!("\"{self}\"")
+    }
+}
+
+impl Setting for LogFormat {
+    const KIND: &'static str = "human or json";
+    fn read(value: &toml::Value) -> Result<Option<Self>, String> {
+        match value {
+            toml::Value::String(s) => s.parse().map(Some),
+            other => Err(format!("{other} is not a text in quotes")),
+        }
+    }
+    fn show(&self) -> String {
+        match self {
+            Self::Human => "\"human\"".into(),
+            Self::Json => "\"json\"".into(),
         }
     }
 }

@@ -7,6 +7,7 @@
 pub mod group;
 pub mod keys;
 mod login;
+pub mod look;
 pub mod open;
 pub mod ops;
 pub mod record;
@@ -17,6 +18,7 @@ pub mod sessions;
 pub use group::Group;
 pub use keys::Keys;
 pub use login::Login;
+pub use look::Depths;
 pub use open::OpenJobs;
 pub use ops::{
     ClaimItem, ClaimReply, FinishItem, FinishReply, LostItem, LostReply, ProgressItem, ProgressReply,

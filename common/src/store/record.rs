@@ -43,7 +43,10 @@ pub struct Record {
 impl Record {
     /// Reads a packed record. The error names the field; nothing is ever replaced by a default.
     pub fn decode(bytes: &[u8]) -> Result<Self, String> {
-        rmp_serde::from_slice(bytes).map_err(|e| format!("record does not decode: {e}"))
+        rmp_serde::from_slice(bytes).map_err(|e| {
+            super::script::unreadable();
+            format!("record does not decode: {e}")
+        })
     }
 
     /// The part that the job machine knows.

@@ -19,6 +19,7 @@ use crate::{
     config::Address,
     domain::ids::{Namespace, SessionId},
     pace::{Pace, Transient, retry},
+    telemetry::metrics::shared,
 };
 
 /// Why a call to the store failed.
@@ -289,7 +290,9 @@ impl Store {
             call.key(k);
         }
         call.arg(pack(frame)?).arg(pack(&confirmed)?).arg(pack(items)?);
+        let mut tries = 0;
         let answer = retry(Pace::call(self.inner.options.retry_limit), || {
+            tries += 1;
             let mut connection = self.connection();
             let call = &call;
             async move {
@@ -298,15 +301,32 @@ impl Store {
             }
         })
         .await;
+        if tries > 1 {
+            shared().redis_retries.inc_by(tries - 1);
+        }
         let parts = match answer {
             Ok(parts) => parts,
             Err(e) => {
+                // The scripts say so of a record; the call wrote nothing.
+                if matches!(&e, StoreError::Refused(why) if why.contains("record does not decode")) {
+                    unreadable();
+                }
                 self.confirm(p, confirmed);
                 return Err(e);
             }
         };
-        decode(parts).inspect_err(|_| self.confirm(p, confirmed))
+        decode(parts).inspect_err(|e| {
+            if matches!(e, StoreError::Decode(_)) {
+                unreadable();
+            }
+            self.confirm(p, confirmed);
+        })
     }
+}
+
+/// Counts a record or a reply that could not be read.
+pub(super) fn unreadable() {
+    shared().decode_errors.with_label_values(&["record"]).inc();
 }
 
 /// Unique among all processes that may ever call: 60 random bits. Short, because it stands in every record.

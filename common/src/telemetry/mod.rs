@@ -1,36 +1,19 @@
-//! Logs. Metrics come with the operators' issue.
+//! What a process says of itself: its log ([`log`]), its metrics ([`metrics`], [`labels`], [`document`]), and whether it is
+//! alive and ready ([`health`]), over HTTP ([`server`]).
+//!
+//! One registry and one log for each process. Deliberately absent: pushing metrics anywhere; a process is scraped.
 
-use std::io::IsTerminal;
+pub mod document;
+pub mod family;
+pub mod health;
+pub mod labels;
+pub mod listen;
+pub mod log;
+pub mod metrics;
+mod options;
+pub mod server;
 
-use tracing_subscriber::{EnvFilter, fmt};
-
-/// How log lines look.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum LogFormat {
-    /// For people.
-    #[default]
-    Human,
-    /// One JSON object a line.
-    Json,
-}
-
-/// Starts logging to stderr. `filter` is a tracing filter such as `info` or `surety_worker=debug`; one that does not parse
-/// falls back to `info`, and says so. A second call changes nothing.
-pub fn start(format: LogFormat, filter: &str) {
-    let (filter, problem) = match EnvFilter::try_new(filter) {
-        Ok(f) => (f, None),
-        Err(e) => (EnvFilter::new("info"), Some(e)),
-    };
-    let builder =
-        fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
-    let started = match format {
-        LogFormat::Human => builder.with_target(false).try_init(),
-        LogFormat::Json => builder.json().flatten_event(true).try_init(),
-    };
-    if let Err(e) = started {
-        tracing::debug!(error = %e, "logging was started before");
-    }
-    if let Some(e) = problem {
-        tracing::warn!(error = %e, "the log filter does not parse; `info` is used");
-    }
-}
+pub use listen::Listen;
+pub use log::{LogFormat, start};
+pub use options::TelemetryOptions;
+pub use server::{ListenError, Server};

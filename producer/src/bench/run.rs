@@ -135,7 +135,7 @@ impl Bed {
         let config = self.dir.path().join("surety.toml");
         let mut args: Vec<OsString> = vec!["--config".into(), config.into()];
         args.extend(["--nats", &self.nats.url(), "--redis", &self.redis.url()].map(OsString::from));
-        args.extend(["--private-servers", "--log", "warn"].map(OsString::from));
+        args.extend(["--private-servers", "--log", "warn", "--listen", "off"].map(OsString::from));
         args.extend(more.iter().map(OsString::from));
         let child = Command::new(program)
             .args(args)

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use serde::Serialize;
-use surety_common::{config, connect};
+use surety_common::{config, connect, telemetry::Listen};
 
 use super::{Context, failure::Failure};
 use crate::dev::{
@@ -86,8 +86,11 @@ pub(super) async fn run(cx: &Context, args: DevArgs) -> Result<(), Failure> {
     // A worker that drains takes its time; whoever takes longer is killed.
     let patience = settings.worker.drain + settings.attempt.kill_grace + std::time::Duration::from_secs(10);
     let mut processes = Processes::new(programs, patience);
-    processes.start_reaper(&arguments)?;
+    let listen = settings.telemetry.listen;
+    processes.start_reaper(&[arguments.clone(), listen_at(listen, 1)].concat())?;
     for n in 1..=workers {
+        let place = if n == 1 { 0 } else { n };
+        let arguments = [arguments.clone(), listen_at(listen, place)].concat();
         processes.start_worker(n, &arguments, &data.join(format!("worker-{n}")))?;
     }
     let running = Running { nats: &nats_url, redis: &redis_url, workers, data: data.display().to_string() };
@@ -114,10 +117,43 @@ pub(super) async fn run(cx: &Context, args: DevArgs) -> Result<(), Failure> {
     }
 }
 
+/// One host, several processes: the first worker listens where the settings say, the reaper one port on, then the others.
+fn listen_at(first: Listen, place: u32) -> Vec<std::ffi::OsString> {
+    let own = match first {
+        Listen::At(mut a) if a.port() != 0 => {
+            match u16::try_from(u32::from(a.port()) + place) {
+                Ok(port) => {
+                    a.set_port(port);
+                    Listen::At(a)
+                }
+                // No port is left.
+                Err(_) => Listen::Off,
+            }
+        }
+        // A free one for each.
+        other => other,
+    };
+    vec!["--listen".into(), own.to_string().into()]
+}
+
 fn with_hint(e: crate::dev::servers::ServerError, flag: &str, port: u16) -> Failure {
     let failure = Failure::from(e);
     if port != 0 && failure.text.to_ascii_lowercase().contains("address already in use") {
         return Failure::no(format!("port {port} is taken; {flag} 0 takes a free one"));
     }
     failure
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn processes_on_one_host_listen_at_ports_of_their_own() {
+        let at = |listen: &str, place| listen_at(listen.parse().unwrap(), place)[1].clone();
+        assert_eq!(at("127.0.0.1:9464", 0), "127.0.0.1:9464");
+        assert_eq!(at("127.0.0.1:9464", 1), "127.0.0.1:9465");
+        assert_eq!([at("off", 1), at("127.0.0.1:65535", 1)], ["off", "off"]);
+        assert_eq!(at("127.0.0.1:0", 2), "127.0.0.1:0");
+    }
 }

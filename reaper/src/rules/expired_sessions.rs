@@ -1,7 +1,7 @@
 //! A session that was not renewed for its TTL: its worker is dead, frozen or cut off, and by the trust deadline, a margin
 //! earlier, its handlers were killed. Its attempts are committed as lost and their carriers given back at once.
 
-use surety_common::recover::lost_session;
+use surety_common::{recover::lost_session, telemetry::metrics};
 
 use crate::rule::{Context, Done, Rule, Step};
 
@@ -23,6 +23,9 @@ impl Rule for ExpiredSessions {
                     // The script checks the expiry again: a session that was renewed meanwhile is left alone.
                     let r = lost_session(&x.c, p, &session, x.batch).await?;
                     done.acted += r.lost;
+                    if !r.is_alive && !r.is_partial {
+                        metrics::reaper().sessions_expired.inc();
+                    }
                     done.is_partial |= r.is_partial;
                 }
             }

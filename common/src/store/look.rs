@@ -1,0 +1,56 @@
+//! Looks at the store from outside of any job: whether it is there, and how much it holds.
+
+use redis::AsyncCommands;
+
+use super::script::{Store, StoreError};
+
+/// What the store holds, over all partitions.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Depths {
+    /// Jobs that were started at least once and have no outcome yet.
+    pub open_jobs: u64,
+    /// Journal entries that wait for the broker.
+    pub outbox: u64,
+    /// Age of the oldest of them in milliseconds, by the store's clock.
+    pub oldest_ms: u64,
+}
+
+impl Store {
+    /// Whether the store answers, and with the data set that this process opened.
+    /// Errors: `OtherStore` when it is another one or gone; `Unreachable`.
+    pub async fn check(&self) -> Result<(), StoreError> {
+        for p in 0..self.keys().partitions() {
+            let found: Option<String> = self.connection().hget(self.keys().store(p), "inc").await?;
+            match found {
+                None => return Err(StoreError::OtherStore("it is empty")),
+                Some(found) if found != self.incarnation(p) => {
+                    return Err(StoreError::OtherStore("another incarnation"));
+                }
+                Some(_) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// How much the store holds: one round trip for each partition.
+    pub async fn depths(&self) -> Result<Depths, StoreError> {
+        let now = self.now_ms().await?;
+        let mut all = Depths::default();
+        for p in 0..self.keys().partitions() {
+            let (due, outbox) = (self.keys().due(p), self.keys().outbox(p));
+            let mut connection = self.connection();
+            let (open, waiting, first): (u64, u64, Vec<(String, redis::Value)>) = redis::pipe()
+                .zcard(due)
+                .xlen(&outbox)
+                .xrange_count(&outbox, "-", "+", 1)
+                .query_async(&mut connection)
+                .await?;
+            all.open_jobs += open;
+            all.outbox += waiting;
+            // The id of an entry begins with the store's time in milliseconds.
+            let stored_ms = first.first().and_then(|(id, _)| id.split('-').next()?.parse::<u64>().ok());
+            all.oldest_ms = all.oldest_ms.max(stored_ms.map_or(0, |ms| now.saturating_sub(ms)));
+        }
+        Ok(all)
+    }
+}

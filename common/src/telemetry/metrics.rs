@@ -1,0 +1,164 @@
+//! Every metric, declared once with its labels and its meaning; `docs/metrics.md` is generated from this table.
+//!
+//! Names are those of the outside world: they change as rarely as a wire document. Values of `queue` and `type` go through
+//! [`labels`](super::labels); all other labels have the values that the code knows. Whoever counts at every job resolves
+//! its series once and keeps it.
+
+use std::sync::LazyLock;
+
+use prometheus::{GaugeVec, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
+
+use super::{
+    family::{CALL, Definition, Family, register},
+    labels::{QUEUES, TYPES},
+};
+
+macro_rules! metrics {
+    ($( $(#[doc = $gdoc:literal])+ $group:ident as $get:ident in $programs:literal {
+        $( $(#[doc = $doc:literal])+ $field:ident: $type:ty = $name:literal [$($label:literal),*] $(, $buckets:ident)?; )+
+    } )+) => {
+        $(
+            $(#[doc = $gdoc])+
+            #[derive(Debug)]
+            pub struct $group { $( $(#[doc = $doc])+ pub $field: $type, )+ }
+
+            $(#[doc = $gdoc])+
+            pub fn $get() -> &'static $group {
+                static GROUP: LazyLock<$group> = LazyLock::new(|| $group {
+                    $( $field: register(&Definition {
+                        programs: $programs,
+                        name: $name,
+                        kind: <$type as Family>::KIND,
+                        labels: &[$($label),*],
+                        meaning: concat!($($doc),+),
+                        buckets: metrics!(@buckets $($buckets)?),
+                    }), )+
+                });
+                &GROUP
+            }
+        )+
+
+        const TABLE: &[Definition] = &[ $( $( Definition {
+            programs: $programs,
+            name: $name,
+            kind: <$type as Family>::KIND,
+            labels: &[$($label),*],
+            meaning: concat!($($doc),+),
+            buckets: metrics!(@buckets $($buckets)?),
+        }, )+ )+ ];
+    };
+    (@buckets) => { None };
+    (@buckets $buckets:ident) => { Some($buckets) };
+}
+
+metrics! {
+    /// What worker and reaper have in common.
+    Shared as shared in "worker, reaper" {
+        /// Always 1; its labels say which release of which program this is.
+        build_info: IntGaugeVec = "surety_build_info" ["program", "version"];
+        /// 1 while `/readyz` would say so, else 0. Looked at when it is scraped.
+        ready: IntGauge = "surety_ready" [];
+        /// 1 for each part that `/readyz` names and finds well, else 0.
+        part_ready: IntGaugeVec = "surety_part_ready" ["part"];
+        /// Times that the connection to NATS was made again after it was lost.
+        nats_reconnects: IntCounter = "surety_nats_reconnects_total" [];
+        /// Messages that the NATS client dropped because their reader was too slow; each is delivered again.
+        nats_dropped: IntCounter = "surety_nats_dropped_messages_total" [];
+        /// Calls to Redis that were repeated after an error that may go away: its connection was lost, or it was not ready.
+        redis_retries: IntCounter = "surety_redis_retries_total" [];
+        /// Journal entries that were published (`stored`), or stay in the outbox after all tries (`failed`).
+        journal_entries: IntCounterVec = "surety_journal_entries_total" ["result"];
+        /// Jobs that got their outcome from this process, by status and error code (`none` for `done`).
+        jobs_ended: IntCounterVec = "surety_jobs_ended_total" ["queue", "type", "status", "error_code"];
+        /// Attempts that were taken back from a session that died, froze or was cut off.
+        attempts_lost: IntCounterVec = "surety_attempts_lost_total" ["queue", "type"];
+        /// Dead letters stored, by the error code that is their reason (`cancelled` for a cancelled job).
+        dead_letters: IntCounterVec = "surety_dead_letters_total" ["queue", "error_code"];
+        /// What could not be read: a `message` of a queue that is no job, a `record` or reply of Redis.
+        decode_errors: IntCounterVec = "surety_decode_errors_total" ["what"];
+        /// Conditions that need a person: lines of the log that carry `alert`.
+        alerts: IntCounterVec = "surety_alerts_total" ["alert"];
+    }
+    /// What a reaper does, and what it sees of the whole fleet when it is scraped. With several reapers each says the same:
+    /// take the `max`. What cannot be seen, because a server is away, is left out.
+    Reaper as reaper in "reaper" {
+        /// Things that a rule repaired.
+        actions: IntCounterVec = "surety_reaper_actions_total" ["rule"];
+        /// Sessions that were not renewed in time and are taken apart: their worker died, froze or was cut off.
+        sessions_expired: IntCounter = "surety_sessions_expired_total" [];
+        /// Steps of a rule, by result (`ok`, `failed`, `timed_out`).
+        steps: IntCounterVec = "surety_reaper_steps_total" ["rule", "result"];
+        /// Length of the steps of a rule.
+        step: HistogramVec = "surety_reaper_step_seconds" ["rule"], CALL;
+        /// When a rule last ended a step well, as Unix time.
+        last_step: GaugeVec = "surety_reaper_last_step_timestamp_seconds" ["rule"];
+        /// Looks at the fleet for a scrape, by result (`ok`, `failed`).
+        observations: IntCounterVec = "surety_observations_total" ["result"];
+        /// Jobs that no worker has been given yet.
+        waiting: IntGaugeVec = "surety_queue_waiting_jobs" ["queue"];
+        /// Jobs whose attempt runs, on any worker.
+        queue_running: IntGaugeVec = "surety_queue_running_jobs" ["queue"];
+        /// Jobs that could use a slot now: waiting and running. The number to scale workers by.
+        runnable: IntGaugeVec = "surety_queue_runnable_jobs" ["queue"];
+        /// Jobs that were given back for later (retries, not due): about, as it is what the broker holds without what runs.
+        delayed: IntGaugeVec = "surety_queue_delayed_jobs" ["queue"];
+        /// Delayed jobs of one queue from which on the broker's consumer gets slow.
+        delayed_warning: IntGauge = "surety_queue_delayed_warning_jobs" [];
+        /// Age of the oldest job that no worker has been given yet; 0 when there is none.
+        oldest: GaugeVec = "surety_queue_oldest_seconds" ["queue"];
+        /// Sessions of workers whose lease is not over.
+        sessions: IntGaugeVec = "surety_sessions" [];
+        /// Slots of these sessions, by queue that they pull from.
+        slots: IntGaugeVec = "surety_queue_slots" ["queue"];
+        /// Jobs that were started at least once and have no outcome yet.
+        open_jobs: IntGaugeVec = "surety_open_jobs" [];
+        /// Journal entries that wait for NATS.
+        outbox_entries: IntGaugeVec = "surety_outbox_entries" [];
+        /// Age of the oldest of them; 0 when there is none.
+        outbox_oldest: GaugeVec = "surety_outbox_oldest_seconds" [];
+        /// Messages in a stream: `jobs`, `sched`, `events`, `dlq` or `advisories`.
+        stream_messages: IntGaugeVec = "surety_stream_messages" ["stream"];
+        /// Size of a stream.
+        stream_bytes: IntGaugeVec = "surety_stream_bytes" ["stream"];
+    }
+}
+
+/// Every metric of Surety's own, in the order of the document.
+pub fn table() -> &'static [Definition] {
+    TABLE
+}
+
+/// The label of no error.
+pub const NO_ERROR: &str = "none";
+
+/// Delayed jobs of one queue from which on the broker's consumer gets slow (`docs/platform.md`).
+pub const DELAYED_WARNING: i64 = 100_000;
+
+/// Makes what worker and reaper have in common, with its series at zero, so that an alert has something to compare with.
+pub fn start(program: &str) {
+    let m = shared();
+    m.build_info.with_label_values(&[program, env!("CARGO_PKG_VERSION")]).set(1);
+    for result in ["stored", "failed"] {
+        m.journal_entries.with_label_values(&[result]);
+    }
+    for what in ["message", "record"] {
+        m.decode_errors.with_label_values(&[what]);
+    }
+}
+
+/// Counts an outcome that this process gave a job.
+pub fn job_ended(queue: &str, kind: &str, status: crate::domain::Status, code: &str) {
+    let (queue, kind) = (QUEUES.of(queue), TYPES.of(kind));
+    let code = if code.is_empty() { NO_ERROR } else { code };
+    shared().jobs_ended.with_label_values(&[queue, kind, status.name(), code]).inc();
+}
+
+/// Counts an attempt that was taken back from a dead session.
+pub fn attempt_lost(queue: &str, kind: &str) {
+    shared().attempts_lost.with_label_values(&[QUEUES.of(queue), TYPES.of(kind)]).inc();
+}
+
+/// A histogram that is observed with the time since a start.
+pub fn since(histogram: &Histogram, start: std::time::Instant) {
+    histogram.observe(start.elapsed().as_secs_f64());
+}
