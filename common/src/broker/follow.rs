@@ -75,11 +75,7 @@ impl Broker {
         let next = match from {
             From::Start => DeliverPolicy::All,
             From::Sequence(n) => DeliverPolicy::ByStartSequence { start_sequence: n.max(1) },
-            From::Now => {
-                let stream = self.js.get_stream(self.names().events()).await.map_err(|e| away(&e))?;
-                let start_sequence = stream.cached_info().state.last_sequence + 1;
-                DeliverPolicy::ByStartSequence { start_sequence }
-            }
+            From::Now => DeliverPolicy::ByStartSequence { start_sequence: self.journal_end().await? },
             From::Ago(span) => DeliverPolicy::ByStartTime { start_time: self.server_time().await? - span },
         };
         let names =

@@ -6,6 +6,7 @@
 
 pub mod advisories;
 pub mod auth;
+pub mod batches;
 pub mod carrier;
 pub mod dead;
 pub mod decode;

@@ -21,6 +21,7 @@ pub(super) const LAYOUT: &str = "surety-layout";
 pub const LAYOUT_STEPS: &[(u32, &str)] = &[
     (1, "streams JOBS, EVENTS, DLQ and ADVISORIES; one consumer per queue"),
     (2, "stream SCHED for schedules; one consumer per queue for the jobs that come due; its advisories"),
+    (3, "stream BATCHES"),
 ];
 
 /// Subjects, streams and consumers of a namespace.
@@ -60,6 +61,16 @@ impl Names {
     /// The journal.
     pub fn events(&self) -> String {
         format!("{}_EVENTS", self.upper)
+    }
+
+    /// Which jobs a batch has.
+    pub fn batches(&self) -> String {
+        format!("{}_BATCHES", self.upper)
+    }
+
+    /// Where the list of a batch goes.
+    pub fn batch_subject(&self, batch: &str) -> String {
+        format!("{}.batches.{batch}", self.ns)
     }
 
     /// Dead letters.
@@ -270,6 +281,8 @@ impl Layout {
             )
         };
         let events = Config { max_age: self.events_age, ..base(n.events(), vec![format!("{ns}.events.>")]) };
+        // As old as the journal: a list of jobs without their events is of no use.
+        let batches = Config { max_age: self.events_age, ..base(n.batches(), vec![n.batch_subject("*")]) };
         let dlq = Config { max_age: self.dlq_age, ..base(n.dlq(), vec![format!("{ns}.dlq.>")]) };
         let advisories = Config {
             max_age: Duration::from_secs(7 * 24 * 3600),
@@ -283,7 +296,7 @@ impl Layout {
             )
         };
         // Ordering: `JOBS` last, because its metadata say that the others are there.
-        vec![events, dlq, advisories, sched, jobs]
+        vec![events, batches, dlq, advisories, sched, jobs]
     }
 
     /// Every consumer of the declared queues.

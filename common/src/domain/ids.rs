@@ -78,6 +78,11 @@ name!(
     |b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_' || b == b'-'
 );
 name!(
+    /// Names jobs that were enqueued together.
+    BatchId, "batch id", "1 to 128 of A-Z a-z 0-9 _ -", 128,
+    |b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-'
+);
+name!(
     /// Names the handler of a job.
     TypeName, "type", "1 to 64 of a-z 0-9 _ -", 64,
     |b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_' || b == b'-'

@@ -11,7 +11,7 @@ pub mod text;
 
 pub use contract::Contract;
 pub use event::EventKind;
-pub use ids::{JobId, QueueName, TypeName};
+pub use ids::{BatchId, JobId, QueueName, TypeName};
 pub use job::{Job, Terms};
 pub use outcome::{ErrorCode, FailureClass};
 pub use retry::RetryPolicy;

@@ -1,7 +1,9 @@
-//! Documents that cross a process boundary: the job a producer publishes, the events of the journal, headers.
+//! Documents that cross a process boundary: the job a producer publishes, the events of the journal, lists of
+//! batches, headers.
 //!
 //! Wire documents change only by addition. The schemas in `schema/` are generated from these types ([`schema`]).
 
+pub mod batch;
 pub mod event;
 pub mod headers;
 pub mod job;

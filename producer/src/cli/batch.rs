@@ -7,7 +7,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use surety_common::{
     broker::BrokerError,
-    domain::{QueueName, job::PAYLOAD_CAP},
+    domain::{BatchId, QueueName, job::PAYLOAD_CAP},
     pace::Transient,
     wire::job::parse,
 };
@@ -17,6 +17,8 @@ use super::{
     Context,
     enqueue::{Caller, explain},
     failure::Failure,
+    members::Members,
+    watch::batch::{Outcomes, follow},
 };
 use crate::{
     client::{Client, ClientError, Enqueued, JobBuilder, Pending},
@@ -33,9 +35,11 @@ const WINDOW_BYTES: usize = 32 << 20;
 ///
 /// A line that is refused is reported with its number and does not stop the others (exit code 2 at the end). An
 /// undeclared queue or a lost broker stops the batch; the counts then say exactly what was accepted. A document with an
-/// `id` may be sent again: a job that is stored already is counted as duplicate.
+/// `id` may be sent again: a job that is stored already is counted as duplicate. With --watch the command goes on until all
+/// jobs have ended (exit code 1 unless all are done; Ctrl-C ends the watching, not the jobs).
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  surety batch jobs.ndjson --queue default --batch-id import-7\n  \
+                        surety batch jobs.ndjson --watch\n  \
                         generate | surety batch - --ids")]
 pub(super) struct BatchArgs {
     /// File of job documents; `-` reads stdin
@@ -44,9 +48,12 @@ pub(super) struct BatchArgs {
     /// Queue to put them in
     #[arg(long, value_name = "NAME", default_value = "default")]
     queue: QueueName,
-    /// Put into meta.batch of every job
+    /// Put into meta.batch of every job, and follow them all with `surety watch --batch NAME`
     #[arg(long, value_name = "NAME")]
-    batch_id: Option<String>,
+    batch_id: Option<BatchId>,
+    /// Follow the jobs until all have ended
+    #[arg(long)]
+    watch: bool,
     /// Print the id of each stored job before the counts
     #[arg(long)]
     ids: bool,
@@ -72,6 +79,9 @@ struct Counts {
     stopped_at: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     ids: Option<Vec<String>>,
+    /// With --watch: how the jobs ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    outcomes: Option<Outcomes>,
 }
 
 impl Counts {
@@ -87,13 +97,22 @@ impl Counts {
     }
 }
 
+/// One line whose job is under way.
+struct Sent {
+    line: u64,
+    /// The document had an id.
+    is_named: bool,
+    pending: Pending,
+}
+
 /// One batch under way.
 struct Batch<'a> {
     client: &'a Client,
     queue: &'a QueueName,
-    batch_id: Option<&'a str>,
+    batch_id: Option<&'a BatchId>,
+    members: Option<Members<'a>>,
     counts: Counts,
-    window: VecDeque<(u64, Pending)>,
+    window: VecDeque<Sent>,
     window_bytes: usize,
     bar: ProgressBar,
     /// Why nothing more is sent.
@@ -113,7 +132,8 @@ pub(super) async fn run(cx: &Context, args: BatchArgs) -> Result<(), Failure> {
     let mut batch = Batch {
         client: &client,
         queue: &args.queue,
-        batch_id: args.batch_id.as_deref(),
+        batch_id: args.batch_id.as_ref(),
+        members: Members::start(&client, &args.queue, args.batch_id.as_ref(), args.watch).await?,
         counts: Counts { ids: args.ids.then(Vec::new), ..Counts::default() },
         window: VecDeque::new(),
         window_bytes: 0,
@@ -121,13 +141,32 @@ pub(super) async fn run(cx: &Context, args: BatchArgs) -> Result<(), Failure> {
         stopped: None,
     };
     let read = batch.read(BufReader::with_capacity(256 * 1024, input)).await;
-    while let Some((line, pending)) = batch.window.pop_front() {
-        batch.settle(line, pending).await;
+    while let Some(sent) = batch.window.pop_front() {
+        batch.settle(sent).await;
     }
     batch.bar.finish_and_clear();
-    let Batch { counts, stopped, .. } = batch;
-    cx.screen.show(&counts, || counts.human())?;
+    let Batch { mut counts, stopped, members, .. } = batch;
+    let followed = match members {
+        Some(m) => m.finish(read.is_ok() && stopped.is_none()).await,
+        None => None,
+    };
+    let mut watched = Ok(());
+    if let (Some(followed), Ok(()), None) = (followed, &read, &stopped) {
+        if !cx.screen.is_json {
+            cx.screen.line(&counts.human())?;
+        }
+        match follow(cx.screen, client.broker(), followed).await {
+            Ok(o) => counts.outcomes = Some(o),
+            Err(f) => watched = Err(f),
+        }
+    }
+    match &counts.outcomes {
+        Some(o) if !cx.screen.is_json => o.show(cx.screen)?,
+        _ if !cx.screen.is_json && watched.is_err() => {}
+        _ => cx.screen.show(&counts, || counts.human())?,
+    }
     read?;
+    watched?;
     if let Some(line) = counts.stopped_at {
         note(&format!("stopped: line {line} and what follows was not sent"));
     }
@@ -136,7 +175,7 @@ pub(super) async fn run(cx: &Context, args: BatchArgs) -> Result<(), Failure> {
         None if counts.refused > 0 => {
             Err(Failure::input(format!("{} of {} lines were refused", counts.refused, counts.lines)))
         }
-        None => Ok(()),
+        None => counts.outcomes.as_ref().map_or(Ok(()), Outcomes::verdict),
     }
 }
 
@@ -226,32 +265,33 @@ impl Batch<'_> {
             }
             self.send(number, &line).await;
             while self.window.len() >= WINDOW || self.window_bytes >= WINDOW_BYTES {
-                let Some((n, pending)) = self.window.pop_front() else { break };
-                self.settle(n, pending).await;
+                let Some(sent) = self.window.pop_front() else { break };
+                self.settle(sent).await;
             }
         }
     }
 
     async fn send(&mut self, number: u64, line: &[u8]) {
-        let job = match parse(line) {
-            Ok(doc) => JobBuilder::from(doc),
+        let doc = match parse(line) {
+            Ok(doc) => doc,
             Err(e) => return self.refuse(number, &e.to_string()),
         };
-        let job = match self.batch_id {
-            Some(b) => job.meta("batch", b),
-            None => job,
-        };
+        let is_named = doc.id.is_some();
+        let mut job = JobBuilder::from(doc);
+        if let Some(b) = self.batch_id {
+            job = job.meta("batch", b.as_str());
+        }
         match self.client.send(self.queue, job).await {
             Ok(pending) => {
                 self.window_bytes += pending.size();
-                self.window.push_back((number, pending));
+                self.window.push_back(Sent { line: number, is_named, pending });
             }
             Err(e) => self.failed(number, e).await,
         }
     }
 
     /// Waits for one acknowledgement. After the batch stopped, nothing is repeated: what is under way is only counted.
-    async fn settle(&mut self, number: u64, pending: Pending) {
+    async fn settle(&mut self, Sent { line, is_named, pending }: Sent) {
         self.window_bytes = self.window_bytes.saturating_sub(pending.size());
         let stored =
             if self.stopped.is_some() { pending.stored_as_sent().await } else { pending.stored().await };
@@ -262,11 +302,14 @@ impl Batch<'_> {
                 } else {
                     self.counts.accepted += 1;
                 }
+                if let Some(members) = &mut self.members {
+                    members.add(&id, is_named).await;
+                }
                 if let Some(ids) = &mut self.counts.ids {
                     ids.push(id.to_string());
                 }
             }
-            Err(e) => self.failed(number, e).await,
+            Err(e) => self.failed(line, e).await,
         }
         self.bar.set_message(format!("{} accepted", self.counts.accepted));
     }

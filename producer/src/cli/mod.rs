@@ -11,6 +11,7 @@ mod enqueue;
 mod events;
 pub(crate) mod failure;
 mod lookup;
+mod members;
 mod provision;
 mod purge;
 mod queues;

@@ -29,7 +29,10 @@ use surety_common::{
     connect::{self, ConnectError},
     domain::{ErrorCode, Job, JobId, QueueName, ids::NameError},
     pace::{Pace, Transient, retry},
-    wire::job::{Refused, VERSION, check},
+    wire::{
+        batch::BatchPart,
+        job::{Refused, VERSION, check},
+    },
 };
 
 pub use builder::JobBuilder;
@@ -170,6 +173,13 @@ impl Client {
     /// The connection.
     pub fn broker(&self) -> &Broker {
         &self.link.broker
+    }
+
+    /// Tells which jobs a batch has, so that others can follow them: the `n`th part of its list.
+    /// Errors: `NoStream` where nothing is provisioned for it.
+    pub async fn publish_batch_part(&self, part: &BatchPart, n: u64) -> Result<(), BrokerError> {
+        let Link { broker, publisher, patience } = &*self.link;
+        broker.publish_batch_part(publisher, part, n, *patience).await
     }
 
     /// Enqueues one job and waits until it is stored.

@@ -66,6 +66,12 @@ impl Terminal {
         self.keyboard.write_all(keys.as_bytes()).unwrap();
     }
 
+    /// Ctrl-C.
+    pub(crate) fn interrupt(&self) {
+        let pid = rustix::process::Pid::from_raw(self.child.id().unwrap() as i32).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    }
+
     /// The exit code and everything that was shown, when the command has ended.
     pub(crate) async fn end(mut self) -> (i32, String) {
         let status = tokio::time::timeout(Duration::from_secs(60), self.child.wait()).await;

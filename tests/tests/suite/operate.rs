@@ -121,6 +121,18 @@ async fn queues_show_what_waits_runs_and_is_put_off_and_who_serves_them() {
 }
 
 #[tokio::test]
+async fn a_batch_whose_list_cannot_be_stored_is_enqueued_all_the_same() {
+    let world = World::start().await;
+    world.connect().await;
+    let js = async_nats::jetstream::new(world.plain().await);
+    js.delete_stream("SURETY_BATCHES").await.unwrap();
+    std::fs::write(world.path("jobs.ndjson"), "{\"type\":\"a\"}\n{\"type\":\"b\"}\n").unwrap();
+    let said = world.surety(&["batch", &world.path("jobs.ndjson"), "--batch-id", "b"]).await.exits(0);
+    assert!(said.err.contains("cannot be watched by its name"), "{}", said.err);
+    assert_eq!(queue(&world, "default").await["waiting"], 2);
+}
+
+#[tokio::test]
 async fn workers_and_reapers_print_their_manual_pages() {
     for (program, name) in [("t-worker", "surety\\-worker"), ("t-reaper", "surety\\-reaper")] {
         let out = tokio::process::Command::new(bin(program)).arg("man").output().await.unwrap();

@@ -359,7 +359,7 @@ async fn a_layout_without_schedules_is_refused_until_it_was_upgraded() {
     set_layout(&world, "1").await;
     let mut one = world.worker(&[], &[]);
     assert_eq!(one.ended(PATIENCE).await, Some(78));
-    for part in ["layout 1", "needs 2", "surety provision", "SCHED"] {
+    for part in ["layout 1", "this release needs", "surety provision", "SCHED"] {
         assert!(one.log().contains(part), "{part} is not in {}", one.log());
     }
     let settings = world.settings();

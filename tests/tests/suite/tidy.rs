@@ -602,9 +602,12 @@ fn the_protocol_names_every_field_kind_header_and_variable() {
         let s: serde_json::Value = serde_json::from_str(&read(&format!("schema/{name}.json"))).unwrap();
         some(s["properties"].as_object().unwrap().keys().cloned().collect(), "properties")
     };
-    for (name, heading) in
-        [("job", "## The job document"), ("event", "## The journal"), ("receipt", "## Receipts")]
-    {
+    for (name, heading) in [
+        ("job", "## The job document"),
+        ("event", "## The journal"),
+        ("batch", "## Batches"),
+        ("receipt", "## Receipts"),
+    ] {
         let text = section(&doc, heading);
         for field in schema(name) {
             let is_there = [format!("`{field}`"), format!("`{field}."), format!("\"{field}\"")]

@@ -1,6 +1,8 @@
 //! `surety watch`: the journal as it grows.
 
+pub(super) mod batch;
 mod line;
+mod tally;
 
 use std::{
     collections::{HashSet, VecDeque},
@@ -11,7 +13,7 @@ use clap::{Args, builder::PossibleValuesParser};
 use surety_common::{
     broker::follow::{From, News, Part},
     clock::{format_span, parse_span},
-    domain::{EventKind, JobId, QueueName, TypeName},
+    domain::{BatchId, EventKind, JobId, QueueName, TypeName},
     wire::event::Event,
 };
 
@@ -23,9 +25,12 @@ use line::Lines;
 /// Shows what happens to jobs, from now on or --since, until Ctrl-C (exit code 130). Options of one sort are alternatives,
 /// those of different sorts must all hold. An outage of NATS is said once; afterwards it goes on where it was, without gaps
 /// or repeats. --json writes one event a line (schema/event.json).
+///
+/// With --batch it follows all jobs of a batch to their ends, then says how they ended; exit code 1 unless all are done.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  surety watch --queue default --kind attempt_failed --kind lost\n  \
-                        surety watch --since 10m --kind finished --json | jq .data.receipt")]
+                        surety watch --since 10m --kind finished --json | jq .data.receipt\n  \
+                        surety watch --batch import-7")]
 pub(super) struct WatchArgs {
     /// Of this queue only; may be repeated
     #[arg(long, value_name = "NAME")]
@@ -45,6 +50,9 @@ pub(super) struct WatchArgs {
     /// Begin this long ago, by the clock of NATS [default: now]
     #[arg(long, value_name = "DURATION", value_parser = parse_span)]
     since: Option<Duration>,
+    /// Follow the jobs that `surety batch --batch-id NAME` enqueued, instead
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["queue", "types", "key", "kind", "job", "since"])]
+    batch: Option<BatchId>,
 }
 
 fn kinds() -> PossibleValuesParser {
@@ -107,6 +115,9 @@ impl Once {
 pub(super) async fn run(cx: &Context, args: WatchArgs) -> Result<(), Failure> {
     let client = cx.client().await?;
     let broker = client.broker();
+    if let Some(batch) = &args.batch {
+        return batch::run(cx.screen, broker, batch).await;
+    }
     let declared = broker.found().await?.queues;
     if let Some(unknown) = args.queue.iter().find(|q| !declared.contains(q)) {
         return Err(undeclared(unknown, &declared));
