@@ -41,9 +41,9 @@ compose-test: ## run the compose stack in containers, kill a worker, look at eve
 	scripts/compose-test
 
 docs: ## write the generated documents anew, build the API documentation
-	UPDATE=1 $(CARGO) test -q -p surety-common --lib --locked -- schema config_doc metrics_doc
+	UPDATE=1 $(CARGO) test -q -p surety-common --lib --locked -- schema config_doc metrics_doc doctor_doc
 	$(RUSTDOC) $(CARGO) doc --no-deps --workspace --locked
 
 docs-check: ## fail when a generated document is stale or the API documentation has a broken link
-	$(CARGO) test -q -p surety-common --lib --locked -- schema config_doc metrics_doc
+	$(CARGO) test -q -p surety-common --lib --locked -- schema config_doc metrics_doc doctor_doc
 	$(RUSTDOC) $(CARGO) doc --no-deps --workspace --locked

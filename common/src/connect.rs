@@ -1,4 +1,4 @@
-//! Connecting a process to both servers, with the checks that every process makes at its start.
+//! Connecting a process to both servers, with the checks of [`crate::doctor`] that every process makes at its start.
 
 use std::path::Path;
 
@@ -10,6 +10,11 @@ use crate::{
         topology::{Found, Provisioned},
     },
     config::{Connection, FilePath, Settings},
+    doctor::{
+        Facts, Finding, Role, Severity,
+        gather::{self, Depth},
+        judge, refusals,
+    },
     domain::ids::Namespace,
     pace::Transient,
     relay::Relay,
@@ -50,8 +55,22 @@ pub struct Connected {
     pub found: Found,
 }
 
-/// Connects to the broker alone: enough for a producer.
+/// Connects to the broker alone: enough for a producer. Refuses a server that loses messages.
 pub async fn broker(s: &Settings, name: &str) -> Result<Broker, ConnectError> {
+    let broker = greet(s, name).await?;
+    let nats = gather::nats(&broker, s, Role::Operator, Depth::Greeting).await?;
+    refuse(&Facts {
+        role: Role::Operator,
+        settings: Box::new(s.clone()),
+        nats: Ok(nats),
+        redis: None,
+        fleet: None,
+    })?;
+    Ok(broker)
+}
+
+/// Connects to the broker, whatever it is.
+pub(crate) async fn greet(s: &Settings, name: &str) -> Result<Broker, ConnectError> {
     let c = &s.connection;
     // Boxed, as the store's below: logging in and TLS are large, and happen once.
     Ok(Box::pin(Broker::connect(BrokerOptions {
@@ -61,6 +80,20 @@ pub async fn broker(s: &Settings, name: &str) -> Result<Broker, ConnectError> {
         namespace: namespace(s)?,
         retry_limit: c.retry_limit,
         call_timeout: c.call_timeout,
+    }))
+    .await?)
+}
+
+/// Connects to the store, whatever it is.
+pub(crate) async fn store(s: &Settings, partitions: u32) -> Result<Store, ConnectError> {
+    Ok(Box::pin(Store::connect(StoreOptions {
+        url: s.connection.redis_url.clone(),
+        login: redis_login(&s.connection),
+        namespace: namespace(s)?,
+        partitions,
+        call_timeout: s.connection.call_timeout,
+        retry_limit: s.connection.retry_limit,
+        keep: std::time::Duration::from_secs(7 * 24 * 3600),
     }))
     .await?)
 }
@@ -107,39 +140,69 @@ fn namespace(s: &Settings) -> Result<Namespace, ConnectError> {
     Namespace::new(&s.connection.namespace).map_err(|e| ConnectError::Unfit(vec![e.to_string()]))
 }
 
-/// Connects to both servers, refuses a Redis that may lose records, and opens the data set that belongs to `JOBS`.
+/// Connects to both servers, refuses those that may lose jobs or records, and opens the data set that belongs to `JOBS`.
 /// The data set of a fresh Redis is created here (a wiped one is not told from a fresh one yet: `docs/guarantees.md`).
-pub async fn connect(s: &Settings, name: &str) -> Result<Connected, ConnectError> {
+/// A worker and a reaper look at streams, consumers and permissions too, and log what is wrong and can be lived with.
+pub async fn connect(s: &Settings, name: &str, role: Role) -> Result<Connected, ConnectError> {
     let broker = broker(s, name).await?;
+    if role == Role::Operator {
+        let found = broker.found().await?;
+        return Box::pin(open(s, broker, found, None)).await;
+    }
+    let nats = Box::pin(gather::nats(&broker, s, role, Depth::Short)).await?;
+    let facts = Facts { role, settings: Box::new(s.clone()), nats: Ok(nats), redis: None, fleet: None };
+    refuse(&facts)?;
     let found = broker.found().await?;
-    open(s, broker, found).await
+    Box::pin(open(s, broker, found, Some(facts))).await
 }
 
-/// Makes streams and consumers, then connects as [`connect`] does.
+/// Makes streams and consumers, then connects as an operator's command does.
 pub async fn provision(s: &Settings, name: &str) -> Result<(Connected, Provisioned), ConnectError> {
     let broker = broker(s, name).await?;
     let done = broker.provision(&s.layout()).await?;
     let found = broker.found().await?;
-    Ok((open(s, broker, found).await?, done))
+    Ok((Box::pin(open(s, broker, found, None)).await?, done))
 }
 
-async fn open(s: &Settings, broker: Broker, found: Found) -> Result<Connected, ConnectError> {
-    let store = Box::pin(Store::connect(StoreOptions {
-        url: s.connection.redis_url.clone(),
-        login: redis_login(&s.connection),
-        namespace: namespace(s)?,
-        partitions: found.partitions,
-        call_timeout: s.connection.call_timeout,
-        retry_limit: s.connection.retry_limit,
-        keep: std::time::Duration::from_secs(7 * 24 * 3600),
-    }))
-    .await?;
-    let problems = store.preflight().await?;
-    if !problems.is_empty() {
-        return Err(ConnectError::Unfit(problems));
+async fn open(
+    s: &Settings,
+    broker: Broker,
+    found: Found,
+    facts: Option<Facts>,
+) -> Result<Connected, ConnectError> {
+    let store = store(s, found.partitions).await?;
+    let redis = gather::redis(&store, false).await?;
+    let is_start = facts.is_some();
+    let mut facts = facts.unwrap_or(Facts {
+        role: Role::Operator,
+        settings: Box::new(s.clone()),
+        nats: gather::nats(&broker, s, Role::Operator, Depth::Greeting).await.map_err(|e| e.to_string()),
+        redis: None,
+        fleet: None,
+    });
+    facts.redis = Some(Ok(redis));
+    let findings = refuse(&facts)?;
+    if is_start {
+        findings.iter().for_each(log);
     }
     store.open(&found.jobs_created, true).await?;
     let publisher = Publisher::start(&broker).await?;
     let relay = Relay::new(store.clone(), broker.clone(), publisher.clone());
     Ok(Connected { broker, publisher, store, relay, found })
+}
+
+/// Judges; an error when something loses jobs.
+fn refuse(facts: &Facts) -> Result<Vec<Finding>, ConnectError> {
+    let findings = judge(facts);
+    let refusals = refusals(&findings);
+    if refusals.is_empty() { Ok(findings) } else { Err(ConnectError::Unfit(refusals)) }
+}
+
+/// Says what a process starts with although it is not as it should be.
+fn log(f: &Finding) {
+    if f.severity >= Severity::Warning {
+        tracing::warn!(check = f.check, place = f.place, fix = f.fix, "{}", f.what);
+    } else {
+        tracing::debug!(check = f.check, place = f.place, fix = f.fix, "{}", f.what);
+    }
 }

@@ -5,7 +5,8 @@
 //! 3. [`store`]: Redis; one Lua script per operation, which enforces the table of `domain`.
 //! 4. [`broker`]: JetStream; streams and consumers as data, publish, pull, ack, dead letter.
 //! 5. [`history`]: what the journal must look like if every promise was kept.
-//! 6. [`config`], [`tls`], [`clock`], [`pace`], [`telemetry`], [`manual`]: what a process needs around them.
+//! 6. [`doctor`]: what is wrong with the servers or the fleet, and how to repair it.
+//! 7. [`config`], [`tls`], [`clock`], [`pace`], [`telemetry`], [`manual`]: what a process needs around them.
 //!
 //! Deliberately absent: process supervision (worker), rules of repair (reaper), commands (producer).
 
@@ -13,6 +14,7 @@ pub mod broker;
 pub mod clock;
 pub mod config;
 pub mod connect;
+pub mod doctor;
 pub mod domain;
 pub mod ending;
 pub mod fault;

@@ -8,6 +8,7 @@ use std::{
 use surety_common::{
     config::Settings,
     connect::{ConnectError, connect},
+    doctor::Role,
     pace::Transient,
     telemetry::{ListenError, Server},
 };
@@ -51,7 +52,7 @@ impl Reaper {
     /// Listens for who asks after its health, connects, checks and starts every rule.
     pub async fn start(settings: Settings) -> Result<Self, StartError> {
         let server = Server::start(settings.telemetry.listen, "surety-reaper").await?;
-        let c = connect(&settings, "surety-reaper").await?;
+        let c = connect(&settings, "surety-reaper", Role::Reaper).await?;
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         for rule in rules::all() {
             let meter = Meter::of(rule.name());

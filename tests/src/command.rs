@@ -29,13 +29,35 @@ impl Said {
     }
 }
 
+/// Every field of a JSON answer must be named in a document; what stands under `data` is not ours to name.
+pub fn is_documented(answer: &serde_json::Value, doc: &str, data: &[&str]) {
+    use serde_json::Value;
+    match answer {
+        Value::Object(fields) => {
+            for (name, value) in fields {
+                assert!(doc.contains(&format!("`{name}`")), "the field {name} is not documented");
+                if !data.contains(&name.as_str()) {
+                    is_documented(value, doc, data);
+                }
+            }
+        }
+        Value::Array(all) => all.iter().for_each(|v| is_documented(v, doc, data)),
+        _ => {}
+    }
+}
+
 impl World {
     /// Runs `surety` with the configuration and servers of this world, and nothing else of the environment.
     pub async fn surety(&self, args: &[&str]) -> Said {
+        self.surety_at(&self.nats.url(), args).await
+    }
+
+    /// The same with another address of NATS, such as one with a user.
+    pub async fn surety_at(&self, nats: &str, args: &[&str]) -> Said {
         let mut c = Command::new(bin("t-surety"));
         c.env_clear()
             .args(["--config", &self.config_file().display().to_string()])
-            .args(["--nats", &self.nats.url(), "--redis", &self.redis.url()])
+            .args(["--nats", nats, "--redis", &self.redis.url()])
             .args(args)
             .current_dir(self.dir.path())
             .stdin(Stdio::null())

@@ -61,17 +61,22 @@ impl World {
 
     /// Servers with the short times and more configuration.
     pub async fn with(config: &str) -> Self {
+        Self::on(config, "", &[]).await
+    }
+
+    /// The same, with NATS configuration and arguments of Redis besides.
+    pub async fn on(config: &str, nats: &str, redis: &[&str]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let nats = NatsServer::start(NatsOptions {
             port: None,
             data: dir.path().join("nats"),
-            extra_config: String::new(),
+            extra_config: nats.to_owned(),
             log: None,
         });
         let redis = RedisServer::start(RedisOptions {
             port: None,
             data: dir.path().join("redis"),
-            extra_args: vec![],
+            extra_args: redis.iter().map(|a| (*a).to_owned()).collect(),
             log: None,
         });
         let (nats, redis) = (nats.await.unwrap(), redis.await.unwrap());

@@ -6,6 +6,7 @@ use serde_json::Value;
 use surety_common::{
     config::Settings,
     connect::{ConnectError, Connected, connect},
+    doctor::Role,
     domain::TypeName,
     recover::{RecoverError, lost_session},
     store::StoreError,
@@ -96,8 +97,7 @@ impl WorkerBuilder {
         }
         let settings = self.settings;
         let server = Server::start(settings.telemetry.listen, "surety-worker").await?;
-        let c = connect(&settings, "surety-worker").await?;
-        Shared::check(&c, &settings)?;
+        let c = connect(&settings, "surety-worker", Role::Worker).await?;
         let mut handlers = self.handlers;
         let (keeper, state) = if settings.handlers.is_empty() {
             (None, None)

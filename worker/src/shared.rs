@@ -8,7 +8,7 @@ use std::{
 
 use surety_common::{
     broker::place::Carrier,
-    config::{Settings, check_layout},
+    config::Settings,
     connect::Connected,
     domain::{JobId, TypeName},
 };
@@ -16,7 +16,6 @@ use tokio::sync::{Notify, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    builder::StartError,
     commit::Commits,
     handler::{RustHandler, Stop, command::CommandHandler},
     keeper::Keeper,
@@ -69,22 +68,6 @@ fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Shared {
-    /// Checks that the settings fit what is provisioned.
-    pub(crate) fn check(c: &Connected, settings: &Settings) -> Result<(), StartError> {
-        check_layout(&settings.lease, c.found.ack_wait).map_err(StartError::Settings)?;
-        for q in &settings.worker.queues {
-            let name = q.split_once(':').map_or(q.as_str(), |(n, _)| n);
-            if !c.found.queues.iter().any(|d| d.as_str() == name) {
-                let declared: Vec<_> = c.found.queues.iter().map(|q| q.as_str()).collect();
-                return Err(StartError::Settings(format!(
-                    "worker.queues names {name:?}, which is not declared; declared: {}",
-                    declared.join(", ")
-                )));
-            }
-        }
-        Ok(())
-    }
-
     /// Takes a job into the running set. `None`: an attempt of it runs here already.
     pub(crate) fn enter(&self, id: &JobId, epoch: u64, partition: u32) -> Option<Stop> {
         let mut running = lock(&self.running);

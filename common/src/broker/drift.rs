@@ -50,7 +50,7 @@ fn unlimited(n: i64) -> i64 {
 }
 
 /// What differs, and the configuration that `provision` would apply: subjects and metadata that exist are kept.
-pub(super) fn stream(have: &stream::Config, want: &stream::Config) -> (Vec<Difference>, stream::Config) {
+pub(crate) fn stream(have: &stream::Config, want: &stream::Config) -> (Vec<Difference>, stream::Config) {
     let mut c = Comparison(Vec::new());
     let mut next = have.clone();
     c.fixed("retention", &have.retention, &want.retention);
@@ -109,7 +109,7 @@ pub(super) fn stream(have: &stream::Config, want: &stream::Config) -> (Vec<Diffe
 }
 
 /// The same for a consumer. A pause that an operator made is no difference.
-pub(super) fn consumer(have: &pull::Config, want: &pull::Config) -> (Vec<Difference>, pull::Config) {
+pub(crate) fn consumer(have: &pull::Config, want: &pull::Config) -> (Vec<Difference>, pull::Config) {
     let mut c = Comparison(Vec::new());
     let mut next = have.clone();
     c.fixed("ack_policy", &have.ack_policy, &want.ack_policy);
@@ -133,7 +133,7 @@ pub(super) fn consumer(have: &pull::Config, want: &pull::Config) -> (Vec<Differe
 }
 
 /// What a consumer filters, whichever field says it.
-pub(super) fn filters(c: &pull::Config) -> Vec<String> {
+pub(crate) fn filters(c: &pull::Config) -> Vec<String> {
     let one = Some(&c.filter_subject).filter(|f| !f.is_empty());
     let mut all: Vec<String> = c.filter_subjects.iter().chain(one).cloned().collect();
     all.sort();

@@ -13,8 +13,17 @@ use super::{Broker, BrokerError, answered_ms};
 #[derive(Debug, Deserialize)]
 pub(crate) struct StreamInfo {
     pub(crate) config: stream::Config,
+    pub(crate) state: StreamState,
+    #[serde(default)]
+    pub(crate) cluster: Option<stream::ClusterInfo>,
     #[serde(skip)]
     pub(crate) answered_ms: Option<u64>,
+}
+
+/// What a stream holds.
+#[derive(Debug, Clone, Copy, Deserialize)]
+pub(crate) struct StreamState {
+    pub(crate) messages: u64,
 }
 
 /// A consumer as it is now.

@@ -43,9 +43,6 @@ use crate::{
     telemetry::metrics::shared,
 };
 
-/// Oldest nats-server that keeps the promises; older ones lose messages or silently ignore what we ask of them.
-pub const OLDEST_SERVER: (u32, u32, u32) = (2, 14, 2);
-
 /// Why a call to the broker failed.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum BrokerError {
@@ -101,10 +98,10 @@ pub struct Broker {
 }
 
 impl Broker {
-    /// Connects and checks the server's version. Later disconnections heal by themselves (reconnect within 250 ms of the
-    /// server's return) and are logged.
+    /// Connects. Whether the server is fit for use is for [`crate::doctor`] to judge. Later disconnections heal by
+    /// themselves (reconnect within 250 ms of the server's return) and are logged.
     /// Errors: `Unreachable` with the address; `Denied` for a wrong login; `Unfit` for files or certificates that do not
-    /// fit, and for a server that is too old or has no JetStream.
+    /// fit.
     pub async fn connect(options: BrokerOptions) -> Result<Self, BrokerError> {
         let (addresses, login) = auth::addresses(&options.url)?;
         let auth = options.auth.with(login);
@@ -137,21 +134,6 @@ impl Broker {
                 .map_err(|e| auth.explain(&url, &e))
         })
         .await?;
-        let info = client.server_info();
-        let version = parse_version(&info.version);
-        if version < OLDEST_SERVER {
-            let (a, b, c) = OLDEST_SERVER;
-            return Err(BrokerError::Unfit(format!(
-                "nats-server {} at {url} is too old: {a}.{b}.{c} or newer is needed (2.15 recommended; Debian's package is too \
-                 old, `scripts/install-servers` gets a new one)",
-                info.version
-            )));
-        }
-        if !info.jetstream {
-            return Err(BrokerError::Unfit(format!(
-                "nats-server at {url} runs without JetStream: start it with `-js` or a `jetstream {{}}` block"
-            )));
-        }
         let js = jetstream::ContextBuilder::new().timeout(options.call_timeout).build(client.clone());
         Ok(Self {
             client,
@@ -181,6 +163,22 @@ impl Broker {
     /// Version of the server.
     pub fn server_version(&self) -> String {
         self.client.server_info().version
+    }
+
+    /// What the server said when we connected: its version, and whether it has JetStream.
+    pub(crate) fn greeting(&self) -> (String, bool) {
+        let info = self.client.server_info();
+        (info.version, info.jetstream)
+    }
+
+    /// What the server says of the user of this connection (JSON).
+    pub(crate) async fn user_info(&self) -> Result<serde_json::Value, BrokerError> {
+        let ask = self.client.request("$SYS.REQ.USER.INFO", bytes::Bytes::new());
+        let m = tokio::time::timeout(self.call_timeout.min(Duration::from_secs(1)), ask)
+            .await
+            .map_err(|_| BrokerError::Unreachable("no answer: it may not be allowed to ask".into()))?
+            .map_err(|e| BrokerError::Unreachable(e.to_string()))?;
+        serde_json::from_slice(&m.payload).map_err(|e| BrokerError::Unfit(e.to_string()))
     }
 
     /// Whether the connection stands now.
@@ -243,23 +241,5 @@ fn tell(event: &Event) {
         // `close` was called, or the last handle was dropped: the end of a command.
         Event::Draining | Event::Closed => tracing::debug!(%event, "nats connection ends"),
         other => tracing::warn!(event = %other, "nats"),
-    }
-}
-
-fn parse_version(text: &str) -> (u32, u32, u32) {
-    let mut parts = text.split(['.', '-']).map(|p| p.parse().unwrap_or(0));
-    (parts.next().unwrap_or(0), parts.next().unwrap_or(0), parts.next().unwrap_or(0))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn versions_compare_as_numbers() {
-        assert!(parse_version("2.9.10") < OLDEST_SERVER);
-        assert!(parse_version("2.14.2") >= OLDEST_SERVER);
-        assert!(parse_version("2.15.1-beta.1") >= OLDEST_SERVER);
-        assert_eq!(parse_version("garbage"), (0, 0, 0));
     }
 }

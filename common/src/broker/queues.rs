@@ -27,7 +27,7 @@ pub struct LaneState {
 }
 
 impl LaneState {
-    fn missing(lane: &Lane) -> Self {
+    pub(crate) fn missing(lane: &Lane) -> Self {
         Self {
             stream: lane.stream.clone(),
             consumer: lane.consumer.clone(),

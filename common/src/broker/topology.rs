@@ -246,7 +246,7 @@ pub struct Found {
 
 impl Layout {
     /// Every stream.
-    pub(super) fn streams(&self, n: &Names) -> Vec<Config> {
+    pub(crate) fn streams(&self, n: &Names) -> Vec<Config> {
         let ns = n.namespace();
         let base = |name: String, subjects: Vec<String>| Config {
             name,
@@ -304,7 +304,7 @@ impl Layout {
         self.queues.iter().flat_map(|q| n.lanes(q)).collect()
     }
 
-    pub(super) fn consumer(&self, lane: &Lane) -> pull::Config {
+    pub(crate) fn consumer(&self, lane: &Lane) -> pull::Config {
         pull::Config {
             durable_name: Some(lane.consumer.clone()),
             filter_subjects: lane.subjects.clone(),

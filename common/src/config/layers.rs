@@ -304,15 +304,20 @@ mod tests {
         assert_eq!(s.lease.extend, Duration::from_secs(20));
     }
 
+    // Shows: G-07
     #[test]
     fn settings_that_do_not_fit_are_refused() {
-        for bad in [
-            "[lease]\nttl = \"90s\"",
-            "[lease]\nextend = \"40s\"",
-            "[layout]\nevents_age = \"1h\"",
-            "[layout]\nqueues = []",
+        for (bad, rule) in [
+            ("[lease]\nttl = \"90s\"", "lease.ttl < layout.ack_wait"),
+            ("[lease]\nrenewal = \"6s\"", "lease.renewal × 3 ≤ lease.ttl − lease.margin"),
+            ("[lease]\nextend = \"40s\"", "lease.extend × 2 < layout.ack_wait"),
+            ("[layout]\nmax_deliver = 40", "worker.hand_on_limit < layout.max_deliver"),
+            ("[layout]\nevents_age = \"1h\"", "layout.events_age > attempt.finish"),
+            ("[connection]\ncall_timeout = \"15s\"", "connection.call_timeout < lease.ttl − lease.margin"),
+            ("[layout]\nqueues = []", "at least one queue"),
         ] {
-            assert!(with(bad, &[], &vec![]).is_err(), "{bad}");
+            let e = with(bad, &[], &vec![]).unwrap_err().to_string();
+            assert!(e.contains(rule), "{bad}: {e}");
         }
     }
 }

@@ -19,7 +19,6 @@ pub use layers::{ConfigError, Flags, load, load_text};
 pub use options::{ConnectionOptions, private_servers};
 pub use secrets::{Address, FilePath, Secret};
 pub use settings::{
-    Attempt, Connection, LayoutSettings, Lease, Reaper, Row, Settings, Telemetry, WorkerSettings,
-    check_layout, table,
+    Attempt, Connection, LayoutSettings, Lease, Reaper, Row, Settings, Telemetry, WorkerSettings, table,
 };
 pub use value::{Choice, Count, Setting, Size, Span};

@@ -1,6 +1,6 @@
 //! The table of settings: one declaration each.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::collections::BTreeMap;
 
 use super::{
     handlers::Handler,
@@ -314,16 +314,4 @@ impl Settings {
             dlq_age: l.dlq_age,
         }
     }
-}
-
-/// Compares the lease with what is provisioned: the consumer's ack-wait may be another than this file says.
-pub fn check_layout(lease: &Lease, ack_wait: Duration) -> Result<(), String> {
-    if lease.ttl >= ack_wait || lease.extend * 2 >= ack_wait {
-        return Err(format!(
-            "the provisioned ack-wait of {ack_wait:?} is too short for lease.ttl {:?} and lease.extend {:?}: run \
-             `surety provision` with the same settings",
-            lease.ttl, lease.extend
-        ));
-    }
-    Ok(())
 }

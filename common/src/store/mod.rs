@@ -13,6 +13,7 @@ pub mod ops;
 pub mod record;
 mod replies;
 pub mod script;
+pub mod server;
 pub mod sessions;
 
 pub use group::Group;
@@ -26,4 +27,5 @@ pub use ops::{
 };
 pub use record::Record;
 pub use script::{Answer, OutboxEntry, Store, StoreError, StoreOptions};
+pub use server::{ServerConfig, ServerState};
 pub use sessions::{Fleet, FleetSession, Held, SessionInfo};

@@ -528,31 +528,6 @@ impl Store {
         let get = |k: &str| info.get::<f64>(k).unwrap_or_default();
         Ok(get("used_cpu_user") + get("used_cpu_sys"))
     }
-
-    /// Checks what the promises need of the server. Each problem is one line with its fix.
-    pub async fn preflight(&self) -> Result<Vec<String>, StoreError> {
-        let info: redis::InfoDict = redis::cmd("INFO").query_async(&mut self.connection()).await?;
-        let get = |k: &str| info.get::<String>(k).unwrap_or_default();
-        let mut problems = Vec::new();
-        let version = get("redis_version");
-        let major: u32 = version.split('.').next().and_then(|v| v.parse().ok()).unwrap_or(0);
-        if major < 7 {
-            problems.push(format!("redis {version} is too old: 7.0 or newer is needed"));
-        }
-        let policy = get("maxmemory_policy");
-        if policy != "noeviction" {
-            problems.push(format!(
-                "redis evicts keys (maxmemory-policy {policy}): records would vanish; set `maxmemory-policy noeviction`"
-            ));
-        }
-        if get("aof_enabled") != "1" {
-            problems.push(
-                "redis keeps no append-only file: a restart would lose what runs; set `appendonly yes`"
-                    .to_owned(),
-            );
-        }
-        Ok(problems)
-    }
 }
 
 /// Reads `<id>:<epoch>`.

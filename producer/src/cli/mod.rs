@@ -7,6 +7,7 @@ mod confirm;
 mod demo;
 mod dev;
 mod dlq;
+mod doctor;
 mod enqueue;
 mod events;
 pub(crate) mod failure;
@@ -31,6 +32,7 @@ use clap::{Args, ColorChoice, CommandFactory, Parser, Subcommand};
 use surety_common::{
     config::{self, ConnectionOptions, Settings},
     connect::{self, Connected},
+    doctor::Role,
     telemetry::{self, LogFormat},
 };
 
@@ -97,6 +99,7 @@ enum Command {
     Cancel(cancel::CancelArgs),
     Queues(queues::QueuesArgs),
     Workers(workers::WorkersArgs),
+    Doctor(doctor::DoctorArgs),
     Dlq(dlq::DlqArgs),
     Provision(provision::ProvisionArgs),
     Config(provision::ConfigArgs),
@@ -123,7 +126,7 @@ impl Context {
 
     /// Both servers.
     async fn connect(&self) -> Result<Connected, Failure> {
-        Ok(connect::connect(&self.settings, "surety").await?)
+        Ok(connect::connect(&self.settings, "surety", Role::Operator).await?)
     }
 }
 
@@ -184,6 +187,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Cancel(a) => cancel::run(&cx, a).await,
         Command::Queues(a) => queues::run(&cx, a).await,
         Command::Workers(a) => workers::run(&cx, a).await,
+        Command::Doctor(a) => doctor::run(&cx, a).await,
         Command::Dlq(a) => dlq::run(&cx, a).await,
         Command::Provision(a) => provision::run(&cx, a).await,
         Command::Config(a) => provision::config(&cx, a),

@@ -9,6 +9,7 @@ use surety_common::{
     broker::pull::Delivery,
     config::{self, Settings},
     connect::{self, Connected},
+    doctor::Role,
     domain::{ErrorCode, JobId, TypeName, ids::SessionId},
     pace::Pace,
     store::{Answer, ClaimItem, ClaimReply, FinishItem, FinishReply, Verdict, ops::Grant},
@@ -148,7 +149,7 @@ impl World {
     }
 
     pub(crate) async fn connect(&self) -> Connected {
-        connect::connect(&self.settings(), "test").await.unwrap()
+        connect::connect(&self.settings(), "test", Role::Operator).await.unwrap()
     }
 
     /// Messages in `JOBS` that wait, by `surety queues`.

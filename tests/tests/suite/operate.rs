@@ -2,10 +2,12 @@
 
 use surety_common::domain::Status;
 use surety_tests::{
+    command::is_documented,
     witness::Witness,
     world::{World, bin, wait},
 };
 
+const OPERATING: &str = include_str!("../../../docs/operating.md");
 const UNTIL_TOLD: &str = "until [ -e $W.go ]; do sleep 0.05; done";
 
 // Shows: J-03
@@ -33,6 +35,7 @@ async fn workers_are_shown_with_what_they_run_until_they_are_gone() {
     assert!(w["host"].is_string() && w["started_at"].is_string(), "{w}");
     // It is renewed every 200 ms, and lost after 2 s.
     assert!(w["renewed_ms"].as_u64().unwrap() < 2000, "{w}");
+    is_documented(&answer, OPERATING, &[]);
     let a = &w["running"][0];
     assert_eq!(
         (&a["job"], &a["queue"], &a["type"], &a["attempt"], &a["epoch"]),
@@ -94,6 +97,7 @@ async fn queues_show_what_waits_runs_and_is_put_off_and_who_serves_them() {
         "{q}"
     );
     assert!(q["oldest_waiting_ms"].is_null() && q["longest_running_ms"].is_u64(), "{q}");
+    is_documented(&q, OPERATING, &[]);
     let consumer = &q["consumers"][0];
     assert_eq!((&consumer["state"], &consumer["name"]), (&"ok".into(), &"default".into()), "{q}");
     assert!(consumer["pulls"].as_u64().unwrap() > 0, "its worker asks for more: {q}");

@@ -1,0 +1,178 @@
+//! What was found out, as plain data.
+
+use std::time::Duration;
+
+use crate::{
+    broker::{drift::Difference, place::CarrierStream, queues::LaneState},
+    config::Settings,
+    domain::QueueName,
+    store::{Fleet, ServerState},
+};
+
+/// A fact, or why it could not be found out.
+pub type Known<T> = Result<T, String>;
+
+/// Who asks: it decides what it needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// A command: nothing more than the servers.
+    Operator,
+    Worker,
+    Reaper,
+}
+
+/// Everything that [`super::judge`] looks at.
+#[derive(Debug, Clone)]
+pub struct Facts {
+    pub role: Role,
+    pub settings: Box<Settings>,
+    pub nats: Known<NatsFacts>,
+    /// `None`: not looked at.
+    pub redis: Option<Known<RedisFacts>>,
+    /// `None`: not looked at.
+    pub fleet: Option<FleetFacts>,
+}
+
+/// The broker.
+#[derive(Debug, Clone)]
+pub struct NatsFacts {
+    /// Address without its password.
+    pub url: String,
+    pub version: String,
+    pub has_jetstream: bool,
+    /// `None`: not looked at, because the server cannot be used anyway or only it was asked for.
+    pub layout: Option<LayoutFacts>,
+    /// `Err` as well where the server does not tell.
+    pub account: Known<Storage>,
+    /// What the connection's user may publish; `None`: everything.
+    pub publish: Known<Option<Permissions>>,
+    /// What this process must be able to publish to.
+    pub needs: Vec<String>,
+    /// What only the monitoring port tells.
+    pub monitor: Known<Monitor>,
+    /// Its clock minus this host's.
+    pub clock: Option<Offset>,
+}
+
+/// Streams and consumers.
+#[derive(Debug, Clone)]
+pub struct LayoutFacts {
+    /// Why what is there cannot be used.
+    pub unusable: Option<String>,
+    pub streams: Vec<StreamFacts>,
+    /// Queues that the broker has, declared in the settings or not.
+    pub queues: Vec<QueueName>,
+    pub lanes: Vec<LaneFacts>,
+    /// Subjects of the job stream that no consumer covers.
+    pub uncovered: Vec<String>,
+    /// Messages of the job stream that are neither waiting nor held, where it could be counted.
+    pub stray: Option<u64>,
+    /// Messages of the journal.
+    pub journaled: u64,
+}
+
+/// One stream.
+#[derive(Debug, Clone)]
+pub struct StreamFacts {
+    pub name: String,
+    /// Which of those that carry jobs it is, if any.
+    pub carries: Option<CarrierStream>,
+    pub is_missing: bool,
+    /// Has a limit by count or size, at which it drops the oldest.
+    pub drops_oldest: bool,
+    pub duplicate_window: Duration,
+    pub replicas: usize,
+    pub offline: Vec<String>,
+    pub differences: Vec<Difference>,
+}
+
+/// One consumer.
+#[derive(Debug, Clone)]
+pub struct LaneFacts {
+    pub queue: QueueName,
+    pub of: CarrierStream,
+    /// The settings declare the queue.
+    pub is_declared: bool,
+    pub state: LaneState,
+    pub ack_wait: Duration,
+    /// -1: no limit.
+    pub max_deliver: i64,
+    pub differences: Vec<Difference>,
+}
+
+/// File storage of the account, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Storage {
+    pub used: u64,
+    /// `None`: the account has no limit of its own.
+    pub limit: Option<u64>,
+}
+
+/// Subjects with wildcards; an empty `allow` allows everything.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Deserialize)]
+pub struct Permissions {
+    #[serde(default)]
+    pub allow: Vec<String>,
+    #[serde(default)]
+    pub deny: Vec<String>,
+}
+
+/// What `/varz` of the monitoring port tells.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Monitor {
+    pub is_synced_always: bool,
+    pub sync_interval: Duration,
+    /// Where it stores, if that is on this host.
+    pub disk: Option<Disk>,
+}
+
+/// A clock compared with this host's, in milliseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Offset {
+    pub ms: i64,
+    /// Half of the time that the answer took: it may be off by that much.
+    pub within_ms: i64,
+}
+
+/// A file system.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Disk {
+    /// A folder on it.
+    pub path: String,
+    /// Whose data are there.
+    pub owner: &'static str,
+    pub free: u64,
+    pub total: u64,
+}
+
+/// The store.
+#[derive(Debug, Clone)]
+pub struct RedisFacts {
+    /// Address without its password.
+    pub url: String,
+    pub server: ServerState,
+    /// Where it stores, if that is on this host.
+    pub disk: Option<Disk>,
+    /// Its clock minus this host's.
+    pub clock: Option<Offset>,
+}
+
+/// What runs.
+#[derive(Debug, Clone)]
+pub struct FleetFacts {
+    pub fleet: Fleet,
+    /// Entries of each partition's outbox, and the age of the oldest in milliseconds.
+    pub outbox: Vec<(u64, u64)>,
+    /// Of each partition: whether there is a data set, and whether it belongs to this broker.
+    pub data_sets: Vec<DataSet>,
+    /// State folder of a worker with these settings, if it is on this host.
+    pub state_disk: Option<Disk>,
+}
+
+/// Identity of a partition's data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DataSet {
+    Missing,
+    Ours,
+    OfAnotherBroker,
+}

@@ -1,0 +1,319 @@
+//! Asking the servers. Everything here only reads.
+
+use std::time::{Duration, Instant};
+
+use async_nats::jetstream::stream::DiscardPolicy;
+use futures::{StreamExt, TryStreamExt, stream};
+use serde_json::json;
+
+use super::{
+    facts::{
+        DataSet, Disk, Facts, FleetFacts, Known, LaneFacts, LayoutFacts, Monitor, NatsFacts, Offset,
+        Permissions, RedisFacts, Role, Storage, StreamFacts,
+    },
+    permissions,
+};
+use crate::{
+    broker::{
+        Broker, BrokerError,
+        drift::{self, filters},
+        place::CarrierStream,
+        queues::LaneState,
+        topology::{Lane, Layout},
+    },
+    clock::wall_now,
+    config::Settings,
+    pace::Transient,
+    store::{Store, StoreError},
+};
+
+/// How much to ask NATS.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Depth {
+    /// What it said when we connected: no request at all.
+    Greeting,
+    /// Streams, consumers and permissions: what a start needs.
+    Short,
+    /// Also what takes time: clocks, storage, stray messages.
+    Full,
+}
+
+/// Consumers that are asked about at once.
+const AT_ONCE: usize = 16;
+
+/// Asks NATS.
+/// Errors: the server cannot be reached. What it refuses to tell stands in the facts.
+pub async fn nats(broker: &Broker, s: &Settings, role: Role, depth: Depth) -> Result<NatsFacts, BrokerError> {
+    let (version, has_jetstream) = broker.greeting();
+    let mut facts = NatsFacts {
+        url: s.connection.nats_url.masked(),
+        version,
+        has_jetstream,
+        layout: None,
+        account: Err("not asked".into()),
+        publish: Ok(None),
+        needs: Vec::new(),
+        monitor: Err("its API does not tell".into()),
+        clock: None,
+    };
+    if depth == Depth::Greeting
+        || !has_jetstream
+        || super::servers::version(&facts.version) < super::servers::OLDEST
+    {
+        return Ok(facts);
+    }
+    let layout = s.layout();
+    let lanes = layout.lanes(broker.names());
+    facts.needs = permissions::needs(role, broker.names(), &lanes);
+    let (found, publish) = tokio::join!(layout_facts(broker, &layout, depth), allowed(broker));
+    facts.layout = Some(found?);
+    facts.publish = publish;
+    if depth == Depth::Full {
+        facts.account = storage(broker).await;
+        facts.clock = offset(broker.now_ms()).await;
+    }
+    Ok(facts)
+}
+
+async fn layout_facts(broker: &Broker, layout: &Layout, depth: Depth) -> Result<LayoutFacts, BrokerError> {
+    let n = broker.names();
+    let mut out = LayoutFacts {
+        unusable: None,
+        streams: Vec::new(),
+        queues: Vec::new(),
+        lanes: Vec::new(),
+        uncovered: Vec::new(),
+        stray: None,
+        journaled: 0,
+    };
+    match broker.found().await {
+        Ok(found) => out.queues = found.queues,
+        Err(e) if e.is_transient() => return Err(e),
+        Err(e) => {
+            out.unusable = Some(e.to_string());
+            return Ok(out);
+        }
+    }
+    let mut subjects = Vec::new();
+    for want in layout.streams(n) {
+        let info = broker.stream_info(&want.name).await?;
+        let mut facts = StreamFacts {
+            carries: CarrierStream::ALL.into_iter().find(|c| n.stream(*c) == want.name),
+            name: want.name.clone(),
+            is_missing: info.is_none(),
+            drops_oldest: false,
+            duplicate_window: Duration::ZERO,
+            replicas: want.num_replicas,
+            offline: Vec::new(),
+            differences: Vec::new(),
+        };
+        if let Some(i) = info {
+            let is_limited = i.config.max_messages > 0 || i.config.max_bytes > 0;
+            facts.drops_oldest = is_limited && i.config.discard == DiscardPolicy::Old;
+            facts.duplicate_window = i.config.duplicate_window;
+            facts.replicas = i.config.num_replicas;
+            facts.differences = drift::stream(&i.config, &want).0;
+            let peers = i.cluster.iter().flat_map(|c| &c.replicas);
+            facts.offline = peers.filter(|p| p.offline).map(|p| p.name.clone()).collect();
+            if facts.carries == Some(CarrierStream::Jobs) {
+                subjects = i.config.subjects;
+            }
+            if want.name == n.events() {
+                out.journaled = i.state.messages;
+            }
+        }
+        out.streams.push(facts);
+    }
+    let lanes: Vec<Lane> = out.queues.iter().flat_map(|q| n.lanes(q)).collect();
+    let mut covered = Vec::new();
+    let asked = stream::iter(lanes).map(|lane| async move {
+        let info = broker.consumer_info(&lane.stream, &lane.consumer).await?;
+        Ok::<_, BrokerError>((lane, info))
+    });
+    for (lane, info) in asked.buffered(AT_ONCE).try_collect::<Vec<_>>().await? {
+        let is_declared = layout.queues.contains(&lane.queue);
+        if info.is_none() && is_declared {
+            // Told as a missing consumer.
+            covered.extend(lane.subjects.iter().cloned());
+        }
+        covered.extend(info.iter().flat_map(|i| filters(&i.config)));
+        let differences = info.as_ref().filter(|_| is_declared);
+        let differences = differences.map(|i| drift::consumer(&i.config, &layout.consumer(&lane)).0);
+        out.lanes.push(LaneFacts {
+            is_declared,
+            state: info.as_ref().map_or_else(|| LaneState::missing(&lane), |i| LaneState::of(&lane, i)),
+            ack_wait: info.as_ref().map_or(layout.ack_wait, |i| i.config.ack_wait),
+            max_deliver: info.as_ref().map_or(layout.max_deliver, |i| i.config.max_deliver),
+            differences: differences.unwrap_or_default(),
+            of: lane.of,
+            queue: lane.queue,
+        });
+    }
+    subjects.retain(|s| !covered.iter().any(|c| permissions::covers(c, s)));
+    out.uncovered = subjects;
+    if depth == Depth::Full {
+        out.stray = Some(stray(broker, &out).await?);
+    }
+    Ok(out)
+}
+
+/// Times that the messages are counted, and the pause in between.
+const COUNTS: usize = 5;
+const COUNT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Messages of the job stream that are neither waiting nor held. Stream and consumers are not read at one moment, so the
+/// smallest of several differences is taken.
+async fn stray(broker: &Broker, layout: &LayoutFacts) -> Result<u64, BrokerError> {
+    let jobs = broker.names().jobs();
+    let mut least = u64::MAX;
+    for n in 0..COUNTS {
+        if n > 0 {
+            tokio::time::sleep(COUNT_PAUSE).await;
+        }
+        let mut seen = 0;
+        for lane in layout.lanes.iter().filter(|l| l.state.stream == jobs && !l.state.is_missing) {
+            if let Some(i) = broker.consumer_info(&jobs, &lane.state.consumer).await? {
+                seen += i.num_pending + i.num_ack_pending;
+            }
+        }
+        // What waits for a consumer that is missing is told as that.
+        let there = broker.stream_info(&jobs).await?.map_or(0, |i| i.state.messages);
+        least = least.min(there.saturating_sub(seen));
+        if least == 0 {
+            break;
+        }
+    }
+    Ok(least)
+}
+
+/// What the user of the connection may publish; `None`: everything.
+async fn allowed(broker: &Broker) -> Known<Option<Permissions>> {
+    let answer = broker.user_info().await.map_err(|e| e.to_string())?;
+    match answer.pointer("/data/permissions/publish") {
+        None => Ok(None),
+        Some(p) => serde_json::from_value(p.clone()).map(Some).map_err(|e| e.to_string()),
+    }
+}
+
+async fn storage(broker: &Broker) -> Known<Storage> {
+    let answer = broker.api("INFO".into(), json!({})).await.map_err(|e| e.to_string())?;
+    if answer.get("tiers").is_some_and(|t| !t.is_null()) {
+        return Err("the account has tiers".into());
+    }
+    let number = |path: &str| answer.pointer(path).and_then(serde_json::Value::as_i64);
+    Ok(Storage {
+        used: number("/storage").and_then(|n| u64::try_from(n).ok()).unwrap_or(0),
+        limit: number("/limits/max_storage").and_then(|n| u64::try_from(n).ok()).filter(|n| *n > 0),
+    })
+}
+
+/// Asks Redis.
+pub async fn redis(store: &Store, is_full: bool) -> Result<RedisFacts, StoreError> {
+    let server = store.server().await?;
+    let url = store.url();
+    let folder = server.config.as_ref().map_or("", |c| c.dir.as_str());
+    Ok(RedisFacts {
+        disk: if is_full && is_local(&url) { disk(folder, "Redis") } else { None },
+        clock: if is_full { offset(store.now_ms()).await } else { None },
+        url,
+        server,
+    })
+}
+
+/// Asks Redis what runs. `jobs_created`: identity of the broker's data, if it has any.
+pub async fn fleet(
+    store: &Store,
+    s: &Settings,
+    jobs_created: Option<&str>,
+) -> Result<FleetFacts, StoreError> {
+    let fleet = store.fleet().await?;
+    let (mut outbox, mut data_sets) = (Vec::new(), Vec::new());
+    for p in 0..store.keys().partitions() {
+        let first = store.outbox(p, "", u64::MAX, 1).await?.into_iter().next();
+        let written_ms = first.and_then(|e| e.id.split('-').next()?.parse().ok()).unwrap_or(fleet.now_ms);
+        outbox.push((store.outbox_len(p).await?, fleet.now_ms.saturating_sub(written_ms)));
+        data_sets.push(match store.belongs_to(p).await? {
+            None => DataSet::Missing,
+            Some(jobs) if jobs_created.is_some_and(|j| j != jobs) => DataSet::OfAnotherBroker,
+            Some(_) => DataSet::Ours,
+        });
+    }
+    Ok(FleetFacts { fleet, outbox, data_sets, state_disk: disk(&s.worker.state_dir, "this host's workers") })
+}
+
+/// Everything, for `surety doctor`: each server by itself, so that one that is away does not hide the other. `monitor` is
+/// the answer of the monitoring port, where it was asked.
+pub async fn all(s: &Settings, role: Role, monitor: Option<Known<Monitor>>) -> Facts {
+    let mut facts = Facts {
+        role,
+        settings: Box::new(s.clone()),
+        nats: Err("not asked".into()),
+        redis: None,
+        fleet: None,
+    };
+    let mut found = None;
+    facts.nats = match crate::connect::greet(s, "surety-doctor").await {
+        Ok(broker) => {
+            found = broker.found().await.ok();
+            nats(&broker, s, role, Depth::Full).await.map_err(|e| e.to_string())
+        }
+        Err(e) => Err(e.to_string()),
+    };
+    if let (Ok(n), Some(m)) = (&mut facts.nats, monitor) {
+        n.monitor = m;
+    }
+    let partitions = found.as_ref().map_or(1, |f| f.partitions);
+    match crate::connect::store(s, partitions).await {
+        Ok(store) => {
+            facts.redis = Some(redis(&store, true).await.map_err(|e| e.to_string()));
+            let jobs = found.as_ref().map(|f| f.jobs_created.as_str());
+            match fleet(&store, s, jobs).await {
+                Ok(f) => facts.fleet = Some(f),
+                Err(e) => facts.redis = Some(Err(e.to_string())),
+            }
+        }
+        Err(e) => facts.redis = Some(Err(e.to_string())),
+    }
+    facts
+}
+
+/// A remote clock minus ours, both in milliseconds.
+async fn offset<E>(ask: impl Future<Output = Result<u64, E>>) -> Option<Offset> {
+    let (began, timer) = (wall_now().as_millisecond(), Instant::now());
+    let remote = i64::try_from(ask.await.ok()?).ok()?;
+    let half = i64::try_from(timer.elapsed().as_millis() / 2).ok()?;
+    Some(Offset { ms: remote - (began + half), within_ms: half + 1 })
+}
+
+/// Whether a URL names this host.
+pub fn is_local(url: &str) -> bool {
+    let host = url.split("://").last().unwrap_or(url);
+    let host = host.rsplit('@').next().unwrap_or(host);
+    ["127.", "localhost", "[::1]", "/"].iter().any(|l| host.starts_with(l))
+}
+
+/// The file system of a folder, if that is there.
+pub(super) fn disk(folder: &str, owner: &'static str) -> Option<Disk> {
+    let f = rustix::fs::statvfs(folder).ok()?;
+    let bytes = |blocks: u64| blocks.saturating_mul(f.f_frsize);
+    // As `df` counts: what is kept for root belongs to nobody.
+    let total = bytes(f.f_blocks.saturating_sub(f.f_bfree).saturating_add(f.f_bavail));
+    Some(Disk { path: folder.to_owned(), owner, free: bytes(f.f_bavail), total })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_of_this_host_are_known() {
+        for url in
+            ["redis://127.0.0.1:6379", "rediss://user:p@localhost/0", "redis://***@[::1]:1", "unix:///run/r"]
+        {
+            assert!(is_local(url), "{url}");
+        }
+        for url in ["redis://10.0.0.1", "redis://redis:6379", "nats://localhost.example.org@far:1"] {
+            assert!(!is_local(url), "{url}");
+        }
+    }
+}

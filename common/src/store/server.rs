@@ -1,0 +1,97 @@
+//! What the Redis server says of itself.
+
+use redis::InfoDict;
+
+use super::script::{Store, StoreError};
+
+/// From `INFO`, and from `CONFIG GET` where that is allowed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServerState {
+    pub version: String,
+    /// `maxmemory-policy`.
+    pub policy: String,
+    pub has_aof: bool,
+    pub is_replica: bool,
+    /// Names of the writes to its disk that failed last.
+    pub failed_writes: Vec<&'static str>,
+    /// Bytes of memory in use.
+    pub used: u64,
+    /// `maxmemory` in bytes; 0: none.
+    pub limit: u64,
+    /// Bytes of memory of its host; 0 when not known.
+    pub memory: u64,
+    /// Keys evicted since it started.
+    pub evicted: u64,
+    /// `Err`: why it may not be asked.
+    pub config: Result<ServerConfig, String>,
+}
+
+/// Some settings of the server.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ServerConfig {
+    pub appendfsync: String,
+    /// Snapshots, as the server writes them: `3600 1 300 100`.
+    pub save: String,
+    /// Where it stores.
+    pub dir: String,
+}
+
+impl Store {
+    /// The server's address without its password.
+    pub fn url(&self) -> String {
+        self.inner.options.url.masked()
+    }
+
+    /// Asks the server about itself: two calls.
+    pub async fn server(&self) -> Result<ServerState, StoreError> {
+        let info: InfoDict = redis::cmd("INFO").query_async(&mut self.connection()).await?;
+        let text = |k: &str| info.get::<String>(k).unwrap_or_default();
+        let number = |k: &str| info.get::<u64>(k).unwrap_or(0);
+        let failed = |k: &str| info.get::<String>(k).is_some_and(|v| v != "ok");
+        let config = self.server_config().await;
+        let mut failed_writes = Vec::new();
+        let snapshots = config.as_ref().is_ok_and(|c| !c.save.is_empty());
+        for (key, name, is_used) in [
+            ("aof_last_write_status", "the last write to its append-only file", true),
+            ("aof_last_bgrewrite_status", "the last rewrite of its append-only file", true),
+            ("rdb_last_bgsave_status", "its last snapshot", snapshots),
+        ] {
+            if is_used && failed(key) {
+                failed_writes.push(name);
+            }
+        }
+        Ok(ServerState {
+            version: text("redis_version"),
+            policy: text("maxmemory_policy"),
+            has_aof: text("aof_enabled") == "1",
+            is_replica: text("role") == "slave",
+            failed_writes,
+            used: number("used_memory"),
+            limit: number("maxmemory"),
+            memory: number("total_system_memory"),
+            evicted: number("evicted_keys"),
+            config,
+        })
+    }
+
+    async fn server_config(&self) -> Result<ServerConfig, String> {
+        let answer: Result<std::collections::HashMap<String, String>, _> = redis::cmd("CONFIG")
+            .arg("GET")
+            .arg(&["appendfsync", "save", "dir"])
+            .query_async(&mut self.connection())
+            .await;
+        let mut all = answer.map_err(|e| e.to_string())?;
+        let mut take = |k: &str| all.remove(k).unwrap_or_default();
+        Ok(ServerConfig { appendfsync: take("appendfsync"), save: take("save"), dir: take("dir") })
+    }
+
+    /// Creation time of the `JOBS` stream that a partition's data set belongs to; `None` when there is no data set.
+    pub async fn belongs_to(&self, p: u32) -> Result<Option<String>, StoreError> {
+        let answer: Option<String> = redis::cmd("HGET")
+            .arg(self.keys().store(p))
+            .arg("jobs")
+            .query_async(&mut self.connection())
+            .await?;
+        Ok(answer)
+    }
+}
