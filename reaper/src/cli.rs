@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
 use surety_common::{
-    config::{ConnectionOptions, load},
+    config::{ConfigError, ConnectionOptions, Settings, load},
     manual,
     telemetry::{self, TelemetryOptions},
 };
@@ -18,7 +18,7 @@ use crate::service::Reaper;
 #[command(
     name = "surety-reaper",
     version,
-    after_help = "Example:\n  surety-reaper --nats nats://127.0.0.1:4222 --redis redis://127.0.0.1:6379\n\nExit codes:\n  0 stopped in order, 2 bad arguments, 69 NATS or Redis not reachable, 70 internal error,\n  78 bad configuration, or servers that do not keep what the promises need"
+    after_help = "Example:\n  surety-reaper --nats nats://127.0.0.1:4222 --redis redis://127.0.0.1:6379\n\nCommands:\n  surety-reaper health  ask the process with these settings on this host whether it is ready: exit code 0, or 1\n  surety-reaper man     print the manual page\n\nExit codes:\n  0 stopped in order, 2 bad arguments, 69 NATS or Redis not reachable, 70 internal error,\n  78 bad configuration, or servers that do not keep what the promises need"
 )]
 struct Args {
     #[command(flatten)]
@@ -27,10 +27,21 @@ struct Args {
     telemetry: TelemetryOptions,
 }
 
+fn settings(args: &Args) -> Result<Settings, ConfigError> {
+    let flags = [args.connection.flags(), args.telemetry.flags()].concat();
+    load(args.connection.file().as_deref(), &flags)
+}
+
 /// Entry point of the binary.
 pub fn main() -> ExitCode {
     if std::env::args().nth(1).as_deref() == Some("man") {
         return manual::print(Args::command());
+    }
+    if let Some(rest) = telemetry::arguments_after("health") {
+        return match settings(&Args::parse_from(rest)) {
+            Ok(s) => telemetry::health("surety-reaper", s.telemetry.listen),
+            Err(e) => fail(78, &e.to_string()),
+        };
     }
     let args = Args::parse();
     match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
@@ -45,8 +56,7 @@ fn fail(code: u8, text: &str) -> ExitCode {
 }
 
 async fn run(args: Args) -> ExitCode {
-    let flags = [args.connection.flags(), args.telemetry.flags()].concat();
-    let settings = match load(args.connection.file().as_deref(), &flags) {
+    let settings = match settings(&args) {
         Ok(s) => s,
         Err(e) => return fail(78, &e.to_string()),
     };

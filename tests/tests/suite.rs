@@ -19,5 +19,6 @@ mod suite {
     mod provisioning;
     mod schedules;
     mod scripts;
+    mod stack;
     mod tidy;
 }

@@ -4,7 +4,7 @@ use std::{path::PathBuf, process::ExitCode};
 
 use clap::{CommandFactory, Parser};
 use surety_common::{
-    config::{ConfigError, ConnectionOptions, Flags, load},
+    config::{ConfigError, ConnectionOptions, Flags, Settings, load},
     connect::ConnectError,
     manual,
     telemetry::{self, LogFormat, TelemetryOptions},
@@ -25,7 +25,7 @@ use crate::{JobContext, StartError, Worker, keeper};
 #[command(
     name = "surety-worker",
     version,
-    after_help = "Example:\n  surety-worker --config surety.toml --slots 4\n\nSignals:\n  TERM, INT  stop pulling, drain, hand back; a second one ends the drain at once\n\nExit codes:\n  0 stopped in order, 2 bad arguments, 69 NATS or Redis not reachable, 70 internal error,\n  78 bad configuration, or servers that do not keep what the promises need"
+    after_help = "Example:\n  surety-worker --config surety.toml --slots 4\n\nSignals:\n  TERM, INT  stop pulling, drain, hand back; a second one ends the drain at once\n\nCommands:\n  surety-worker health  ask the process with these settings on this host whether it is ready: exit code 0, or 1\n  surety-worker man     print the manual page\n\nExit codes:\n  0 stopped in order, 2 bad arguments, 69 NATS or Redis not reachable, 70 internal error,\n  78 bad configuration, or servers that do not keep what the promises need"
 )]
 struct Args {
     #[command(flatten)]
@@ -48,14 +48,16 @@ struct Args {
     telemetry: TelemetryOptions,
 }
 
-fn flags(args: &Args) -> Flags {
+fn settings(args: &Args) -> Result<Settings, ConfigError> {
     let own = [
         ("worker.slots", &args.slots, "--slots"),
         ("worker.queues", &args.queues, "--queues"),
         ("worker.state_dir", &args.state_dir, "--state-dir"),
     ];
     let own = own.into_iter().filter_map(|(path, value, flag)| Some((path, value.clone()?, flag)));
-    [args.connection.flags(), args.telemetry.flags()].concat().into_iter().chain(own).collect()
+    let flags: Flags =
+        [args.connection.flags(), args.telemetry.flags()].concat().into_iter().chain(own).collect();
+    load(args.connection.file().as_deref(), &flags)
 }
 
 /// Entry point of the binary: the keeper when started as one, else the worker.
@@ -65,6 +67,12 @@ pub fn main() -> ExitCode {
     }
     if std::env::args().nth(1).as_deref() == Some("man") {
         return manual::print(Args::command());
+    }
+    if let Some(rest) = telemetry::arguments_after("health") {
+        return match settings(&Args::parse_from(rest)) {
+            Ok(s) => telemetry::health("surety-worker", s.telemetry.listen),
+            Err(e) => fail(78, &e.to_string()),
+        };
     }
     let args = Args::parse();
     let runtime = match tokio::runtime::Builder::new_multi_thread()
@@ -96,9 +104,9 @@ fn fail(code: u8, text: &str) -> ExitCode {
 }
 
 async fn run(args: Args) -> ExitCode {
-    let settings = match load(args.connection.file().as_deref(), &flags(&args)) {
+    let settings = match settings(&args) {
         Ok(s) => s,
-        Err(e @ ConfigError { .. }) => return fail(78, &e.to_string()),
+        Err(e) => return fail(78, &e.to_string()),
     };
     telemetry::start(settings.telemetry.log_format, &settings.telemetry.log_level);
     // `/proc/self/exe` stays this very binary, also when the file is replaced during an upgrade.

@@ -1,8 +1,9 @@
 //! What a process says of itself: its log ([`log`]), its metrics ([`metrics`], [`labels`], [`document`]), and whether it is
-//! alive and ready ([`health`]), over HTTP ([`server`]).
+//! alive and ready ([`health`]), over HTTP ([`server`], asked by `ask`).
 //!
 //! One registry and one log for each process. Deliberately absent: pushing metrics anywhere; a process is scraped.
 
+mod ask;
 pub mod document;
 pub mod family;
 pub mod health;
@@ -13,6 +14,7 @@ pub mod metrics;
 mod options;
 pub mod server;
 
+pub use ask::{arguments_after, health};
 pub use listen::Listen;
 pub use log::{LogFormat, start};
 pub use options::TelemetryOptions;

@@ -1,10 +1,9 @@
-//! The compose stack without an engine: its file, its images and its configuration files against the real programs and
-//! servers. `make compose-test` does it in containers.
+//! The compose stack, read: its file, its images and its configuration files against what the programs and servers make of
+//! them. `stack.rs` runs it without an engine, and `make compose-test` in containers.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
-    process::{Output, Stdio},
     time::Duration,
 };
 
@@ -13,17 +12,14 @@ use surety_common::{
     clock::parse_span,
     config::{Settings, load_text},
 };
-use surety_producer::dev::servers::{NatsOptions, NatsServer, RedisOptions, RedisServer, find_nats_server};
-use surety_tests::{
-    process::Process,
-    world::{PATIENCE, bin},
-};
+use surety_producer::dev::servers::find_nats_server;
+use surety_tests::world::bin;
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
 }
 
-fn read(path: &str) -> String {
+pub(super) fn read(path: &str) -> String {
     std::fs::read_to_string(root().join(path)).unwrap_or_else(|e| panic!("{path}: {e}"))
 }
 
@@ -40,7 +36,7 @@ fn interpolated(text: &str, set: &[(&str, &str)]) -> String {
     out
 }
 
-fn compose_with(set: &[(&str, &str)]) -> BTreeMap<String, Service> {
+pub(super) fn compose_with(set: &[(&str, &str)]) -> BTreeMap<String, Service> {
     let doc: Value = serde_saphyr::from_str(&interpolated(&read("docker-compose.yml"), set)).unwrap();
     let services = doc["services"].as_object().unwrap();
     services.iter().map(|(name, v)| (name.clone(), Service { name: name.clone(), doc: v.clone() })).collect()
@@ -50,13 +46,13 @@ fn compose() -> BTreeMap<String, Service> {
     compose_with(&[])
 }
 
-fn strings(v: &Value) -> Vec<String> {
+pub(super) fn strings(v: &Value) -> Vec<String> {
     v.as_array().into_iter().flatten().map(|s| s.as_str().expect("a string").to_owned()).collect()
 }
 
-struct Service {
-    name: String,
-    doc: Value,
+pub(super) struct Service {
+    pub(super) name: String,
+    pub(super) doc: Value,
 }
 
 impl Service {
@@ -81,17 +77,17 @@ impl Service {
     }
 
     /// A text with paths in the container replaced by those of the repository.
-    fn here(&self, text: &str) -> String {
+    pub(super) fn here(&self, text: &str) -> String {
         self.mounts().iter().fold(text.to_owned(), |t, (from, to)| t.replace(to, from.to_str().unwrap()))
     }
 
-    fn environment(&self) -> Vec<(String, String)> {
+    pub(super) fn environment(&self) -> Vec<(String, String)> {
         let all = self.doc["environment"].as_object().into_iter().flatten();
         all.map(|(k, v)| (k.clone(), v.as_str().expect("quoted").to_owned())).collect()
     }
 
     /// The program and its arguments, as the container runs them.
-    fn argv(&self) -> Vec<String> {
+    pub(super) fn argv(&self) -> Vec<String> {
         let own = self.list("entrypoint");
         let entrypoint = match (own.is_empty(), self.target()) {
             (false, _) => own,
@@ -244,6 +240,9 @@ fn images_are_pinned_ports_are_local_and_nobody_has_rights() {
                 assert_eq!(s.doc["read_only"], true, "{name}");
                 assert_eq!(s.list("cap_drop"), ["ALL"], "{name}");
                 assert_eq!(s.list("security_opt"), ["no-new-privileges:true"], "{name}");
+                if s.is_lasting() {
+                    assert_eq!(strings(&s.doc["healthcheck"]["test"]), ["CMD", target, "health"]);
+                }
                 for tmpfs in s.list("tmpfs").iter().filter(|t| t.contains("uid=")) {
                     assert!(tmpfs.contains(&format!("uid={user},")), "{name}: {tmpfs} is not for {user}");
                 }
@@ -289,123 +288,6 @@ fn the_images_are_built_from_every_package() {
         let wanted = if is_tests { "!tests/Cargo.toml".to_owned() } else { format!("!{m}") };
         assert!(context.lines().any(|l| l == wanted), "{m} is not in the context of the build");
     }
-}
-
-/// The servers with the files of the stack, only at another place, and what the services run, as processes.
-struct Stack {
-    nats: NatsServer,
-    redis: RedisServer,
-    dir: tempfile::TempDir,
-    services: BTreeMap<String, Service>,
-}
-
-impl Stack {
-    async fn start(set: &[(&str, &str)]) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let data = |name: &str| dir.path().join(name);
-        let config = read("deploy/compose/nats.conf");
-        let kept: Vec<_> =
-            config.lines().filter(|l| !l.starts_with("listen:") && !l.starts_with("http:")).collect();
-        let nats = NatsServer::start(NatsOptions {
-            port: None,
-            data: data("nats"),
-            extra_config: kept.join("\n").replace("/data", data("nats").to_str().unwrap()),
-            log: None,
-        });
-        let config = read("deploy/compose/redis.conf");
-        let settings = config.lines().filter(|l| !l.starts_with('#') && !l.trim().is_empty());
-        let kept = settings.filter(|l| !l.starts_with("bind ") && !l.starts_with("dir "));
-        let redis = RedisServer::start(RedisOptions {
-            port: None,
-            data: data("redis"),
-            extra_args: kept
-                .flat_map(|l| format!("--{l}").split(' ').map(str::to_owned).collect::<Vec<_>>())
-                .collect(),
-            log: None,
-        });
-        let (nats, redis) = (nats.await.unwrap(), redis.await.unwrap());
-        for (ours, test) in
-            [("surety", "t-surety"), ("surety-worker", "t-worker"), ("surety-reaper", "t-reaper")]
-        {
-            std::os::unix::fs::symlink(bin(test), dir.path().join(ours)).unwrap();
-        }
-        Self { nats, redis, dir, services: compose_with(set) }
-    }
-
-    /// Environment of a service, with the servers' addresses of now and paths of the repository.
-    fn environment(&self, s: &Service) -> Vec<(String, String)> {
-        let mut env = s.environment();
-        for (name, value) in &mut env {
-            if name == "SURETY_CONFIG" {
-                let file = self.dir.path().join(format!("{}.toml", s.name));
-                std::fs::write(&file, s.here(&std::fs::read_to_string(s.here(value)).unwrap())).unwrap();
-                *value = file.to_str().unwrap().to_owned();
-            }
-        }
-        let state = self.dir.path().join("state").to_str().unwrap().to_owned();
-        let path = format!("{}:{}", self.dir.path().display(), std::env::var("PATH").unwrap());
-        let more = [
-            ("NATS_URL", self.nats.url()),
-            ("REDIS_URL", self.redis.url()),
-            ("SURETY_WORKER_STATE_DIR", state),
-            ("PATH", path),
-        ];
-        env.extend(more.map(|(k, v)| (k.to_owned(), v)));
-        env
-    }
-
-    /// Runs what a service runs, with further arguments, to its end.
-    async fn run(&self, service: &str, more: &[&str]) -> Output {
-        let s = &self.services[service];
-        let argv = s.argv();
-        let program = self.dir.path().join(&argv[0]);
-        let program = if program.exists() { program } else { PathBuf::from(&argv[0]) };
-        let mut c = tokio::process::Command::new(program);
-        c.args(&argv[1..]).args(more).envs(self.environment(s)).current_dir(self.dir.path());
-        let output = c.stdin(Stdio::null()).kill_on_drop(true).output();
-        let o = tokio::time::timeout(PATIENCE, output).await.expect("it hangs").unwrap();
-        assert!(o.status.success(), "{service}: {}", String::from_utf8_lossy(&o.stderr));
-        o
-    }
-
-    /// Starts what a lasting service runs.
-    fn spawn(&self, service: &str) -> Process {
-        let s = &self.services[service];
-        let argv = s.argv();
-        let env = self.environment(s);
-        let env: Vec<_> = env.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
-        let program = self.dir.path().join(&argv[0]);
-        Process::start(
-            program.to_str().unwrap(),
-            &argv[1..],
-            &env,
-            self.dir.path().join(format!("{service}.log")),
-        )
-    }
-}
-
-// Shows: B-05
-#[tokio::test]
-async fn what_the_services_run_does_the_sample_end_to_end() {
-    let stack = Stack::start(&[("SAMPLE_JOBS", "3"), ("SAMPLE_RUN", "here")]).await;
-    stack.run("provision", &[]).await;
-    let (mut worker, mut reaper) = (stack.spawn("worker"), stack.spawn("reaper"));
-    stack.run("sample", &[]).await;
-    // The last job was waited for; those before it were started before it.
-    let until = std::time::Instant::now() + PATIENCE;
-    for id in ["sample-here-1", "sample-here-2", "sample-here-3", "sample-here-last"] {
-        loop {
-            let said: Value =
-                serde_json::from_slice(&stack.run("surety", &["status", id, "--json"]).await.stdout).unwrap();
-            if said["is_terminal"] == true {
-                assert_eq!((&said["status"], &said["attempt"]), (&"done".into(), &1.into()), "{said}");
-                break;
-            }
-            assert!(std::time::Instant::now() < until, "{said}\n{}", worker.log());
-        }
-    }
-    assert_eq!(worker.stop().await, Some(0), "{}", worker.log());
-    assert_eq!(reaper.stop().await, Some(0), "{}", reaper.log());
 }
 
 #[test]

@@ -7,7 +7,7 @@ use surety_tests::{
     process::Process,
     proxy::Proxy,
     scrape::{Scrape, address, get, ready},
-    world::{World, wait},
+    world::{PATIENCE, World, bin, wait},
 };
 
 const LISTEN: (&str, &str) = ("SURETY_TELEMETRY_LISTEN", "127.0.0.1:0");
@@ -152,4 +152,44 @@ async fn other_paths_and_methods_are_refused() {
         s.read_to_string(&mut all).await.unwrap();
         assert!(all.lines().next().unwrap().contains(status), "{all}");
     }
+}
+
+/// Runs the health check of a program for an address; gives its exit code and what it says.
+async fn health(program: &str, listen: &str) -> (Option<i32>, String) {
+    let mut c = tokio::process::Command::new(bin(program));
+    c.env_clear().args(["health", "--listen", listen]).kill_on_drop(true);
+    let o = tokio::time::timeout(PATIENCE, c.output()).await.expect("the health check hangs").unwrap();
+    (o.status.code(), String::from_utf8(o.stderr).unwrap())
+}
+
+// Shows: O-06
+#[tokio::test]
+async fn programs_ask_each_other_for_their_health() {
+    let world = World::start().await;
+    world.connect().await;
+    let redis = Proxy::start(format!("127.0.0.1:{}", world.redis.port()).parse().unwrap()).await.unwrap();
+    let url = format!("redis://{}", redis.addr());
+    let mut worker = world.worker(&["--redis", &url], &[LISTEN]);
+    let mut reaper = world.reaper(&[LISTEN]);
+    for (program, process) in [("t-worker", &mut worker), ("t-reaper", &mut reaper)] {
+        let at = address(process).await;
+        is_ready(at).await;
+        let (code, said) = health(program, &at.to_string()).await;
+        assert!(code == Some(0) && said.contains("\"ready\":true"), "{code:?} {said}");
+    }
+    let at = address(&mut worker).await;
+    redis.cut();
+    missing(at, "redis").await;
+    let (code, said) = health("t-worker", &at.to_string()).await;
+    assert!(
+        code == Some(1) && said.contains("not ready: {") && said.contains("\"redis\":"),
+        "{code:?} {said}"
+    );
+    worker.kill9().await;
+    let (code, said) = health("t-worker", &at.to_string()).await;
+    assert!(code == Some(1) && said.contains(&format!("no answer at {at}")), "{code:?} {said}");
+    let (code, said) = health("t-worker", "off").await;
+    assert!(code == Some(78) && said.contains("SURETY_TELEMETRY_LISTEN"), "{code:?} {said}");
+    let (code, said) = health("t-reaper", "somewhere").await;
+    assert!(code == Some(78) && said.contains("telemetry.listen"), "{code:?} {said}");
 }
