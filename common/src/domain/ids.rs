@@ -93,6 +93,11 @@ name!(
     |b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-'
 );
 name!(
+    /// Names a schedule; its jobs are named after it.
+    ScheduleName, "schedule", "1 to 64 of A-Z a-z 0-9 _ -", 64,
+    |b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-'
+);
+name!(
     /// One incarnation of one worker process.
     SessionId, "session id", "1 to 128 of A-Z a-z 0-9 _ -", 128,
     |b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-'

@@ -1,11 +1,13 @@
 //! The rules of a job, without IO. `now`, random values and ids are arguments.
 
 pub mod contract;
+pub mod cron;
 pub mod event;
 pub mod ids;
 pub mod job;
 pub mod outcome;
 pub mod retry;
+pub mod schedule;
 pub mod status;
 pub mod text;
 
