@@ -36,6 +36,15 @@ pub fn parse_span(s: &str) -> Result<Duration, String> {
     Duration::try_from(d).map_err(|_| format!("{s:?} is negative; a duration is 0 or more"))
 }
 
+/// A point in time as people write it in arguments: RFC 3339, with its offset from UTC.
+pub fn parse_time(s: &str) -> Result<jiff::Timestamp, String> {
+    s.trim().parse().map_err(|_| {
+        format!(
+            "{s:?} is not a point in time; write it like 2027-01-01T09:30:00Z or 2027-01-01T09:30:00+01:00"
+        )
+    })
+}
+
 /// The shortest form that [`parse_span`] reads back.
 pub fn format_span(d: Duration) -> String {
     let ms = d.as_millis();

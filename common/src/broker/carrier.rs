@@ -4,11 +4,13 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::StreamExt;
 
 use super::{
-    Broker, BrokerError,
+    Broker, BrokerError, decode,
     place::{Carrier, CarrierStream},
     pull::Delivery,
+    schedule,
 };
 use crate::domain::{JobId, QueueName};
 
@@ -105,30 +107,45 @@ impl Broker {
             .request(format!("$JS.API.DIRECT.GET.{stream}"), body.to_string().into())
             .await
             .map_err(|e| BrokerError::Unreachable(e.to_string()))?;
-        if m.status.is_some_and(|s| s.as_u16() == 404) {
-            return Ok(None);
+        read_direct(m)
+    }
+
+    /// Up to `n` messages at or after `sequence` whose subject matches, and whether more follow. One request.
+    pub async fn messages(
+        &self,
+        stream: &str,
+        sequence: u64,
+        subject: &str,
+        n: usize,
+    ) -> Result<(Vec<Delivery>, bool), BrokerError> {
+        let away = |e: &dyn std::fmt::Display| BrokerError::Unreachable(format!("{stream}: {e}"));
+        let inbox = self.client.new_inbox();
+        let mut replies = self.client.subscribe(inbox.clone()).await.map_err(|e| away(&e))?;
+        let body = serde_json::json!({ "seq": sequence, "next_by_subj": subject, "batch": n });
+        let request = format!("$JS.API.DIRECT.GET.{stream}");
+        self.client
+            .publish_with_reply(request, inbox, body.to_string().into())
+            .await
+            .map_err(|e| away(&e))?;
+        let (mut out, mut left) = (Vec::new(), 0);
+        loop {
+            let m = tokio::time::timeout(self.call_timeout(), replies.next())
+                .await
+                .map_err(|_| away(&"no answer in time"))?
+                .ok_or_else(|| away(&"the connection was closed"))?;
+            match m.status.map(|s| s.as_u16()) {
+                // The end of what was asked for.
+                Some(204) => return Ok((out, left > 0)),
+                Some(503) => return Err(away(&"it does not answer direct reads")),
+                _ => {}
+            }
+            let pending = m.headers.as_ref().and_then(|h| h.get("Nats-Num-Pending"));
+            left = pending.and_then(|v| v.as_str().parse().ok()).unwrap_or(0);
+            match read_direct(m)? {
+                Some(d) => out.push(d),
+                None => return Ok((out, false)),
+            }
         }
-        let header = |n: &str| m.headers.as_ref().and_then(|h| h.get(n)).map(|v| v.as_str().to_owned());
-        let sequence = header("Nats-Sequence").and_then(|s| s.parse().ok());
-        let (Some(subject), Some(sequence)) = (header("Nats-Subject"), sequence) else {
-            return Err(BrokerError::Unreachable(format!(
-                "direct get: {}",
-                m.description.unwrap_or_default()
-            )));
-        };
-        let stored_ms = header("Nats-Time-Stamp")
-            .and_then(|t| t.parse::<jiff::Timestamp>().ok())
-            .and_then(|t| u64::try_from(t.as_millisecond()).ok())
-            .unwrap_or(0);
-        Ok(Some(Delivery {
-            subject,
-            payload: m.payload,
-            headers: m.headers,
-            ack_subject: String::new(),
-            sequence,
-            delivered: 0,
-            stored_ms,
-        }))
     }
 
     /// Deletes a message by its sequence. Gone already is fine.
@@ -140,7 +157,7 @@ impl Broker {
         }
     }
 
-    /// The carrier of a job that nobody pulled yet, found by its subject, in any of these queues.
+    /// The carrier of a job that nobody pulled yet, in any of these queues: waiting, come due, or still a schedule.
     pub async fn find_carrier(
         &self,
         queues: &[QueueName],
@@ -152,6 +169,54 @@ impl Broker {
                 return Ok(Some((q.clone(), m)));
             }
         }
-        Ok(None)
+        let found = self.find_due(id).await?;
+        let queue = |m: &Delivery| self.names().queue_of(&m.subject).and_then(|q| QueueName::new(q).ok());
+        Ok(found.and_then(|m| Some((queue(&m)?, m))))
     }
+
+    /// The message in `SCHED` that is or will be this job.
+    async fn find_due(&self, id: &JobId) -> Result<Option<Delivery>, BrokerError> {
+        let (names, stream) = (self.names(), self.names().sched());
+        // Ordering: the schedule before what it makes, so that one that fires between the looks is not missed.
+        if let Some(m) = self.last_message(&stream, &names.sched_subject("*", id.as_str())).await?
+            && schedule::due_at(&m).is_some()
+        {
+            return Ok(Some(m));
+        }
+        if let Some(m) = self.last_message(&stream, &names.due_subject("*", id.as_str())).await?
+            && decode::is_job(self, &m, id)
+        {
+            return Ok(Some(m));
+        }
+        // A job of a schedule that fires again has its sequence in its id.
+        let sequence = id.as_str().rsplit_once('-').and_then(|(_, n)| n.parse().ok());
+        let Some(sequence) = sequence.filter(|n| *n > 0) else { return Ok(None) };
+        let found = self.message(&stream, sequence).await?;
+        Ok(found.filter(|m| names.parse_due_subject(&m.subject).is_some() && decode::is_job(self, m, id)))
+    }
+}
+
+/// A message from the answer to a direct get; `None` where there is none.
+fn read_direct(m: async_nats::Message) -> Result<Option<Delivery>, BrokerError> {
+    if m.status.is_some_and(|s| s.as_u16() == 404) {
+        return Ok(None);
+    }
+    let header = |n: &str| m.headers.as_ref().and_then(|h| h.get(n)).map(|v| v.as_str().to_owned());
+    let sequence = header("Nats-Sequence").and_then(|s| s.parse().ok());
+    let (Some(subject), Some(sequence)) = (header("Nats-Subject"), sequence) else {
+        return Err(BrokerError::Unreachable(format!("direct get: {}", m.description.unwrap_or_default())));
+    };
+    let stored_ms = header("Nats-Time-Stamp")
+        .and_then(|t| t.parse::<jiff::Timestamp>().ok())
+        .and_then(|t| u64::try_from(t.as_millisecond()).ok())
+        .unwrap_or(0);
+    Ok(Some(Delivery {
+        subject,
+        payload: m.payload,
+        headers: m.headers,
+        ack_subject: String::new(),
+        sequence,
+        delivered: 0,
+        stored_ms,
+    }))
 }

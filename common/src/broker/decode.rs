@@ -115,6 +115,14 @@ pub fn decode(
     }
 }
 
+/// Whether a message that came due is this job.
+pub(super) fn is_job(broker: &Broker, m: &Delivery, id: &JobId) -> bool {
+    // The id of last resort is not looked for: nobody was told it.
+    let naming = Naming::of(broker, m, "");
+    let in_body = serde_json::from_slice::<Peek>(&m.payload).ok().and_then(|p| p.id);
+    naming.id(in_body.as_deref()).is_ok_and(|found| found == *id)
+}
+
 /// The trace context, if it is one: 55 characters of hex and dashes, so that it may stand in JSON as it is.
 fn trace(d: &Delivery) -> String {
     d.header(headers::TRACEPARENT)

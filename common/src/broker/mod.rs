@@ -22,6 +22,7 @@ pub mod pull;
 pub mod purge;
 pub mod queues;
 mod scan;
+pub mod schedule;
 mod sizes;
 pub mod topology;
 

@@ -4,6 +4,8 @@
 pub const MSG_ID: &str = "Nats-Msg-Id";
 /// Refuses a publish that would land in another stream than the one meant.
 pub const EXPECTED_STREAM: &str = "Nats-Expected-Stream";
+/// Refuses a publish where the newest message of its subject is another one; 0: where there is any.
+pub const EXPECTED_LAST: &str = "Nats-Expected-Last-Subject-Sequence";
 /// When a schedule fires: `@at <RFC 3339>`, `@every <duration>`, or cron with six fields.
 pub const SCHEDULE: &str = "Nats-Schedule";
 /// Subject of the message that a schedule makes each time.

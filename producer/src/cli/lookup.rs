@@ -14,7 +14,7 @@ use super::failure::Failure;
 pub(super) enum Seen {
     /// Redis has its record.
     Record(Box<Record>),
-    /// It waits in a queue; no worker has pulled it.
+    /// It waits in a queue, or is scheduled; no worker has pulled it.
     Waiting(QueueName, Box<Delivery>),
     /// Its record is gone; this is the last event of it.
     Journal(Box<Event>),

@@ -11,6 +11,7 @@ mod doctor;
 mod enqueue;
 mod events;
 pub(crate) mod failure;
+mod job_args;
 mod lookup;
 mod members;
 mod provision;

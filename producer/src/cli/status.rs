@@ -3,7 +3,7 @@
 use clap::Args;
 use serde::Serialize;
 use surety_common::{
-    broker::pull::Delivery,
+    broker::{pull::Delivery, schedule::due_at},
     clock::iso,
     domain::{JobId, QueueName, Status},
     store::Record,
@@ -19,7 +19,8 @@ use crate::render::Screen;
 
 /// Show where a job is
 ///
-/// Reads the record; a job that nobody has pulled yet is found in its queue, one whose record is gone in the journal.
+/// Reads the record; a job that nobody has pulled yet is found in its queue, one that is scheduled by its schedule, one whose
+/// record is gone in the journal.
 /// Statuses: queued, scheduled, deferred, running, waiting_input, retry_wait, and terminal: done, failed, cancelled,
 /// timed_out.
 #[derive(Debug, Args)]
@@ -36,7 +37,7 @@ pub(super) struct JobView {
     id: String,
     status: &'static str,
     is_terminal: bool,
-    /// `record`, `queue` or `journal`: where this was read.
+    /// `record`, `queue`, `schedule` or `journal`: where this was read.
     source: &'static str,
     queue: String,
     #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
@@ -117,16 +118,20 @@ impl JobView {
     pub(super) fn of_carrier(id: &JobId, queue: &QueueName, m: &Delivery) -> Self {
         let body: Option<serde_json::Value> = serde_json::from_slice(&m.payload).ok();
         let field = |name: &str| body.as_ref()?.get(name)?.as_str().map(str::to_owned);
+        let due_at = due_at(m);
+        let (status, source) =
+            if due_at.is_some() { (Status::Scheduled, "schedule") } else { (Status::Queued, "queue") };
         Self {
             id: id.to_string(),
-            status: Status::Queued.name(),
-            source: "queue",
+            status: status.name(),
+            source,
             queue: queue.to_string(),
             job_type: field("type"),
             key: field("key"),
             generation: generation(m),
             carrier: Some(m.carrier().to_string()),
             created_at: iso(m.stored_ms),
+            due_at: due_at.map(|t| t.to_string()),
             ..Self::default()
         }
     }

@@ -14,8 +14,18 @@ use surety_common::{
 pub struct JobBuilder {
     pub(super) document: JobDocument,
     pub(super) traceparent: Option<Box<str>>,
+    pub(super) start: Start,
     /// What was wrong with values that do not fit into the document.
     pub(super) problems: Vec<String>,
+}
+
+/// When a job may start.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) enum Start {
+    #[default]
+    Now,
+    At(jiff::Timestamp),
+    After(Duration),
 }
 
 impl From<JobDocument> for JobBuilder {
@@ -126,6 +136,20 @@ impl JobBuilder {
     #[must_use]
     pub fn expires_at(mut self, at: jiff::Timestamp) -> Self {
         self.document.expires_at = Some(at.to_string());
+        self
+    }
+
+    /// Not started before then, by the clock of nats-server. Must lie in the future when the job is sent.
+    #[must_use]
+    pub fn at(mut self, at: jiff::Timestamp) -> Self {
+        self.start = Start::At(at);
+        self
+    }
+
+    /// Not started until this long after it is prepared for sending, by the clock of this machine.
+    #[must_use]
+    pub fn delay(mut self, delay: Duration) -> Self {
+        self.start = Start::After(delay);
         self
     }
 

@@ -19,12 +19,15 @@ pub mod builder;
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use jiff::Timestamp;
 use surety_common::{
     broker::{
         Broker, BrokerError,
-        jobs::first_headers,
+        jobs::first_message,
         publish::{self, Publisher, Stored},
+        schedule::NOT_EMPTY,
     },
+    clock::wall_now,
     config::Settings,
     connect::{self, ConnectError},
     domain::{ErrorCode, Job, JobId, QueueName, ids::NameError},
@@ -36,6 +39,7 @@ use surety_common::{
 };
 
 pub use builder::JobBuilder;
+use builder::Start;
 
 /// Why a job was not enqueued.
 #[derive(Debug, thiserror::Error)]
@@ -64,10 +68,12 @@ impl Transient for ClientError {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Enqueued {
     pub id: JobId,
-    /// Sequence in `JOBS`; of the original where `is_duplicate`.
+    /// Sequence in `JOBS`, or in `SCHED` for a job for later; of the original where `is_duplicate`.
     pub sequence: u64,
-    /// This id was enqueued before, within the stream's duplicate window; this call added nothing.
+    /// This id was enqueued before, within the stream's duplicate window, or is scheduled; this call added nothing.
     pub is_duplicate: bool,
+    /// When it may start, where that is later.
+    pub due_at: Option<Timestamp>,
 }
 
 /// A job that is checked and encoded, ready to be sent any number of times.
@@ -76,6 +82,7 @@ pub struct Prepared {
     id: JobId,
     queue: QueueName,
     traceparent: Option<Box<str>>,
+    due_at: Option<Timestamp>,
     body: Bytes,
 }
 
@@ -87,7 +94,11 @@ impl Prepared {
         job: impl Into<JobBuilder>,
         parent: Option<&JobId>,
     ) -> Result<Self, Refused> {
-        let JobBuilder { mut document, traceparent, mut problems } = job.into();
+        let JobBuilder { mut document, traceparent, start, mut problems } = job.into();
+        let due_at = due_at(start).unwrap_or_else(|problem| {
+            problems.push(problem);
+            None
+        });
         let named = match document.id.as_deref() {
             None => generated_id(),
             // The rest is checked under another id, so that all problems come at once.
@@ -107,7 +118,7 @@ impl Prepared {
         let body = serde_json::to_vec(&document);
         match (check(document, id.clone(), queue.clone()), body) {
             (Ok(_), Ok(body)) if problems.is_empty() => {
-                Ok(Self { id, queue: queue.clone(), traceparent, body: body.into() })
+                Ok(Self { id, queue: queue.clone(), traceparent, due_at, body: body.into() })
             }
             (checked, body) => {
                 problems.extend(checked.err().into_iter().flat_map(|r| r.problems));
@@ -125,6 +136,38 @@ impl Prepared {
     /// Size of the encoded document in bytes.
     pub fn size(&self) -> usize {
         self.body.len()
+    }
+
+    fn enqueued(self, stored: Stored) -> Enqueued {
+        let Stored { sequence, is_duplicate } = stored;
+        Enqueued { id: self.id, sequence, is_duplicate, due_at: self.due_at }
+    }
+}
+
+/// The time of a start for later. Errors: one line for people.
+fn due_at(start: Start) -> Result<Option<Timestamp>, String> {
+    let now = wall_now();
+    let at = match start {
+        Start::Now => return Ok(None),
+        Start::At(at) => at,
+        Start::After(delay) => now
+            .checked_add(delay)
+            .map_err(|_| "start: the delay is longer than time can be told".to_owned())?,
+    };
+    if at <= now {
+        return Err(format!("start: {at} is not in the future"));
+    }
+    Ok(Some(at))
+}
+
+/// What an error says of a job for later whose id is scheduled already.
+fn scheduled_before(error: &BrokerError) -> Option<Stored> {
+    match error {
+        BrokerError::Refused { code: NOT_EMPTY, text } => {
+            let sequence = text.rsplit(' ').next().and_then(|n| n.parse().ok()).unwrap_or(0);
+            Some(Stored { sequence, is_duplicate: true })
+        }
+        _ => None,
     }
 }
 
@@ -201,8 +244,9 @@ impl Client {
 
     /// [`Client::send`] for a job that was prepared before.
     pub async fn send_prepared(&self, job: Prepared) -> Result<Pending, BrokerError> {
-        let subject = self.link.broker.names().job_subject(&job.queue, &job.id);
-        let headers = first_headers(&job.id, job.traceparent.as_deref());
+        let Prepared { id, queue, due_at, .. } = &job;
+        let names = self.link.broker.names();
+        let (subject, headers) = first_message(names, queue, id, *due_at, job.traceparent.as_deref());
         let ack = self.link.publisher.send(subject, headers, job.body.clone()).await?;
         Ok(Pending { job, ack, link: self.link.clone() })
     }
@@ -211,8 +255,9 @@ impl Client {
 impl Link {
     /// Publishes under the same message id until it is stored or the patience is used up.
     async fn repeat(&self, job: &Prepared) -> Result<Stored, BrokerError> {
-        let subject = self.broker.names().job_subject(&job.queue, &job.id);
-        let headers = first_headers(&job.id, job.traceparent.as_deref());
+        let Prepared { id, queue, due_at, .. } = job;
+        let names = self.broker.names();
+        let (subject, headers) = first_message(names, queue, id, *due_at, job.traceparent.as_deref());
         let (subject, headers) = (&subject, &headers);
         retry(self.patience, || async move {
             match self.publisher.publish(subject, headers, &job.body, Pace::call(FEW)).await {
@@ -258,17 +303,18 @@ impl Pending {
             // A missing stream may be an election; only a repeat can tell.
             Err(e) if e.is_transient() || matches!(e, BrokerError::NoStream { .. }) => {
                 tracing::debug!(job = %job.id, error = %e, "enqueue failed, trying again");
-                link.repeat(&job).await?
+                link.repeat(&job).await
             }
-            other => other?,
+            other => other,
         };
-        Ok(Enqueued { id: job.id, sequence: stored.sequence, is_duplicate: stored.is_duplicate })
+        let stored = stored.or_else(|e| scheduled_before(&e).ok_or(e))?;
+        Ok(job.enqueued(stored))
     }
 
     /// Waits for this one acknowledgement and repeats nothing: for a caller that gave up already and counts what is left.
     pub async fn stored_as_sent(self) -> Result<Enqueued, ClientError> {
-        let stored = self.ack.stored().await?;
-        Ok(Enqueued { id: self.job.id, sequence: stored.sequence, is_duplicate: stored.is_duplicate })
+        let stored = self.ack.stored().await.or_else(|e| scheduled_before(&e).ok_or(e))?;
+        Ok(self.job.enqueued(stored))
     }
 }
 

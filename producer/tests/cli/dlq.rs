@@ -121,7 +121,9 @@ async fn a_letter_that_is_no_job_is_shown_and_not_replayed() {
     for (id, body) in
         [("garbage", &b"\xff{not json\x1b[31m"[..]), ("other", b"{\"type\":\"a\",\"id\":\"another\"}")]
     {
-        let headers = surety_common::broker::jobs::first_headers(&id.parse().unwrap(), None);
+        let (queue, job) = ("default".parse().unwrap(), id.parse().unwrap());
+        let (_, headers) =
+            surety_common::broker::jobs::first_message(c.broker.names(), &queue, &job, None, None);
         let subject = c.broker.names().dlq_subject("default", &id.parse().unwrap());
         let pace: Pace = patience();
         c.publisher.publish(&subject, &headers, &bytes::Bytes::from_static(body), pace).await.unwrap();

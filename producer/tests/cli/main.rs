@@ -15,6 +15,7 @@ mod dev;
 mod dlq;
 mod input;
 mod jobs;
+mod later;
 mod members;
 mod purge;
 mod screen;
