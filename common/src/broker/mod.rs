@@ -13,7 +13,7 @@ pub mod decode;
 pub mod drift;
 pub mod floor;
 pub mod follow;
-mod info;
+pub(crate) mod info;
 pub mod jobs;
 pub mod journal;
 pub mod place;

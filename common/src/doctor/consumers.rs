@@ -19,6 +19,12 @@ pub(super) fn judge(facts: &Facts, nats: &NatsFacts, out: &mut Vec<Finding>) {
     let Some(layout) = &nats.layout else { return };
     for lane in &layout.lanes {
         let place = format!("consumer {} of {}", lane.state.consumer, lane.state.stream);
+        if let Some(why) = &lane.unknown {
+            let s = &lane.state;
+            let fix = format!("allow this user `$JS.API.CONSUMER.INFO.{}.{}`", s.stream, s.consumer);
+            out.push(CONSUMER_DRIFT.unknown(&place, format!("what it is like is not known ({why})"), fix));
+            continue;
+        }
         if lane.state.is_missing {
             missing(facts, lane, &place, out);
             continue;

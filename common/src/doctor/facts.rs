@@ -55,7 +55,7 @@ pub struct NatsFacts {
 }
 
 /// Streams and consumers.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct LayoutFacts {
     /// Why what is there cannot be used.
     pub unusable: Option<String>,
@@ -77,6 +77,8 @@ pub struct StreamFacts {
     pub name: String,
     /// Which of those that carry jobs it is, if any.
     pub carries: Option<CarrierStream>,
+    /// Why it could not be looked at.
+    pub unknown: Option<String>,
     pub is_missing: bool,
     /// Has a limit by count or size, at which it drops the oldest.
     pub drops_oldest: bool,
@@ -93,6 +95,8 @@ pub struct LaneFacts {
     pub of: CarrierStream,
     /// The settings declare the queue.
     pub is_declared: bool,
+    /// Why it could not be looked at; `state` says nothing then.
+    pub unknown: Option<String>,
     pub state: LaneState,
     pub ack_wait: Duration,
     /// -1: no limit.

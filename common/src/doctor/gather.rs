@@ -1,29 +1,22 @@
 //! Asking the servers. Everything here only reads.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use async_nats::jetstream::stream::DiscardPolicy;
-use futures::{StreamExt, TryStreamExt, stream};
 use serde_json::json;
 
 use super::{
     facts::{
-        DataSet, Disk, Facts, FleetFacts, Known, LaneFacts, LayoutFacts, Monitor, NatsFacts, Offset,
-        Permissions, RedisFacts, Role, Storage, StreamFacts,
+        DataSet, Disk, Facts, FleetFacts, Known, Monitor, NatsFacts, Offset, Permissions, RedisFacts, Role,
+        Storage,
     },
+    layout::Asking,
     permissions,
 };
 use crate::{
-    broker::{
-        Broker, BrokerError,
-        drift::{self, filters},
-        place::CarrierStream,
-        queues::LaneState,
-        topology::{Lane, Layout},
-    },
+    broker::{Broker, BrokerError, topology::Lane},
     clock::wall_now,
     config::Settings,
-    pace::Transient,
+    domain::QueueName,
     store::{Store, StoreError},
 };
 
@@ -37,9 +30,6 @@ pub enum Depth {
     /// Also what takes time: clocks, storage, stray messages.
     Full,
 }
-
-/// Consumers that are asked about at once.
-const AT_ONCE: usize = 16;
 
 /// Asks NATS.
 /// Errors: the server cannot be reached. What it refuses to tell stands in the facts.
@@ -62,128 +52,26 @@ pub async fn nats(broker: &Broker, s: &Settings, role: Role, depth: Depth) -> Re
     {
         return Ok(facts);
     }
+    facts.publish = allowed(broker).await;
+    // A worker of some queues looks at those alone: it may not be allowed more.
+    let own: Vec<&str> = match role {
+        Role::Worker => {
+            s.worker.queues.iter().map(|q| q.split_once(':').map_or(q.as_str(), |(n, _)| n)).collect()
+        }
+        _ => Vec::new(),
+    };
+    let is_own = |q: &QueueName| own.is_empty() || own.contains(&q.as_str());
     let layout = s.layout();
-    let lanes = layout.lanes(broker.names());
+    let lanes: Vec<Lane> =
+        layout.queues.iter().filter(|q| is_own(q)).flat_map(|q| broker.names().lanes(q)).collect();
     facts.needs = permissions::needs(role, broker.names(), &lanes);
-    let (found, publish) = tokio::join!(layout_facts(broker, &layout, depth), allowed(broker));
-    facts.layout = Some(found?);
-    facts.publish = publish;
+    let asking = Asking { broker, publish: &facts.publish };
+    facts.layout = Some(asking.layout(&layout, is_own, depth == Depth::Full).await?);
     if depth == Depth::Full {
         facts.account = storage(broker).await;
         facts.clock = offset(broker.now_ms()).await;
     }
     Ok(facts)
-}
-
-async fn layout_facts(broker: &Broker, layout: &Layout, depth: Depth) -> Result<LayoutFacts, BrokerError> {
-    let n = broker.names();
-    let mut out = LayoutFacts {
-        unusable: None,
-        streams: Vec::new(),
-        queues: Vec::new(),
-        lanes: Vec::new(),
-        uncovered: Vec::new(),
-        stray: None,
-        journaled: 0,
-    };
-    match broker.found().await {
-        Ok(found) => out.queues = found.queues,
-        Err(e) if e.is_transient() => return Err(e),
-        Err(e) => {
-            out.unusable = Some(e.to_string());
-            return Ok(out);
-        }
-    }
-    let mut subjects = Vec::new();
-    for want in layout.streams(n) {
-        let info = broker.stream_info(&want.name).await?;
-        let mut facts = StreamFacts {
-            carries: CarrierStream::ALL.into_iter().find(|c| n.stream(*c) == want.name),
-            name: want.name.clone(),
-            is_missing: info.is_none(),
-            drops_oldest: false,
-            duplicate_window: Duration::ZERO,
-            replicas: want.num_replicas,
-            offline: Vec::new(),
-            differences: Vec::new(),
-        };
-        if let Some(i) = info {
-            let is_limited = i.config.max_messages > 0 || i.config.max_bytes > 0;
-            facts.drops_oldest = is_limited && i.config.discard == DiscardPolicy::Old;
-            facts.duplicate_window = i.config.duplicate_window;
-            facts.replicas = i.config.num_replicas;
-            facts.differences = drift::stream(&i.config, &want).0;
-            let peers = i.cluster.iter().flat_map(|c| &c.replicas);
-            facts.offline = peers.filter(|p| p.offline).map(|p| p.name.clone()).collect();
-            if facts.carries == Some(CarrierStream::Jobs) {
-                subjects = i.config.subjects;
-            }
-            if want.name == n.events() {
-                out.journaled = i.state.messages;
-            }
-        }
-        out.streams.push(facts);
-    }
-    let lanes: Vec<Lane> = out.queues.iter().flat_map(|q| n.lanes(q)).collect();
-    let mut covered = Vec::new();
-    let asked = stream::iter(lanes).map(|lane| async move {
-        let info = broker.consumer_info(&lane.stream, &lane.consumer).await?;
-        Ok::<_, BrokerError>((lane, info))
-    });
-    for (lane, info) in asked.buffered(AT_ONCE).try_collect::<Vec<_>>().await? {
-        let is_declared = layout.queues.contains(&lane.queue);
-        if info.is_none() && is_declared {
-            // Told as a missing consumer.
-            covered.extend(lane.subjects.iter().cloned());
-        }
-        covered.extend(info.iter().flat_map(|i| filters(&i.config)));
-        let differences = info.as_ref().filter(|_| is_declared);
-        let differences = differences.map(|i| drift::consumer(&i.config, &layout.consumer(&lane)).0);
-        out.lanes.push(LaneFacts {
-            is_declared,
-            state: info.as_ref().map_or_else(|| LaneState::missing(&lane), |i| LaneState::of(&lane, i)),
-            ack_wait: info.as_ref().map_or(layout.ack_wait, |i| i.config.ack_wait),
-            max_deliver: info.as_ref().map_or(layout.max_deliver, |i| i.config.max_deliver),
-            differences: differences.unwrap_or_default(),
-            of: lane.of,
-            queue: lane.queue,
-        });
-    }
-    subjects.retain(|s| !covered.iter().any(|c| permissions::covers(c, s)));
-    out.uncovered = subjects;
-    if depth == Depth::Full {
-        out.stray = Some(stray(broker, &out).await?);
-    }
-    Ok(out)
-}
-
-/// Times that the messages are counted, and the pause in between.
-const COUNTS: usize = 5;
-const COUNT_PAUSE: Duration = Duration::from_millis(100);
-
-/// Messages of the job stream that are neither waiting nor held. Stream and consumers are not read at one moment, so the
-/// smallest of several differences is taken.
-async fn stray(broker: &Broker, layout: &LayoutFacts) -> Result<u64, BrokerError> {
-    let jobs = broker.names().jobs();
-    let mut least = u64::MAX;
-    for n in 0..COUNTS {
-        if n > 0 {
-            tokio::time::sleep(COUNT_PAUSE).await;
-        }
-        let mut seen = 0;
-        for lane in layout.lanes.iter().filter(|l| l.state.stream == jobs && !l.state.is_missing) {
-            if let Some(i) = broker.consumer_info(&jobs, &lane.state.consumer).await? {
-                seen += i.num_pending + i.num_ack_pending;
-            }
-        }
-        // What waits for a consumer that is missing is told as that.
-        let there = broker.stream_info(&jobs).await?.map_or(0, |i| i.state.messages);
-        least = least.min(there.saturating_sub(seen));
-        if least == 0 {
-            break;
-        }
-    }
-    Ok(least)
 }
 
 /// What the user of the connection may publish; `None`: everything.

@@ -9,11 +9,14 @@ mod consumers;
 pub mod facts;
 mod fleet;
 pub mod gather;
+mod layout;
 mod monitor;
 mod permissions;
 mod redis;
 mod servers;
 mod streams;
+#[cfg(test)]
+mod tests;
 
 pub use checks::{CHECKS, Check};
 pub use facts::{Facts, Role};

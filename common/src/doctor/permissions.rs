@@ -37,7 +37,7 @@ pub(super) fn meets(a: &str, b: &str) -> bool {
 
 impl Permissions {
     /// Whether all of a subject may be published to.
-    fn permit(&self, subject: &str) -> bool {
+    pub(super) fn permit(&self, subject: &str) -> bool {
         (self.allow.is_empty() || self.allow.iter().any(|a| covers(a, subject)))
             && !self.deny.iter().any(|d| meets(d, subject))
     }

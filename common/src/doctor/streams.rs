@@ -48,6 +48,12 @@ pub(super) fn judge(facts: &Facts, nats: &NatsFacts, out: &mut Vec<Finding>) {
 
 fn stream(facts: &Facts, nats: &NatsFacts, s: &StreamFacts, out: &mut Vec<Finding>) {
     let place = format!("stream {}", s.name);
+    if let Some(why) = &s.unknown {
+        let fix =
+            format!("allow this user `$JS.API.STREAM.INFO.{}`, or look with an operator's login", s.name);
+        out.push(STREAM_DRIFT.unknown(&place, format!("what it is like is not known ({why})"), fix));
+        return;
+    }
     if s.is_missing {
         out.push(NOT_PROVISIONED.refuse(&place, "it does not exist", PROVISION));
         return;

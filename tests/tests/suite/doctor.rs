@@ -274,7 +274,9 @@ async fn queues_that_nobody_can_serve_are_found() {
     refused(&world, &["--queues", "default"], &["does not exist", "surety provision"]).await;
     let mut worker = world.worker(&["--queues", "critical"], &[]);
     worker.logged("worker ready").await;
-    assert!(worker.log().contains("consumer_missing"), "it says so: {}", worker.log());
+    let mut reaper = world.reaper(&[]);
+    reaper.logged("reaper ready").await;
+    assert!(reaper.log().contains("consumer_missing"), "it says so and goes on: {}", reaper.log());
 }
 
 #[tokio::test]
@@ -368,6 +370,11 @@ authorization { users = [
   {user: "admin", password: "a"}
   {user: "lame", password: "l", permissions: {
     publish: {allow: ["$JS.API.>", "$SYS.REQ.USER.INFO", "surety.>"], deny: ["$JS.API.CONSUMER.MSG.NEXT.*.critical"]}
+    subscribe: ["_INBOX.>"] } }
+  {user: "narrow", password: "n", permissions: {
+    publish: ["$SYS.REQ.USER.INFO", "$JS.API.STREAM.INFO.SURETY_JOBS", "$JS.API.CONSUMER.INFO.*.*"
+      "$JS.API.CONSUMER.MSG.NEXT.*.default", "$JS.API.DIRECT.GET.*", "$JS.ACK.*.default.>", "surety.events.>"
+      "surety.dlq.>"]
     subscribe: ["_INBOX.>"] } } ] }"#;
     let world = World::on("", users, &[]).await;
     let at = |user: &str| world.nats.url().replace("://", &format!("://{user}@"));
@@ -388,6 +395,17 @@ authorization { users = [
     assert!(!what.contains("NEXT.SURETY_JOBS.default") && !what.contains("surety.events"), "{what}");
     refused(&world, &["--nats", &at("lame:l")], &["may not publish to", "$JS.ACK.SURETY_JOBS.default.>"])
         .await;
+
+    // Who may do no more than its own queue needs is fine with that queue; what it may not see is told as not known.
+    let settings = std::fs::read_to_string(world.config_file()).unwrap();
+    std::fs::write(world.config_file(), settings.replace("[worker]", "[worker]\nqueues = [\"default\"]"))
+        .unwrap();
+    let report = ask("narrow:n", 0).await.json();
+    let f = finding(&report, "stream_drift", "unknown", "$JS.API.STREAM.INFO.SURETY_");
+    assert!(f["what"].as_str().unwrap().contains("may not publish to"), "{f}");
+    let mut worker = world.worker(&["--nats", &at("narrow:n")], &[]);
+    worker.logged("worker ready").await;
+    world.surety_at(&at("admin:a"), &["enqueue", "noop", "--wait"]).await.exits(0);
 }
 
 #[tokio::test]
