@@ -42,8 +42,10 @@ compose-test: ## run the compose stack in containers, kill a worker, look at eve
 
 docs: ## write the generated documents anew, build the API documentation
 	UPDATE=1 $(CARGO) test -q -p surety-common --lib --locked -- schema config_doc metrics_doc doctor_doc
+	UPDATE=1 $(CARGO) test -q -p surety-producer --lib --locked -- reference
 	$(RUSTDOC) $(CARGO) doc --no-deps --workspace --locked
 
 docs-check: ## fail when a generated document is stale or the API documentation has a broken link
 	$(CARGO) test -q -p surety-common --lib --locked -- schema config_doc metrics_doc doctor_doc
+	$(CARGO) test -q -p surety-producer --lib --locked -- reference
 	$(RUSTDOC) $(CARGO) doc --no-deps --workspace --locked

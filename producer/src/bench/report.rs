@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 /// One round's figures. Rates are per second, times in microseconds.
-#[derive(Debug, Clone, Default, Serialize)]
+#[derive(Debug, Clone, Default, Serialize, schemars::JsonSchema)]
 pub struct Round {
     pub plain_publish: f64,
     pub plain_pull_and_ack: f64,
@@ -19,7 +19,7 @@ pub struct Round {
 }
 
 /// The best of the rounds: highest rates, lowest times; the ratios are those of the best round by ratio.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, schemars::JsonSchema)]
 pub struct Best {
     pub enqueue_ratio: f64,
     pub noop_ratio: f64,
@@ -30,7 +30,7 @@ pub struct Best {
 }
 
 /// Everything that was measured.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, schemars::JsonSchema)]
 pub struct Report {
     pub jobs: usize,
     pub cores: usize,

@@ -62,8 +62,8 @@ pub(super) struct BatchArgs {
 }
 
 /// What became of the lines.
-#[derive(Debug, Default, Clone, PartialEq, Eq, Serialize)]
-struct Counts {
+#[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, schemars::JsonSchema)]
+pub(super) struct Counts {
     /// Lines read, without empty ones.
     lines: u64,
     /// Stored by this batch.

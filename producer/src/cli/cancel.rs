@@ -37,8 +37,8 @@ pub(super) struct CancelArgs {
     queue: Option<QueueName>,
 }
 
-#[derive(Serialize)]
-struct Answer<'a> {
+#[derive(Serialize, schemars::JsonSchema)]
+pub(super) struct Answer<'a> {
     id: &'a str,
     is_cancelled: bool,
     status: &'static str,

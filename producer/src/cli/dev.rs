@@ -34,8 +34,8 @@ pub(super) struct DevArgs {
     workers: u32,
 }
 
-#[derive(Serialize)]
-struct Running<'a> {
+#[derive(Serialize, schemars::JsonSchema)]
+pub(super) struct Running<'a> {
     nats: &'a str,
     redis: &'a str,
     workers: u32,

@@ -58,7 +58,7 @@ struct ShowArgs {
 }
 
 /// What the headers of a dead letter say.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, schemars::JsonSchema)]
 pub(super) struct Letter {
     /// Place in the stream of dead letters.
     pub(super) sequence: u64,
@@ -155,16 +155,16 @@ impl<'a> Letters<'a> {
     }
 }
 
-#[derive(Serialize)]
-struct Page {
+#[derive(Serialize, schemars::JsonSchema)]
+pub(super) struct Page {
     letters: Vec<Letter>,
     is_cut: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     next_after: Option<u64>,
 }
 
-#[derive(Serialize)]
-struct Shown {
+#[derive(Serialize, schemars::JsonSchema)]
+pub(super) struct Shown {
     #[serde(flatten)]
     letter: Letter,
     /// The message, where it is JSON.

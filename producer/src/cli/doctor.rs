@@ -76,8 +76,8 @@ impl From<As> for Role {
     }
 }
 
-#[derive(Serialize)]
-struct Report<'a> {
+#[derive(Serialize, schemars::JsonSchema)]
+pub(super) struct Report<'a> {
     /// `fine`, `warnings`, `must_fix` or `unreachable`.
     verdict: &'static str,
     /// Number of different checks that this release has.

@@ -72,8 +72,8 @@ pub(super) struct Caller {
     pub(super) caller_job: Option<JobId>,
 }
 
-#[derive(Serialize)]
-struct Answer<'a> {
+#[derive(Serialize, schemars::JsonSchema)]
+pub(super) struct Answer<'a> {
     id: &'a str,
     sequence: u64,
     is_duplicate: bool,

@@ -43,8 +43,8 @@ pub(super) struct EventsArgs {
     after: u64,
 }
 
-#[derive(Serialize)]
-struct Page {
+#[derive(Serialize, schemars::JsonSchema)]
+pub(super) struct Page {
     events: Vec<Event>,
     /// There are more.
     is_cut: bool,

@@ -17,6 +17,8 @@ mod members;
 mod provision;
 mod purge;
 mod queues;
+#[cfg(test)]
+mod reference;
 mod replay;
 mod shell;
 mod status;

@@ -14,8 +14,8 @@ use super::{Context, failure::Failure};
 #[command(after_help = "Example:\n  surety provision --config surety.toml")]
 pub(super) struct ProvisionArgs {}
 
-#[derive(Serialize)]
-struct Report {
+#[derive(Serialize, schemars::JsonSchema)]
+pub(super) struct Report {
     changed: Vec<String>,
     refused: Vec<String>,
 }
@@ -37,8 +37,8 @@ pub(super) async fn run(cx: &Context, _: ProvisionArgs) -> Result<(), Failure> {
 #[command(after_help = "Example:\n  surety config --json")]
 pub(super) struct ConfigArgs {}
 
-#[derive(Serialize)]
-struct Effective {
+#[derive(Serialize, schemars::JsonSchema)]
+pub(super) struct Effective {
     file: Option<String>,
     settings: serde_json::Map<String, serde_json::Value>,
     handlers: Vec<String>,

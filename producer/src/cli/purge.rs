@@ -44,8 +44,8 @@ fn age(text: &str) -> Result<Duration, String> {
 }
 
 /// What is, or was, selected.
-#[derive(Serialize)]
-struct Selected<'a> {
+#[derive(Serialize, schemars::JsonSchema)]
+pub(super) struct Selected<'a> {
     letters: u64,
     /// Of their messages.
     bytes: u64,
@@ -60,13 +60,13 @@ struct Selected<'a> {
     older_than: Option<String>,
 }
 
-#[derive(Serialize)]
-struct Preview<'a> {
+#[derive(Serialize, schemars::JsonSchema)]
+pub(super) struct Preview<'a> {
     would_purge: &'a Selected<'a>,
 }
 
-#[derive(Serialize)]
-struct Receipt<'a> {
+#[derive(Serialize, schemars::JsonSchema)]
+pub(super) struct Receipt<'a> {
     /// Letters that this command removed.
     purged: u64,
     selected: &'a Selected<'a>,

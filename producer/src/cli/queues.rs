@@ -28,8 +28,8 @@ pub(super) struct QueuesArgs {
     exact: bool,
 }
 
-#[derive(Serialize)]
-struct QueueRow {
+#[derive(Serialize, schemars::JsonSchema)]
+pub(super) struct QueueRow {
     queue: String,
     waiting: u64,
     /// Age of the oldest waiting one.
@@ -45,8 +45,8 @@ struct QueueRow {
     consumers: Vec<Consumer>,
 }
 
-#[derive(Serialize)]
-struct Consumer {
+#[derive(Serialize, schemars::JsonSchema)]
+pub(super) struct Consumer {
     stream: String,
     name: String,
     state: &'static str,
@@ -162,8 +162,8 @@ impl Row for QueueRow {
     }
 }
 
-#[derive(Serialize)]
-struct Answer<'a> {
+#[derive(Serialize, schemars::JsonSchema)]
+pub(super) struct Answer<'a> {
     queues: &'a [QueueRow],
 }
 

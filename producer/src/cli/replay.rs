@@ -46,14 +46,14 @@ pub(super) struct ReplayArgs {
     consent: Consent,
 }
 
-#[derive(Serialize)]
-struct Answer {
+#[derive(Serialize, schemars::JsonSchema)]
+pub(super) struct Answer {
     replayed: Vec<Replayed>,
     refused: Vec<RefusedReplay>,
 }
 
-#[derive(Serialize)]
-struct Replayed {
+#[derive(Serialize, schemars::JsonSchema)]
+pub(super) struct Replayed {
     id: String,
     queue: String,
     generation: u32,
@@ -68,14 +68,14 @@ impl Row for Replayed {
     }
 }
 
-#[derive(Serialize)]
-struct RefusedReplay {
+#[derive(Serialize, schemars::JsonSchema)]
+pub(super) struct RefusedReplay {
     id: String,
     reason: String,
 }
 
-#[derive(Serialize)]
-struct Preview<'a> {
+#[derive(Serialize, schemars::JsonSchema)]
+pub(super) struct Preview<'a> {
     would_replay: &'a [Letter],
 }
 

@@ -17,12 +17,13 @@ use crate::render::Screen;
                   surety completions fish > ~/.config/fish/completions/surety.fish"
 )]
 pub(super) struct CompletionsArgs {
+    /// The shell
     #[arg(value_enum)]
     shell: clap_complete::Shell,
 }
 
-#[derive(Serialize)]
-struct Script {
+#[derive(Serialize, schemars::JsonSchema)]
+pub(super) struct Script {
     shell: String,
     script: String,
 }
@@ -53,16 +54,16 @@ pub(super) struct ManArgs {
     out: Option<PathBuf>,
 }
 
-#[derive(Serialize)]
-struct Page {
+#[derive(Serialize, schemars::JsonSchema)]
+pub(super) struct Page {
     /// Such as `surety-dlq-replay`.
     name: String,
     /// The page in roff.
     page: String,
 }
 
-#[derive(Serialize)]
-struct Written {
+#[derive(Serialize, schemars::JsonSchema)]
+pub(super) struct Written {
     files: Vec<String>,
 }
 

@@ -32,7 +32,7 @@ pub(super) struct StatusArgs {
 }
 
 /// One job, as every command shows it.
-#[derive(Debug, Default, Serialize)]
+#[derive(Debug, Default, Serialize, schemars::JsonSchema)]
 pub(super) struct JobView {
     id: String,
     status: &'static str,

@@ -24,8 +24,8 @@ pub(super) struct WorkersArgs {
     attempts: bool,
 }
 
-#[derive(Serialize)]
-struct Worker {
+#[derive(Serialize, schemars::JsonSchema)]
+pub(super) struct Worker {
     session: String,
     host: Option<String>,
     pid: Option<u32>,
@@ -41,8 +41,8 @@ struct Worker {
     running: Vec<Attempt>,
 }
 
-#[derive(Debug, Clone, Serialize)]
-struct Attempt {
+#[derive(Debug, Clone, Serialize, schemars::JsonSchema)]
+pub(super) struct Attempt {
     job: String,
     epoch: u64,
     queue: Option<String>,
@@ -137,8 +137,8 @@ impl Row for Attempt {
     }
 }
 
-#[derive(Serialize)]
-struct Answer {
+#[derive(Serialize, schemars::JsonSchema)]
+pub(super) struct Answer {
     workers: Vec<Worker>,
 }
 

@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::render::facts;
 
 /// What the journal says.
-#[derive(Debug, Clone, Default, Serialize)]
+#[derive(Debug, Clone, Default, Serialize, schemars::JsonSchema)]
 pub struct Figures {
     pub jobs: usize,
     pub by_type: BTreeMap<&'static str, usize>,
@@ -35,7 +35,7 @@ pub struct Figures {
 }
 
 /// The whole run.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, schemars::JsonSchema)]
 pub struct Report {
     pub tree: String,
     #[serde(flatten)]

@@ -18,6 +18,7 @@ mod jobs;
 mod later;
 mod members;
 mod purge;
+mod reference;
 mod screen;
 mod servers;
 mod shell;

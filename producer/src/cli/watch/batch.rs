@@ -35,7 +35,7 @@ pub(in crate::cli) struct Followed {
 }
 
 /// How the jobs of a batch ended.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, schemars::JsonSchema)]
 pub(in crate::cli) struct Outcomes {
     jobs: usize,
     done: usize,

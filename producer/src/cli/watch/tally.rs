@@ -9,7 +9,7 @@ use surety_common::{domain::Status, wire::event::Event};
 const KEPT: usize = 100;
 
 /// A job that ended, and not as done.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, schemars::JsonSchema)]
 pub(in crate::cli) struct Bad {
     pub(super) id: String,
     pub(super) outcome: String,
