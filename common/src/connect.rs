@@ -147,21 +147,34 @@ pub async fn connect(s: &Settings, name: &str, role: Role) -> Result<Connected, 
     let broker = broker(s, name).await?;
     if role == Role::Operator {
         let found = broker.found().await?;
-        return Box::pin(open(s, broker, found, None)).await;
+        return Box::pin(open(s, broker, found, None, Access::Work)).await;
     }
     let nats = Box::pin(gather::nats(&broker, s, role, Depth::Short)).await?;
     let facts = Facts { role, settings: Box::new(s.clone()), nats: Ok(nats), redis: None, fleet: None };
     refuse(&facts)?;
     let found = broker.found().await?;
-    Box::pin(open(s, broker, found, Some(facts))).await
+    Box::pin(open(s, broker, found, Some(facts), Access::Work)).await
+}
+
+/// [`connect`] for whoever only looks: writes nothing, so that a user who may not write can do it too.
+pub async fn look(s: &Settings, name: &str) -> Result<Connected, ConnectError> {
+    let broker = broker(s, name).await?;
+    let found = broker.found().await?;
+    Box::pin(open(s, broker, found, None, Access::Look)).await
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Access {
+    Work,
+    Look,
 }
 
 /// Makes streams and consumers, then connects as an operator's command does.
 pub async fn provision(s: &Settings, name: &str) -> Result<(Connected, Provisioned), ConnectError> {
     let broker = broker(s, name).await?;
-    let done = broker.provision(&s.layout()).await?;
+    let done = Box::pin(broker.provision(&s.layout())).await?;
     let found = broker.found().await?;
-    Ok((Box::pin(open(s, broker, found, None)).await?, done))
+    Ok((Box::pin(open(s, broker, found, None, Access::Work)).await?, done))
 }
 
 async fn open(
@@ -169,6 +182,7 @@ async fn open(
     broker: Broker,
     found: Found,
     facts: Option<Facts>,
+    access: Access,
 ) -> Result<Connected, ConnectError> {
     let store = store(s, found.partitions).await?;
     let redis = gather::redis(&store, false).await?;
@@ -185,7 +199,10 @@ async fn open(
     if is_start {
         findings.iter().for_each(log);
     }
-    store.open(&found.jobs_created, true).await?;
+    match access {
+        Access::Work => store.open(&found.jobs_created, true).await?,
+        Access::Look => store.look(&found.jobs_created).await?,
+    }
     let publisher = Publisher::start(&broker).await?;
     let relay = Relay::new(store.clone(), broker.clone(), publisher.clone());
     Ok(Connected { broker, publisher, store, relay, found })

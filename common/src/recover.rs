@@ -89,7 +89,11 @@ pub async fn lost_session(
             };
             c.broker.bury(&c.publisher, &raw, &obituary, Pace::call(PATIENCE)).await?;
             crate::fault::point("buried");
-            c.broker.delete_carrier(raw.carrier()).await?;
+            // An ack and not a deletion, which a worker may not do. Where the broker does not take it, because it forgot
+            // the delivery, the message comes once more and is told that the job has ended.
+            if let Some(ack) = c.broker.recorded_ack(queue, &s.carrier, &s.ack_subject) {
+                c.broker.ack(&ack).await?;
+            }
         }
     }
     Ok(done)

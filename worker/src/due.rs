@@ -268,6 +268,8 @@ impl Due {
                 }
                 self.looks.on_loss(queue, AWAY);
             }
+            // The connection has logged it.
+            Pulled::Denied(_) => self.looks.on_loss(queue, AWAY),
         }
     }
 

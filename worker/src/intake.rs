@@ -103,6 +103,7 @@ async fn pull(
                     plan.reset();
                 }
                 Pulled::Gone(why) => return Err(BrokerError::Unreachable(why)),
+                Pulled::Denied(e) => return Err(e),
             },
             event = due.next() => match event {
                 Event::Pulled(i, Pulled::Message(d)) => {

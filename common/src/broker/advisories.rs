@@ -22,6 +22,18 @@ pub struct Advisory {
     pub ack_subject: String,
 }
 
+/// What all reapers share. `surety provision` makes it, so that a reaper need not be allowed to.
+pub(super) const CONSUMER: &str = "reaper";
+
+pub(super) fn consumer() -> pull::Config {
+    pull::Config {
+        durable_name: Some(CONSUMER.into()),
+        ack_policy: AckPolicy::Explicit,
+        ack_wait: Duration::from_secs(60),
+        ..pull::Config::default()
+    }
+}
+
 #[derive(Deserialize)]
 struct Body {
     #[serde(rename = "type")]
@@ -33,20 +45,13 @@ struct Body {
 impl Broker {
     /// Up to `n` advisories that nobody acked yet, without waiting. All reapers share one consumer.
     pub async fn advisories(&self, n: usize) -> Result<Vec<Advisory>, BrokerError> {
+        self.on_stream(&self.names().advisories(), Box::pin(self.read_advisories(n))).await?
+    }
+
+    async fn read_advisories(&self, n: usize) -> Result<Vec<Advisory>, BrokerError> {
         let away = |e: &dyn std::fmt::Display| BrokerError::Unreachable(format!("advisories: {e}"));
         let stream = self.js.get_stream(self.names().advisories()).await.map_err(|e| away(&e))?;
-        let consumer = stream
-            .get_or_create_consumer(
-                "reaper",
-                pull::Config {
-                    durable_name: Some("reaper".into()),
-                    ack_policy: AckPolicy::Explicit,
-                    ack_wait: Duration::from_secs(60),
-                    ..pull::Config::default()
-                },
-            )
-            .await
-            .map_err(|e| away(&e))?;
+        let consumer = stream.get_or_create_consumer(CONSUMER, consumer()).await.map_err(|e| away(&e))?;
         let mut messages = consumer.fetch().max_messages(n).messages().await.map_err(|e| away(&e))?;
         let mut out = Vec::new();
         while let Some(m) = messages.next().await {

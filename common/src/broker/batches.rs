@@ -49,7 +49,8 @@ impl Broker {
     /// Sequence that the next journal entry will have.
     pub async fn journal_end(&self) -> Result<u64, BrokerError> {
         let away = |e: &dyn std::fmt::Display| BrokerError::Unreachable(format!("journal: {e}"));
-        let stream = self.js.get_stream(self.names().events()).await.map_err(|e| away(&e))?;
+        let events = self.names().events();
+        let stream = self.on_stream(&events, self.js.get_stream(&events)).await?.map_err(|e| away(&e))?;
         Ok(stream.cached_info().state.last_sequence + 1)
     }
 }

@@ -48,11 +48,7 @@ impl Broker {
 
     /// Removes the message and waits until the server has done so.
     pub async fn ack_now(&self, ack_subject: &str) -> Result<(), BrokerError> {
-        self.client
-            .request(ack_subject.to_owned(), Bytes::from_static(b"+ACK"))
-            .await
-            .map(drop)
-            .map_err(|e| BrokerError::Unreachable(e.to_string()))
+        self.request(ack_subject.to_owned(), Bytes::from_static(b"+ACK")).await.map(drop)
     }
 
     /// Gives the message back: delivered again after `delay`, or at once. The caller has stopped extending it.
@@ -102,16 +98,21 @@ impl Broker {
     }
 
     async fn direct(&self, stream: &str, body: serde_json::Value) -> Result<Option<Delivery>, BrokerError> {
-        let m = self
-            .client
-            .request(format!("$JS.API.DIRECT.GET.{stream}"), body.to_string().into())
-            .await
-            .map_err(|e| BrokerError::Unreachable(e.to_string()))?;
-        read_direct(m)
+        read_direct(self.request(format!("$JS.API.DIRECT.GET.{stream}"), body.to_string().into()).await?)
     }
 
     /// Up to `n` messages at or after `sequence` whose subject matches, and whether more follow. One request.
     pub async fn messages(
+        &self,
+        stream: &str,
+        sequence: u64,
+        subject: &str,
+        n: usize,
+    ) -> Result<(Vec<Delivery>, bool), BrokerError> {
+        self.on_stream(stream, self.read_messages(stream, sequence, subject, n)).await?
+    }
+
+    async fn read_messages(
         &self,
         stream: &str,
         sequence: u64,

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use super::{Broker, BrokerError};
 use crate::{
     domain::QueueName,
+    pace::Transient,
     wire::{event, headers},
 };
 
@@ -53,6 +54,7 @@ pub enum News {
 /// so nothing is missed or comes twice.
 pub struct Follow {
     broker: Broker,
+    stream: String,
     subjects: Vec<String>,
     /// First message not read yet.
     next: DeliverPolicy,
@@ -87,8 +89,15 @@ impl Broker {
         };
         let subject = |queue: &str, suffix: &str| self.names().event_subject(&format!("{queue}{suffix}"));
         let subjects = names.iter().flat_map(|q| suffixes.iter().map(|s| subject(q, s))).collect();
-        let mut follow = Follow { broker: self.clone(), subjects, next, messages: None, is_lost: false };
-        follow.messages = Some(follow.open().await?);
+        let mut follow = Follow {
+            broker: self.clone(),
+            stream: self.names().events(),
+            subjects,
+            next,
+            messages: None,
+            is_lost: false,
+        };
+        follow.messages = Some(follow.guarded_open().await?);
         Ok(follow)
     }
 
@@ -142,6 +151,7 @@ impl Follow {
                 Err(_) => return Ok(None),
                 Ok(Ok(None)) => continue,
                 Ok(Ok(Some(m))) => m,
+                Ok(Err(error)) if !error.is_transient() => return Err(error),
                 Ok(Err(error)) => {
                     tracing::debug!(%error, "following the journal failed, trying again");
                     tokio::time::sleep_until(deadline.min(Instant::now() + PAUSE)).await;
@@ -163,15 +173,17 @@ impl Follow {
     /// The next message; `None`: the consumer stands (again), or nothing came for a while.
     async fn step(&mut self) -> Result<Option<Message>, BrokerError> {
         let Some(messages) = &mut self.messages else {
-            self.messages = Some(self.open().await?);
+            self.messages = Some(self.guarded_open().await?);
             return Ok(None);
         };
-        let next = match tokio::time::timeout(PAUSE, messages.next()).await {
-            Ok(Some(next)) => next.map_err(|e| away(&e)),
-            Ok(None) => Err(away(&"the consumer was deleted")),
+        let next = tokio::time::timeout(PAUSE, messages.next());
+        let next = match self.broker.on_stream(&self.stream, next).await {
+            Ok(Ok(Some(next))) => next.map_err(|e| away(&e)),
+            Ok(Ok(None)) => Err(away(&"the consumer was deleted")),
             // The consumer's own missing heartbeats would tell much later.
-            Err(_) if !self.broker.is_connected() => Err(away(&"the connection is lost")),
-            Err(_) => return Ok(None),
+            Ok(Err(_)) if !self.broker.is_connected() => Err(away(&"the connection is lost")),
+            Ok(Err(_)) => return Ok(None),
+            Err(denied) => Err(denied),
         };
         let sequence = next.and_then(|m| match m.info() {
             Ok(i) => Ok((i.stream_sequence, m)),
@@ -189,8 +201,12 @@ impl Follow {
         }
     }
 
+    async fn guarded_open(&self) -> Result<pull::Stream, BrokerError> {
+        self.broker.on_stream(&self.stream, Box::pin(self.open())).await?
+    }
+
     async fn open(&self) -> Result<pull::Stream, BrokerError> {
-        let stream = self.broker.js.get_stream(self.broker.names().events()).await.map_err(|e| away(&e))?;
+        let stream = self.broker.js.get_stream(&self.stream).await.map_err(|e| away(&e))?;
         let consumer = stream
             .create_consumer(pull::Config {
                 deliver_policy: self.next,

@@ -10,6 +10,7 @@ pub mod batches;
 pub mod carrier;
 pub mod dead;
 pub mod decode;
+mod denial;
 pub mod drift;
 pub mod floor;
 pub mod follow;
@@ -27,6 +28,7 @@ mod sizes;
 pub mod topology;
 
 use std::{
+    future::Future,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -34,7 +36,8 @@ use std::{
     time::Duration,
 };
 
-use async_nats::{ConnectOptions, Event, jetstream};
+use async_nats::{ConnectOptions, Event, ServerError, jetstream};
+use denial::Denials;
 use tokio::sync::watch;
 
 use crate::{
@@ -96,6 +99,7 @@ pub struct Broker {
     names: topology::Names,
     call_timeout: Duration,
     reconnects: watch::Receiver<u64>,
+    denials: Denials,
 }
 
 impl Broker {
@@ -109,8 +113,9 @@ impl Broker {
         let url = options.url.masked();
         let (count, reconnects) = watch::channel(0);
         let count = Arc::new(count);
+        let denials = Denials::new(auth.who(), &auth.inbox_prefix);
         let client = retry(Pace::call(options.retry_limit), || async {
-            let (count, was_lost) = (count.clone(), Arc::new(AtomicBool::new(false)));
+            let (count, was_lost) = (count.clone(), AtomicBool::new(false));
             auth.apply(ConnectOptions::new())?
                 .name(&options.name)
                 .connection_timeout(options.call_timeout)
@@ -118,17 +123,22 @@ impl Broker {
                 .client_capacity(16 * 1024)
                 .subscription_capacity(64 * 1024)
                 .reconnect_delay_callback(|tries| Duration::from_millis((20 << tries.min(4)).min(250) as u64))
-                .event_callback(move |event| {
-                    match event {
-                        Event::Disconnected => was_lost.store(true, Ordering::Relaxed),
-                        Event::Connected if was_lost.swap(false, Ordering::Relaxed) => {
-                            shared().nats_reconnects.inc();
-                            count.send_modify(|n| *n += 1);
+                .event_callback({
+                    let denials = denials.clone();
+                    move |event| {
+                        match &event {
+                            Event::Disconnected => was_lost.store(true, Ordering::Relaxed),
+                            Event::Connected if was_lost.swap(false, Ordering::Relaxed) => {
+                                shared().nats_reconnects.inc();
+                                denials.reconnected();
+                                count.send_modify(|n| *n += 1);
+                            }
+                            Event::SlowConsumer(_) => shared().nats_dropped.inc(),
+                            _ => {}
                         }
-                        Event::SlowConsumer(_) => shared().nats_dropped.inc(),
-                        _ => {}
+                        tell(&denials, &event);
+                        std::future::ready(())
                     }
-                    async move { tell(&event) }
                 })
                 .connect(&addresses[..])
                 .await
@@ -142,6 +152,7 @@ impl Broker {
             names: topology::Names::new(options.namespace),
             call_timeout: options.call_timeout,
             reconnects,
+            denials,
         })
     }
 
@@ -149,6 +160,26 @@ impl Broker {
     /// gone then.
     pub fn reconnects(&self) -> watch::Receiver<u64> {
         self.reconnects.clone()
+    }
+
+    /// Awaits a call of the API that concerns a stream; a refusal ends it at once.
+    pub(crate) async fn on_stream<T>(
+        &self,
+        stream: &str,
+        call: impl Future<Output = T>,
+    ) -> Result<T, BrokerError> {
+        self.denials.guard(|s| denial::is_api_of(s, stream), call).await
+    }
+
+    /// A request to one subject; a refusal ends it at once.
+    pub(crate) async fn request(
+        &self,
+        subject: String,
+        body: bytes::Bytes,
+    ) -> Result<async_nats::Message, BrokerError> {
+        let call = self.client.request(subject.clone(), body);
+        let answer = self.denials.guard(|s| s == subject, call).await?;
+        answer.map_err(|e| BrokerError::Unreachable(e.to_string()))
     }
 
     /// Names of subjects, streams and consumers.
@@ -209,8 +240,12 @@ impl Broker {
         subject: String,
         body: serde_json::Value,
     ) -> Result<serde_json::Value, BrokerError> {
-        let answer: serde_json::Value =
-            self.js.request(subject, &body).await.map_err(|e| BrokerError::Unreachable(e.to_string()))?;
+        let full = format!("$JS.API.{subject}");
+        let answer: serde_json::Value = self
+            .denials
+            .guard(|s| s == full, self.js.request(subject, &body))
+            .await?
+            .map_err(|e| BrokerError::Unreachable(e.to_string()))?;
         if let Some(e) = answer.get("error") {
             let code = e.get("err_code").and_then(serde_json::Value::as_u64).unwrap_or(0);
             let text = e.get("description").and_then(serde_json::Value::as_str).unwrap_or("").to_owned();
@@ -235,12 +270,13 @@ fn answered_ms(answer: &serde_json::Value) -> Option<u64> {
     u64::try_from(at.as_millisecond()).ok()
 }
 
-fn tell(event: &Event) {
+fn tell(denials: &Denials, event: &Event) {
     match event {
         Event::Connected => tracing::info!("nats connected"),
         Event::Disconnected => tracing::warn!("nats disconnected, reconnecting"),
         // `close` was called, or the last handle was dropped: the end of a command.
         Event::Draining | Event::Closed => tracing::debug!(%event, "nats connection ends"),
+        Event::ServerError(ServerError::Other(text)) if denials.note(text) => {}
         other => tracing::warn!(event = %other, "nats"),
     }
 }

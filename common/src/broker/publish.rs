@@ -15,7 +15,12 @@ use tokio::{
     time::Instant,
 };
 
-use super::{Broker, BrokerError};
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::{
+    Broker, BrokerError,
+    denial::{Denials, Listener},
+};
 use crate::pace::{Pace, retry};
 
 /// The broker's acknowledgement of one publish.
@@ -33,7 +38,12 @@ pub const IN_FLIGHT: usize = 8192;
 const BYTES_PER_PLACE: usize = 8 * 1024;
 
 /// Who waits for an acknowledgement, with the places that its message takes.
-type Waiter = (oneshot::Sender<Result<Stored, BrokerError>>, OwnedSemaphorePermit);
+struct Waiter {
+    reply: oneshot::Sender<Result<Stored, BrokerError>>,
+    _places: OwnedSemaphorePermit,
+    /// Hash of the subject: a refusal names that, and no token.
+    subject: u64,
+}
 
 /// Waiters by token. Tokens are given in order and mostly answered in order, so a window over them needs no hashing.
 #[derive(Default)]
@@ -59,6 +69,11 @@ impl Window {
         }
         waiter
     }
+
+    /// Takes out all whose subject is as wanted.
+    fn take_of(&mut self, is_wanted: impl Fn(u64) -> bool) -> Vec<Waiter> {
+        self.waiters.iter_mut().filter_map(|w| w.take_if(|w| is_wanted(w.subject))).collect()
+    }
 }
 
 type Waiting = Arc<Mutex<Window>>;
@@ -71,7 +86,40 @@ pub struct Publisher {
     waiting: Waiting,
     permits: Arc<Semaphore>,
     timeout: Duration,
-    _reader: Arc<AbortOnDrop>,
+    denials: Denials,
+    _tasks: Arc<(AbortOnDrop, AbortOnDrop)>,
+}
+
+impl Waiter {
+    fn answer(self, answer: Result<Stored, BrokerError>) {
+        if self.reply.send(answer).is_err() {
+            tracing::trace!("nobody waits for this acknowledgement any more");
+        }
+    }
+}
+
+/// Answers those whose publish the server refused; all of them, when no acknowledgement can reach us.
+async fn refuse(mut listener: Listener, denials: Denials, waiting: Waiting) {
+    loop {
+        let (new, deaf) = listener.take();
+        let refused: Vec<_> = new
+            .iter()
+            .filter(|d| d.is_publish)
+            .map(|d| (xxh3_64(d.subject.as_bytes()), denials.error(&d.subject, true)))
+            .collect();
+        let why = |hash: u64| match &deaf {
+            Some(e) => Some(e),
+            None => refused.iter().find(|(h, _)| *h == hash).map(|(_, e)| e),
+        };
+        let taken =
+            waiting.lock().unwrap_or_else(PoisonError::into_inner).take_of(|hash| why(hash).is_some());
+        for waiter in taken {
+            if let Some(e) = why(waiter.subject).cloned() {
+                waiter.answer(Err(e));
+            }
+        }
+        listener.changed().await;
+    }
 }
 
 struct AbortOnDrop(tokio::task::JoinHandle<()>);
@@ -128,20 +176,20 @@ impl Publisher {
                     continue;
                 };
                 let entry = map.lock().unwrap_or_else(PoisonError::into_inner).take(token);
-                if let Some((reply, _permit)) = entry
-                    && reply.send(read_ack(&m)).is_err()
-                {
-                    tracing::trace!("nobody waits for this acknowledgement any more");
+                if let Some(waiter) = entry {
+                    waiter.answer(read_ack(&m));
                 }
             }
         });
+        let refused = tokio::spawn(refuse(broker.denials.listen(), broker.denials.clone(), waiting.clone()));
         Ok(Self {
             client,
             inbox,
             waiting,
             permits: Arc::new(Semaphore::new(IN_FLIGHT)),
             timeout: broker.call_timeout(),
-            _reader: Arc::new(AbortOnDrop(reader)),
+            denials: broker.denials.clone(),
+            _tasks: Arc::new((AbortOnDrop(reader), AbortOnDrop(refused))),
         })
     }
 
@@ -152,6 +200,9 @@ impl Publisher {
         headers: HeaderMap,
         payload: Bytes,
     ) -> Result<Pending, BrokerError> {
+        if let Some(deaf) = self.denials.is_deaf() {
+            return Err(deaf);
+        }
         let places = 1 + payload.len() / BYTES_PER_PLACE;
         let permit = self
             .permits
@@ -160,7 +211,8 @@ impl Publisher {
             .await
             .map_err(|_| BrokerError::Unreachable("the connection was closed".into()))?;
         let (tx, reply) = oneshot::channel();
-        let token = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).add((tx, permit));
+        let waiter = Waiter { reply: tx, _places: permit, subject: xxh3_64(subject.as_bytes()) };
+        let token = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).add(waiter);
         let deadline = Instant::now() + self.timeout;
         let pending = Pending { reply, token, waiting: self.waiting.clone(), deadline };
         self.client
@@ -257,7 +309,11 @@ mod tests {
     #[test]
     fn waiters_are_found_in_any_order_and_the_window_moves_on() {
         let permits = Arc::new(Semaphore::new(10));
-        let waiter = || (oneshot::channel().0, permits.clone().try_acquire_owned().unwrap());
+        let waiter = || Waiter {
+            reply: oneshot::channel().0,
+            _places: permits.clone().try_acquire_owned().unwrap(),
+            subject: 7,
+        };
         let mut w = Window::default();
         let tokens: Vec<u64> = (0..4).map(|_| w.add(waiter())).collect();
         assert_eq!(tokens, [0, 1, 2, 3]);
@@ -266,6 +322,9 @@ mod tests {
         assert_eq!((w.first, w.waiters.len()), (3, 1));
         assert!(w.take(0).is_none() && w.take(99).is_none() && w.take(3).is_some());
         assert_eq!(w.add(waiter()), 4);
+        assert!(w.take_of(|s| s == 8).is_empty());
+        assert_eq!(w.take_of(|s| s == 7).len(), 1);
+        assert!(w.take(4).is_none());
         drop(w);
         assert_eq!(permits.available_permits(), 10);
     }

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use futures::StreamExt;
 use serde::Serialize;
 
-use super::{Broker, BrokerError, place::CarrierStream};
+use super::{Broker, BrokerError, denial::Listener, place::CarrierStream};
 use crate::domain::QueueName;
 
 /// The longest that a pull waits at the server before it is asked again.
@@ -59,6 +59,7 @@ pub struct Puller {
     /// Reads ack subjects; kept, because making one for each message clones a whole context.
     reader: jetstream::Message,
     request_subject: String,
+    denials: Listener,
     inbox: String,
     replies: async_nats::Subscriber,
     expires: Duration,
@@ -77,6 +78,8 @@ pub enum Pulled {
     Silent,
     /// The consumer is gone (deleted, or the stream was).
     Gone(String),
+    /// The server does not let us pull.
+    Denied(BrokerError),
 }
 
 impl Puller {
@@ -97,6 +100,7 @@ impl Puller {
             client: broker.client.clone(),
             reader: jetstream::Message { message: no_message(), context: broker.js.clone() },
             request_subject: format!("$JS.API.CONSUMER.MSG.NEXT.{}.{queue}", broker.names().stream(of)),
+            denials: broker.denials.listen(),
             inbox,
             replies,
             expires: expires.min(LONGEST),
@@ -145,16 +149,27 @@ impl Puller {
     /// Nothing is lost when the future is dropped.
     pub async fn next(&mut self) -> Pulled {
         loop {
-            let got = if self.outstanding == 0 {
-                self.replies.next().await
+            let reply = async {
+                tokio::select! {
+                    biased;
+                    reply = self.replies.next() => Ok(reply),
+                    denied = self.denials.denied(|s| s == self.request_subject) => Err(denied),
+                }
+            };
+            let reply = if self.outstanding == 0 {
+                reply.await
             } else {
-                match tokio::time::timeout(HEARTBEAT * 3, self.replies.next()).await {
-                    Ok(m) => m,
+                match tokio::time::timeout(HEARTBEAT * 3, reply).await {
+                    Ok(r) => r,
                     Err(_) => {
                         self.outstanding = 0;
                         return Pulled::Silent;
                     }
                 }
+            };
+            let got = match reply {
+                Ok(m) => m,
+                Err(denied) => return Pulled::Denied(denied),
             };
             let Some(m) = got else {
                 return Pulled::Gone("the connection was closed".into());

@@ -35,6 +35,14 @@ impl Broker {
     pub(crate) async fn scan(
         &self,
         scan: Scan,
+        visit: impl FnMut(Place, &Message) + Send,
+    ) -> Result<(), BrokerError> {
+        self.on_stream(&scan.stream, Box::pin(self.read(&scan, visit))).await?
+    }
+
+    async fn read(
+        &self,
+        scan: &Scan,
         mut visit: impl FnMut(Place, &Message) + Send,
     ) -> Result<(), BrokerError> {
         let away = |e: &dyn std::fmt::Display| BrokerError::Unreachable(format!("{}: {e}", scan.stream));

@@ -7,7 +7,7 @@ use async_nats::jetstream::{
     stream::{Config, DiscardPolicy, RetentionPolicy, StorageType},
 };
 
-use super::{Broker, BrokerError, drift, place::CarrierStream};
+use super::{Broker, BrokerError, advisories, drift, place::CarrierStream};
 use crate::{
     clock::wall_now,
     domain::{JobId, QueueName, ids::Namespace},
@@ -331,12 +331,14 @@ impl Broker {
                 Some(found) => {
                     let (differences, next) = drift::stream(&found.config, &want);
                     if done.take(&format!("stream {name}"), &differences) {
-                        self.js.update_stream(next).await.map_err(|e| unfit(&name, &e))?;
+                        let update = self.js.update_stream(next);
+                        self.on_stream(&name, update).await?.map_err(|e| unfit(&name, &e))?;
                         done.changed.push(format!("stream {name} updated"));
                     }
                 }
                 None => {
-                    self.js.create_stream(want).await.map_err(|e| unfit(&name, &e))?;
+                    let create = self.js.create_stream(want);
+                    self.on_stream(&name, create).await?.map_err(|e| unfit(&name, &e))?;
                     done.changed.push(format!("stream {name} created"));
                 }
             }
@@ -344,20 +346,30 @@ impl Broker {
         for lane in layout.lanes(n) {
             let want = layout.consumer(&lane);
             let name = lane.title();
-            let stream = self.js.get_stream(&lane.stream).await.map_err(|e| unfit(&name, &e))?;
+            let of = &lane.stream;
+            let stream = self.on_stream(of, self.js.get_stream(of)).await?.map_err(|e| unfit(&name, &e))?;
             match self.consumer_info(&lane.stream, &lane.consumer).await? {
                 Some(found) => {
                     let (differences, next) = drift::consumer(&found.config, &want);
                     if done.take(&name, &differences) {
-                        stream.update_consumer(next).await.map_err(|e| unfit(&name, &e))?;
+                        let update = stream.update_consumer(next);
+                        self.on_stream(of, update).await?.map_err(|e| unfit(&name, &e))?;
                         done.changed.push(format!("{name} updated"));
                     }
                 }
                 None => {
-                    stream.create_consumer(want).await.map_err(|e| unfit(&name, &e))?;
+                    let create = stream.create_consumer(want);
+                    self.on_stream(of, create).await?.map_err(|e| unfit(&name, &e))?;
                     done.changed.push(format!("{name} created"));
                 }
             }
+        }
+        let of = n.advisories();
+        if self.consumer_info(&of, advisories::CONSUMER).await?.is_none() {
+            let stream = self.on_stream(&of, self.js.get_stream(&of)).await?.map_err(|e| unfit(&of, &e))?;
+            let create = stream.create_consumer(advisories::consumer());
+            self.on_stream(&of, create).await?.map_err(|e| unfit(advisories::CONSUMER, &e))?;
+            done.changed.push(format!("consumer {} created", advisories::CONSUMER));
         }
         Ok(done)
     }
@@ -365,7 +377,8 @@ impl Broker {
     pub(crate) async fn jobs_stream(&self) -> Result<async_nats::jetstream::stream::Stream, BrokerError> {
         use async_nats::jetstream::context::GetStreamErrorKind as K;
         let name = self.names().jobs();
-        self.js.get_stream(&name).await.map_err(|e| match e.kind() {
+        let found = self.on_stream(&name, self.js.get_stream(&name)).await?;
+        found.map_err(|e| match e.kind() {
             K::JetStream(inner) if inner.error_code().0 == 10059 => BrokerError::Unfit(format!(
                 "stream {name} does not exist: run `surety provision` first (`surety dev` does it by itself)"
             )),

@@ -112,8 +112,11 @@ impl Connection {
 impl ConnectionLike for Connection {
     fn req_packed_command<'a>(&'a mut self, cmd: &'a Cmd) -> RedisFuture<'a, Value> {
         Box::pin(async move {
-            let answer = self.manager.req_packed_command(cmd).await;
-            answer.map_err(|e| self.name(cmd, e))
+            match self.manager.req_packed_command(cmd).await {
+                // What the server refuses comes as a value, and is made an error of by who asked.
+                Ok(Value::ServerError(e)) => Err(self.name(cmd, e.into())),
+                other => other,
+            }
         })
     }
 

@@ -405,6 +405,20 @@ impl Store {
         Ok(())
     }
 
+    /// [`Store::open`] without writing: a data set that is not there yet is an empty one.
+    /// Errors: `OtherStore` when it belongs to another `JOBS` stream than `jobs_created`.
+    pub async fn look(&self, jobs_created: &str) -> Result<(), StoreError> {
+        for p in 0..self.keys().partitions() {
+            let (incarnation, jobs): (Option<String>, Option<String>) =
+                self.connection().hmget(self.keys().store(p), &["inc", "jobs"]).await?;
+            if jobs.is_some_and(|j| j != jobs_created) {
+                return Err(StoreError::OtherStore("it belongs to another JOBS stream"));
+            }
+            self.set_incarnation(p, incarnation.unwrap_or_default());
+        }
+        Ok(())
+    }
+
     /// Opens a session in a partition. `info` is JSON ([`super::SessionInfo`]).
     pub async fn open_session(
         &self,

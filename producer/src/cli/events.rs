@@ -170,7 +170,7 @@ pub(super) async fn run(cx: &Context, args: EventsArgs) -> Result<(), Failure> {
     let page = if limit == 0 {
         Page { events: Vec::new(), is_cut: false, next_after: None, unreadable: 0 }
     } else if let Some(id) = args.id {
-        let c = cx.connect().await?;
+        let c = cx.look().await?;
         let (queue, from_ms) = match lookup::find(&c, &id).await? {
             None => return Err(lookup::unknown(&id)),
             // Not limited to the queue: a replay may have moved the job. A replay also makes the record's creation

@@ -127,6 +127,11 @@ impl Context {
         Ok(Client::connect(&self.settings).await?)
     }
 
+    /// Both servers, to look and change nothing.
+    async fn look(&self) -> Result<Connected, Failure> {
+        Ok(connect::look(&self.settings, "surety").await?)
+    }
+
     /// Both servers.
     async fn connect(&self) -> Result<Connected, Failure> {
         Ok(connect::connect(&self.settings, "surety", Role::Operator).await?)

@@ -169,7 +169,7 @@ pub(super) struct Answer<'a> {
 
 pub(super) async fn run(cx: &Context, args: QueuesArgs) -> Result<(), Failure> {
     // What waits is worth knowing while Redis is away, too: its part of the answer is left open then.
-    match cx.connect().await {
+    match cx.look().await {
         Ok(c) => {
             let known = Known::read(&c.store, args.exact).await?;
             show(cx, &c.broker, Some(&known)).await

@@ -212,7 +212,7 @@ fn json_or_log(text: &str) -> Option<serde_json::Value> {
 
 pub(super) async fn run(cx: &Context, args: StatusArgs) -> Result<(), Failure> {
     let id = args.id;
-    let c = cx.connect().await?;
+    let c = cx.look().await?;
     let view = match lookup::find(&c, &id).await? {
         None => return Err(lookup::unknown(&id)),
         Some(Seen::Record(r)) => JobView::of_record(&id, &r, c.store.detail(&id).await?.as_deref()),

@@ -143,7 +143,7 @@ pub(super) struct Answer {
 }
 
 pub(super) async fn run(cx: &Context, args: WorkersArgs) -> Result<(), Failure> {
-    let fleet = cx.connect().await?.store.fleet().await?;
+    let fleet = cx.look().await?.store.fleet().await?;
     let workers = fleet.sessions.iter().map(|s| Worker::of(s, fleet.now_ms)).collect();
     let answer = Answer { workers };
     if args.attempts {
