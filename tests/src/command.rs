@@ -54,8 +54,18 @@ impl World {
 
     /// The same with another address of NATS, such as one with a user.
     pub async fn surety_at(&self, nats: &str, args: &[&str]) -> Said {
+        self.run_surety(nats, &[], args).await
+    }
+
+    /// The same with these variables of the environment.
+    pub async fn surety_with(&self, env: &[(&str, &str)], args: &[&str]) -> Said {
+        self.run_surety(&self.nats.url(), env, args).await
+    }
+
+    async fn run_surety(&self, nats: &str, env: &[(&str, &str)], args: &[&str]) -> Said {
         let mut c = Command::new(bin("t-surety"));
         c.env_clear()
+            .envs(env.iter().copied())
             .args(["--config", &self.config_file().display().to_string()])
             .args(["--nats", nats, "--redis", &self.redis.url()])
             .args(args)

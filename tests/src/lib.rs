@@ -4,6 +4,7 @@
 #![allow(clippy::disallowed_methods, reason = "test code reads the environment and the clock as it likes")]
 
 pub mod command;
+pub mod guarded;
 pub mod history;
 pub mod process;
 pub mod proxy;

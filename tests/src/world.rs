@@ -225,7 +225,12 @@ impl World {
 
 /// Number of messages in a stream.
 pub async fn messages(w: &World, stream: &str) -> u64 {
-    let js = async_nats::jetstream::new(w.plain().await);
+    messages_of(&w.plain().await, stream).await
+}
+
+/// The same, seen by a client that may look.
+pub async fn messages_of(client: &async_nats::Client, stream: &str) -> u64 {
+    let js = async_nats::jetstream::new(client.clone());
     js.get_stream(stream).await.unwrap().get_info().await.unwrap().state.messages
 }
 

@@ -15,6 +15,7 @@ mod suite {
     mod model;
     mod operate;
     mod outage;
+    mod permissions;
     mod producers;
     mod provisioning;
     mod schedules;

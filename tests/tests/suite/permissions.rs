@@ -1,0 +1,472 @@
+//! The users of `deploy/`: each role can do its work, and none of the others'.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use futures::StreamExt;
+use surety_common::{clock::wall_now, domain::Status};
+use surety_producer::dev::servers::find_nats_server;
+use surety_tests::{
+    guarded::{Guarded, ROLES, password, repository},
+    process::Process,
+    scrape,
+    world::{PATIENCE, messages_of, wait},
+};
+
+const HANDLERS: &str = r#"
+[handlers.bad]
+command = ["sh", "-c", "exit 65"]
+[handlers.stuck]
+command = ["sh", "-c", "[ $SURETY_EPOCH -gt 1 ] || exec sleep 60"]
+[handlers.doomed]
+command = ["sleep", "60"]
+"#;
+
+/// Times so long that whatever waits for one of them fails the test.
+const PATIENT: &str = r#"
+[connection]
+call_timeout = "200s"
+retry_limit = "250s"
+[layout]
+ack_wait = "400s"
+[lease]
+renewal = "5s"
+ttl = "300s"
+margin = "10s"
+"#;
+
+async fn ready(mut p: Process) -> Process {
+    p.logged("ready").await;
+    p
+}
+
+/// What a process was refused.
+fn refused(p: &Process) -> Vec<String> {
+    p.log().lines().filter(|l| l.contains("does not let")).map(str::to_owned).collect()
+}
+
+async fn jobs_left(g: &Guarded) -> u64 {
+    messages_of(&g.nats("operator").await.0, "SURETY_JOBS").await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_role_does_its_work() {
+    let g = Guarded::with(&format!("{HANDLERS}[telemetry]\nlisten = \"127.0.0.1:0\"")).await;
+    let c = g.operator().await;
+    let mut worker = ready(g.worker("worker", "a")).await;
+    let mut reaper = ready(g.reaper()).await;
+    for (kind, id) in [("noop", "fine"), ("bad", "broken")] {
+        g.surety("producer", &["enqueue", kind, "--id", id]).await.exits(0);
+    }
+    // A producer in any language gets its acknowledgement.
+    let (plain, _) = g.nats("producer").await;
+    let js = async_nats::jetstream::new(plain);
+    js.publish("surety.jobs.default.plain", r#"{"type":"noop"}"#.into()).await.unwrap().await.unwrap();
+    let mut later = async_nats::HeaderMap::new();
+    let at = wall_now() + Duration::from_secs(1);
+    later.insert("Nats-Schedule", format!("@at {at}").as_str());
+    later.insert("Nats-Schedule-Target", "surety.due.default.later");
+    let body = r#"{"type":"noop"}"#;
+    js.publish_with_headers("surety.sched.default.later", later, body.into()).await.unwrap().await.unwrap();
+    for (id, status) in
+        [("fine", Status::Done), ("plain", Status::Done), ("later", Status::Done), ("broken", Status::Failed)]
+    {
+        g.world.status(&c, id, status).await;
+    }
+    wait("every carrier to be settled", async || jobs_left(&g).await == 0).await;
+    for args in [
+        &["status", "fine"][..],
+        &["events", "fine"],
+        &["queues"],
+        &["workers"],
+        &["dlq", "list"],
+        &["dlq", "show", "broken"],
+        &["doctor"],
+    ] {
+        let said = g.surety("reader", args).await.exits(0);
+        assert!(!said.out.is_empty(), "{args:?}");
+    }
+    // The operator takes the dead letter up again, cancels what waits, and clears up.
+    g.surety("operator", &["dlq", "replay", "broken"]).await.exits(0);
+    wait("the replay to fail too", async || {
+        let r = c.store.record(&"broken".parse().unwrap()).await.unwrap().unwrap();
+        r.generation == 2 && r.status == Status::Failed
+    })
+    .await;
+    g.surety("operator", &["dlq", "purge", "--yes"]).await.exits(0);
+    // Both look at the servers when they are asked how it goes.
+    for p in [&mut worker, &mut reaper] {
+        let at = scrape::address(p).await;
+        let (is_ready, parts) = scrape::ready(at).await;
+        assert!(is_ready, "{parts}");
+        assert!(scrape::Scrape::of(at).await.sum("surety_build_info", &[]).is_some());
+    }
+    assert_eq!(refused(&worker), [""; 0]);
+    assert_eq!(refused(&reaper), [""; 0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reaper_rescues_with_its_own_rights() {
+    let g = Guarded::with(HANDLERS).await;
+    let c = g.operator().await;
+    let mut first = ready(g.worker("worker", "a")).await;
+    g.surety("producer", &["enqueue", "stuck", "--id", "stuck"]).await.exits(0);
+    g.surety("producer", &["enqueue", "doomed", "--id", "doomed", "--max-retries", "0"]).await.exits(0);
+    for id in ["stuck", "doomed"] {
+        g.world.status(&c, id, Status::Running).await;
+    }
+    first.kill9().await;
+    let reaper = ready(g.reaper()).await;
+    let second = ready(g.worker("worker", "b")).await;
+    g.world.status(&c, "stuck", Status::Done).await;
+    g.world.status(&c, "doomed", Status::Failed).await;
+    wait("the carriers to be settled", async || jobs_left(&g).await == 0).await;
+    let (operator, _) = g.nats("operator").await;
+    assert_eq!(messages_of(&operator, "SURETY_DLQ").await, 1);
+    assert_eq!(refused(&reaper), [""; 0]);
+    assert_eq!(refused(&second), [""; 0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restarted_worker_settles_its_own_losses() {
+    let g = Guarded::with(HANDLERS).await;
+    let c = g.operator().await;
+    let mut first = ready(g.worker("worker", "a")).await;
+    g.surety("producer", &["enqueue", "doomed", "--id", "doomed", "--max-retries", "0"]).await.exits(0);
+    g.world.status(&c, "doomed", Status::Running).await;
+    first.kill9().await;
+    // No reaper runs: the same state folder tells the next worker what its predecessor ran.
+    let second = ready(g.worker("worker", "a")).await;
+    g.world.status(&c, "doomed", Status::Failed).await;
+    wait("the carrier to be settled", async || jobs_left(&g).await == 0).await;
+    assert_eq!(refused(&second), [""; 0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reaper_may_remove_what_the_broker_gave_up() {
+    let g = Guarded::with("[layout]\nmax_deliver = 2\n[worker]\nhand_on_limit = 1").await;
+    let c = g.operator().await;
+    g.surety("producer", &["enqueue", "noop", "--id", "given-up"]).await.exits(0);
+    // A worker that is delivered the job and lets it go, until the broker gives up. It gives a verdict to a waiting pull only.
+    let (worker, _) = g.nats("worker").await;
+    let inbox = worker.new_inbox();
+    let mut replies = worker.subscribe(inbox.clone()).await.unwrap();
+    let pull = || {
+        let body = r#"{"batch":1,"expires":40000000000}"#;
+        let next = "$JS.API.CONSUMER.MSG.NEXT.SURETY_JOBS.default";
+        worker.publish_with_reply(next, inbox.clone(), body.into())
+    };
+    for _ in 0..2 {
+        pull().await.unwrap();
+        let m = tokio::time::timeout(PATIENCE, replies.next()).await.unwrap().unwrap();
+        worker.publish(m.reply.unwrap(), "-NAK".into()).await.unwrap();
+    }
+    pull().await.unwrap();
+    let reaper = ready(g.reaper()).await;
+    g.world.status(&c, "given-up", Status::Failed).await;
+    wait("the message to be removed", async || jobs_left(&g).await == 0).await;
+    assert_eq!(refused(&reaper), [""; 0]);
+}
+
+/// What may be published, and by whom: initials of the roles, `o` for the operator and `s` for the reader (it only sees).
+const MAY_PUBLISH: &[(&str, &str)] = &[
+    ("surety.jobs.default.x", "po"),
+    ("surety.sched.default.x", "po"),
+    ("surety.batches.x", "po"),
+    ("surety.due.default.x", "o"),
+    ("surety.events.default", "wro"),
+    ("surety.dlq.default.x", "wro"),
+    ("surety.receipts.default", "wro"),
+    ("surety.control.job.x", "o"),
+    ("surety.control.session.x", "ro"),
+    ("$JS.ACK.SURETY_JOBS.default.1.1.1.1.0", "wro"),
+    ("$JS.ACK.SURETY_SCHED.default.1.1.1.1.0", "wro"),
+    ("$JS.ACK.SURETY_ADVISORIES.reaper.1.1.1.1.0", "r"),
+    ("$JS.ACK.OTHER.default.1.1.1.1.0", ""),
+    ("$JS.API.CONSUMER.MSG.NEXT.SURETY_JOBS.default", "w"),
+    ("$JS.API.CONSUMER.MSG.NEXT.SURETY_SCHED.default", "w"),
+    ("$JS.API.CONSUMER.MSG.NEXT.SURETY_EVENTS.x", "so"),
+    ("$JS.API.CONSUMER.MSG.NEXT.SURETY_ADVISORIES.reaper", "r"),
+    ("$JS.API.CONSUMER.CREATE.SURETY_EVENTS.x.surety.events.>", "so"),
+    ("$JS.API.CONSUMER.CREATE.SURETY_JOBS.x", "o"),
+    ("$JS.API.CONSUMER.DELETE.SURETY_JOBS.x", "o"),
+    ("$JS.API.CONSUMER.PAUSE.SURETY_JOBS.x", "o"),
+    ("$JS.API.CONSUMER.INFO.SURETY_JOBS.default", "wrso"),
+    ("$JS.API.STREAM.INFO.SURETY_DLQ", "wrso"),
+    ("$SYS.REQ.USER.INFO", "wrso"),
+    ("$JS.API.DIRECT.GET.SURETY_BATCHES", "so"),
+    ("$JS.API.STREAM.INFO.SURETY_JOBS", "wrso"),
+    ("$JS.API.STREAM.INFO.OTHER", ""),
+    ("$JS.API.STREAM.CREATE.SURETY_JOBS", "o"),
+    ("$JS.API.STREAM.UPDATE.SURETY_JOBS", "o"),
+    ("$JS.API.STREAM.PURGE.SURETY_JOBS", "o"),
+    ("$JS.API.STREAM.PURGE.SURETY_SCHED", "o"),
+    ("$JS.API.STREAM.DELETE.SURETY_JOBS", ""),
+    ("$JS.API.STREAM.MSG.DELETE.SURETY_JOBS", "ro"),
+    ("$JS.API.STREAM.MSG.DELETE.SURETY_EVENTS", ""),
+    ("$JS.API.STREAM.MSG.DELETE.SURETY_DLQ", "o"),
+    ("$JS.API.DIRECT.GET.SURETY_JOBS", "wrso"),
+    ("$JS.API.DIRECT.GET.SURETY_DLQ", "so"),
+    ("_INBOX_producer.x", ""),
+];
+
+/// What may be subscribed to.
+const MAY_SUBSCRIBE: &[(&str, &str)] = &[
+    (">", ""),
+    ("surety.>", ""),
+    ("surety.jobs.>", ""),
+    ("surety.events.>", ""),
+    ("$JS.>", ""),
+    ("_INBOX.>", ""),
+    ("_INBOX_producer.>", "p"),
+    ("_INBOX_worker.>", "w"),
+    ("_INBOX_reaper.>", "r"),
+    ("_INBOX_reader.>", "s"),
+    ("_INBOX_operator.>", "o"),
+    ("surety.control.session.*", "w"),
+    ("surety.control.job.*", "r"),
+];
+
+fn initial(role: &str) -> char {
+    if role == "reader" { 's' } else { role.chars().next().unwrap() }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_does_the_work_of_another_at_nats() {
+    let g = Guarded::with("").await;
+    for role in ROLES {
+        // The initial of the reaper, like those of the others, stands for it alone.
+        assert_eq!(ROLES.iter().filter(|r| initial(r) == initial(role)).count(), 1);
+        let (client, mut refused) = g.nats(role).await;
+        let mut open = Vec::new();
+        for (subject, _) in MAY_SUBSCRIBE {
+            open.push(client.subscribe(*subject).await.unwrap());
+        }
+        for (subject, _) in MAY_PUBLISH {
+            client.publish(*subject, "".into()).await.unwrap();
+        }
+        // The server answers in order: once it refused this, it refused all that it will.
+        client.publish("the.end", "".into()).await.unwrap();
+        let mut seen = Vec::new();
+        loop {
+            let e = tokio::time::timeout(PATIENCE, refused.recv()).await.unwrap().unwrap();
+            assert!(e.contains("Permissions Violation"), "{e}");
+            let subject = e.split('"').nth(1).unwrap().to_owned();
+            if subject == "the.end" {
+                break;
+            }
+            seen.push((e.contains("Publish"), subject));
+        }
+        for (is_publish, list) in [(true, MAY_PUBLISH), (false, MAY_SUBSCRIBE)] {
+            for (subject, may) in list {
+                let is_refused = seen.contains(&(is_publish, (*subject).to_owned()));
+                assert_eq!(is_refused, !may.contains(initial(role)), "{role}: {subject} ({is_publish})");
+            }
+        }
+        drop(open);
+    }
+}
+
+/// Commands, and who may run them; as above. `{}` stands for a key of ours.
+const MAY_RUN: &[(&str, &str)] = &[
+    ("GET {}", "wrso"),
+    ("SET {} x", "wro"),
+    ("DEL {}", ""),
+    ("HGET {}h f", "wrso"),
+    ("HSET {}h f v", "wro"),
+    ("ZADD {}z 1 a", "wro"),
+    ("ZSCAN {}z 0", "so"),
+    ("XADD {}s * a b", "wro"),
+    ("XLEN {}s", "wrso"),
+    ("GET other:{p00}:store", ""),
+    ("SET other:{p00}:store x", ""),
+    ("SCRIPT LOAD return", "wro"),
+    ("SCRIPT FLUSH", ""),
+    ("EVAL return 0", ""),
+    ("FUNCTION LIST", ""),
+    ("KEYS *", ""),
+    ("SCAN 0", ""),
+    ("FLUSHALL", ""),
+    ("FLUSHDB", ""),
+    ("CONFIG GET requirepass", ""),
+    ("ACL LIST", ""),
+    ("CLIENT LIST", ""),
+    ("MONITOR", ""),
+    ("SHUTDOWN", ""),
+    ("SUBSCRIBE x", ""),
+    ("PUBLISH x y", ""),
+    ("INFO server", "wrso"),
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_does_the_work_of_another_at_redis() {
+    let g = Guarded::with("").await;
+    for role in ROLES.into_iter().filter(|r| *r != "producer") {
+        let mut c = g.redis(role).await;
+        for (command, may) in MAY_RUN {
+            let words: Vec<String> =
+                command.split(' ').map(|w| w.replace("{}", &format!("surety:{{p00}}:{role}"))).collect();
+            let answer: Result<redis::Value, _> =
+                redis::cmd(&words[0]).arg(&words[1..]).query_async(&mut c).await;
+            let is_refused = answer.is_err_and(|e| {
+                assert_eq!(e.code(), Some("NOPERM"), "{role}: {command}: {e}");
+                true
+            });
+            assert_eq!(is_refused, !may.contains(initial(role)), "{role}: {command}");
+        }
+        // A script has no more rights than who runs it.
+        if role != "reader" {
+            for script in ["return redis.call('DEL', KEYS[1])", "return redis.call('KEYS', '*')"] {
+                let ran: Result<redis::Value, _> =
+                    redis::Script::new(script).key("surety:{p00}:x").invoke_async(&mut c).await;
+                assert!(ran.is_err(), "{role}: {script}");
+            }
+        }
+    }
+    // There is no producer, and nobody without a name.
+    let info = redis::Client::open(g.world.redis.url()).unwrap();
+    let mut nobody = info.get_multiplexed_async_connection().await.unwrap();
+    let answer: Result<redis::Value, _> = redis::cmd("PING").query_async(&mut nobody).await;
+    assert_eq!(answer.unwrap_err().code(), Some("NOAUTH"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_permission_a_command_says_at_once_what_it_may_not() {
+    let g = Guarded::with(PATIENT).await;
+    for (role, args, subject) in [
+        ("reader", &["enqueue", "noop", "--id", "x"][..], "publish to \"surety.jobs.default.x\""),
+        ("reader", &["dlq", "purge", "--yes"], "publish to \"$JS.API.STREAM.PURGE.SURETY_DLQ\""),
+        ("producer", &["queues"], "publish to \"$JS.API.STREAM.INFO.SURETY_JOBS\""),
+        ("producer", &["events", "x"], "publish to \"$JS.API.STREAM.INFO.SURETY_JOBS\""),
+        ("worker", &["provision"], "publish to \"$JS.API.CONSUMER.INFO.SURETY_ADVISORIES.reaper\""),
+        ("worker", &["dlq", "list"], "publish to \"$JS.API.DIRECT.GET.SURETY_DLQ\""),
+    ] {
+        if args[0] == "dlq" {
+            // Something to purge.
+            let (operator, _) = g.nats("operator").await;
+            let js = async_nats::jetstream::new(operator);
+            js.publish("surety.dlq.default.x", "".into()).await.unwrap().await.unwrap();
+        }
+        let said = g.surety(role, args).await.exits(78);
+        let want = format!("nats does not let user {role:?} {subject}");
+        assert!(said.err.contains(&want), "{args:?}: {}", said.err);
+    }
+    let said = g.surety("reader", &["cancel", "x"]).await.exits(78);
+    let want = "redis does not let user \"reader\" run EVALSHA on \"surety:{p00}:store\"";
+    assert!(said.err.contains(want), "{}", said.err);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_login_or_inbox_is_told_at_once() {
+    let g = Guarded::with(PATIENT).await;
+    let with = async |name: &str, value: &str, args: &[&str]| {
+        let env = g.environment("operator");
+        let env: Vec<_> =
+            env.iter().map(|(k, v)| (*k, if *k == name { value } else { v.as_str() })).collect();
+        let said = g.world.surety_with(&env, args).await.exits(78);
+        assert!(!said.err.contains(&password("operator")), "{}", said.err);
+        said.err
+    };
+    let e = with("SURETY_CONNECTION_NATS_PASSWORD", "wrong", &["queues"]).await;
+    assert!(e.contains("does not let user \"operator\" in") && e.contains("nats at nats://"), "{e}");
+    let e = with("SURETY_CONNECTION_REDIS_PASSWORD", "wrong", &["status", "x"]).await;
+    assert!(e.contains("does not let user \"operator\" in") && e.contains("redis at redis://"), "{e}");
+    for args in [&["queues"][..], &["enqueue", "noop"], &["enqueue", "noop", "--wait"]] {
+        let e = with("SURETY_CONNECTION_NATS_INBOX_PREFIX", "_INBOX_mine", args).await;
+        assert!(e.contains("subscribe to \"_INBOX_mine.") && e.contains("nats_inbox_prefix"), "{e}");
+    }
+    let no_login = g.world.surety_with(&[], &["queues"]).await.exits(78);
+    assert!(no_login.err.contains("does not let a client without login in"), "{}", no_login.err);
+}
+
+/// A worker with the rights of a reader at NATS.
+fn reading_worker(g: &Guarded) -> Process {
+    let mut env = g.environment("reader");
+    for (k, v) in env.iter_mut().filter(|(k, _)| k.contains("REDIS")) {
+        assert!(k.starts_with("SURETY_"));
+        *v = v.replace("reader", "worker");
+    }
+    let env: Vec<_> = env.iter().map(|(k, v)| (*k, v.as_str())).collect();
+    g.world.worker(&[], &env)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_without_its_rights_does_not_begin() {
+    let g = Guarded::with("").await;
+    for (mut worker, why) in [
+        (reading_worker(&g), "$JS.API.CONSUMER.MSG.NEXT.SURETY_JOBS.default"),
+        (g.worker("reader", "b"), "it may not publish to"),
+    ] {
+        assert_eq!(worker.ended(Duration::from_secs(60)).await, Some(78));
+        assert!(worker.log().contains(why), "{}", worker.log());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_may_not_pull_says_so_in_its_log() {
+    // A server that does not tell a user its rights: then they show when they are missing.
+    let g = Guarded::edited("", |users| users.replace("\"$SYS.REQ.USER.INFO\"", "\"nothing\"")).await;
+    let mut worker = reading_worker(&g);
+    worker.logged("user \"reader\" publish to \"$JS.API.CONSUMER.MSG.NEXT.SURETY_JOBS.critical\"").await;
+    let mut other = g.worker("reader", "b");
+    assert_eq!(other.ended(Duration::from_secs(60)).await, Some(78));
+    assert!(other.log().contains("redis does not let user \"reader\" run EVALSHA"), "{}", other.log());
+}
+
+/// A command that a script lacks would stop it midway, after it wrote something.
+#[test]
+fn whoever_runs_scripts_may_run_every_command_in_them() {
+    let mut commands = BTreeSet::new();
+    for e in std::fs::read_dir(repository("common/src/store/scripts")).unwrap() {
+        let text = std::fs::read_to_string(e.unwrap().path()).unwrap();
+        let calls = text.split("redis.call('").skip(1).map(|c| c.split('\'').next().unwrap().to_lowercase());
+        commands.extend(calls);
+    }
+    assert!(commands.len() > 10);
+    let acl = std::fs::read_to_string(repository("deploy/redis/users.acl")).unwrap();
+    for role in ["worker", "reaper", "operator"] {
+        let line = acl.lines().find(|l| l.starts_with(&format!("user {role} "))).unwrap();
+        for c in &commands {
+            assert!(
+                line.split(' ').any(|w| w == format!("+{c}")),
+                "deploy/redis/users.acl: {role} lacks +{c}"
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_configuration_of_nats_is_valid() {
+    let mut c = tokio::process::Command::new(find_nats_server().unwrap());
+    c.args(["-t", "-c"]).arg(repository("deploy/nats/nats-server.conf"));
+    for role in ROLES {
+        c.env(format!("SURETY_{}_PASSWORD", role.to_uppercase()), "s3cret");
+    }
+    let out = c.output().await.unwrap();
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+}
+
+/// The server does not compare where a consumer delivers with what its maker may publish. It delivers to clients that
+/// listen, not into streams or the API.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_cannot_write_through_a_consumer() {
+    let g = Guarded::with("").await;
+    let (operator, _) = g.nats("operator").await;
+    let js = async_nats::jetstream::new(operator.clone());
+    for subject in ["surety.jobs.default.x", "surety.events.default"] {
+        js.publish(subject, "".into()).await.unwrap().await.unwrap();
+    }
+    let (reader, _) = g.nats("reader").await;
+    let inbox = reader.new_inbox();
+    let mut received = reader.subscribe(inbox.clone()).await.unwrap();
+    for to in ["surety.jobs.default.evil", "$JS.API.STREAM.PURGE.SURETY_JOBS", &inbox] {
+        let config =
+            serde_json::json!({ "deliver_subject": to, "deliver_policy": "all", "ack_policy": "none" });
+        let ask = serde_json::json!({ "stream_name": "SURETY_EVENTS", "config": config });
+        let subject = "$JS.API.CONSUMER.CREATE.SURETY_EVENTS";
+        let answer = reader.request(subject, ask.to_string().into()).await.unwrap();
+        assert!(!String::from_utf8_lossy(&answer.payload).contains("error"), "{answer:?}");
+    }
+    // The last consumer has delivered; the earlier ones had their turn.
+    tokio::time::timeout(PATIENCE, received.next()).await.unwrap().unwrap();
+    assert_eq!(messages_of(&operator, "SURETY_JOBS").await, 1);
+}
