@@ -67,7 +67,7 @@ pub async fn lost_session(
         let LostReply::Applied(s) = reply else { continue };
         done.lost += 1;
         attempt_lost(queue, kind);
-        tracing::warn!(job = %id, epoch, %session, status = s.status.name(), "attempt lost");
+        tracing::warn!(job_id = %id, epoch, %session, status = s.status.name(), "attempt lost");
         if s.status == Status::RetryWait {
             if let Some(ack) = c.broker.recorded_ack(queue, &s.carrier, &s.ack_subject) {
                 c.broker.nak(&ack, Duration::ZERO).await?;
@@ -76,7 +76,7 @@ pub async fn lost_session(
         }
         done.failed += 1;
         job_ended(queue, kind, s.status, ErrorCode::AttemptsExhausted.name());
-        tracing::error!(job = %id, alert = "attempts_exhausted", "the job failed: its last attempt was lost");
+        tracing::error!(job_id = %id, alert = "attempts_exhausted", "the job failed: its last attempt was lost");
         if let Some(raw) = c.broker.carrier_message(&s.carrier).await? {
             let obituary = Obituary {
                 job: id,

@@ -51,7 +51,7 @@ pub fn main() -> ExitCode {
 }
 
 fn fail(code: u8, text: &str) -> ExitCode {
-    eprintln!("surety-reaper: {text}");
+    telemetry::last_words("surety-reaper", text);
     ExitCode::from(code)
 }
 

@@ -10,6 +10,7 @@ mod suite {
     mod faults;
     mod health;
     mod intake;
+    mod logs;
     mod lost;
     mod metrics;
     mod model;

@@ -1,6 +1,9 @@
 //! One delivery, from the broker's hand back to it: decode, claim, run, finish, settle the carrier last.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use surety_common::{
     broker::{
@@ -14,9 +17,11 @@ use surety_common::{
     fault,
     pace::{Pace, Transient},
     store::{ClaimItem, ClaimReply, FinishItem, FinishReply, StoreError, Verdict, ops::Grant},
+    telemetry::metrics::since,
     wire::receipt::Draft,
 };
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
 use crate::{
     commit::Finished,
@@ -25,9 +30,11 @@ use crate::{
         command::{FINISH_PACE, may_retry, start_delay},
         control::Reports,
     },
+    meter::Reason,
     session::Session,
     settle::{bury_undecoded, dead_letter},
     shared::{AnyHandler, Shared},
+    track::Track,
 };
 
 /// A repeated delivery of a job that runs is offered again after this long at least.
@@ -57,11 +64,13 @@ pub(crate) async fn handle(w: Arc<Shared>, session: Arc<Session>, queue: QueueNa
     let settle = process(&w, &session, &queue, &d).await;
     // Ordering: stop extending first; a `+WPI` after a nak would replace its delay.
     let ack_subject = w.release(carrier).unwrap_or(d.ack_subject);
+    let sent = Instant::now();
     let result = match settle {
         Settle::Ack => w.c.broker.ack(&ack_subject).await,
         Settle::Nak(delay) => w.c.broker.nak(&ack_subject, delay).await,
         Settle::Leave => Ok(()),
     };
+    since(&w.meters.ack, sent);
     if let Err(e) = result {
         tracing::warn!(%carrier, error = %e, "carrier not settled; the broker will redeliver it");
     }
@@ -73,7 +82,8 @@ async fn process(w: &Arc<Shared>, session: &Arc<Session>, queue: &QueueName, d: 
         Ok(j) => j,
         Err(u) => {
             if u.refused.code == ErrorCode::UnknownVersion && !is_last_hand_on(w, d) {
-                tracing::info!(job = %u.id, reason = %u.refused, "not for this release; handed on");
+                tracing::info!(job_id = %u.id, reason = %u.refused, "not for this release; handed on");
+                w.meters.deferred(queue, Reason::NewerVersion);
                 return Settle::Nak(w.settings.worker.hand_on_delay);
             }
             return Box::pin(bury_undecoded(w, queue, d, &u)).await;
@@ -81,7 +91,8 @@ async fn process(w: &Arc<Shared>, session: &Arc<Session>, queue: &QueueName, d: 
     };
     let Some(handler) = w.handlers.get(&decoded.job.kind).cloned() else {
         if !is_last_hand_on(w, d) {
-            tracing::info!(job = %decoded.job.id, kind = %decoded.job.kind, "no handler for this type here; handed on");
+            tracing::info!(job_id = %decoded.job.id, "type" = %decoded.job.kind, "no handler for this type here; handed on");
+            w.meters.deferred(queue, Reason::NoHandler);
             return Settle::Nak(w.settings.worker.hand_on_delay);
         }
         let why = format!("no worker has a handler for the type {:?}", decoded.job.kind.as_str());
@@ -89,6 +100,7 @@ async fn process(w: &Arc<Shared>, session: &Arc<Session>, queue: &QueueName, d: 
     };
     // The local half of "never twice at once" (J-05); the store has the other half.
     if w.is_running(&decoded.job.id) {
+        w.meters.deferred(queue, Reason::RunningHere);
         return Settle::Nak(w.settings.lease.ttl);
     }
     claim_and_run(w, session, queue, d, decoded, handler).await
@@ -114,31 +126,40 @@ async fn claim_and_run(
             Ok(c) => c,
             Err(StoreError::SessionLost) => {
                 session.lose("the store says that it expired");
+                w.meters.deferred(queue, Reason::SessionLost);
                 return Settle::Nak(Duration::ZERO);
             }
             Err(e) => {
-                tracing::warn!(job = %decoded.job.id, error = %e, "claim failed; the job is given back");
+                tracing::warn!(job_id = %decoded.job.id, error = %e, "claim failed; the job is given back");
+                w.meters.deferred(queue, Reason::StoreError);
                 return Settle::Nak(Duration::from_secs(1));
             }
         };
         return match claimed.reply {
             ClaimReply::Granted(grant) => Box::pin(run(w, session, p, d, decoded, handler, grant)).await,
             ClaimReply::LiveOwner { lease_ms } => {
+                w.meters.deferred(queue, Reason::LiveOwner);
                 Settle::Nak(Duration::from_millis(lease_ms).max(SHORTEST_NAK).min(w.c.found.ack_wait))
             }
-            ClaimReply::NotDue { due_in_ms } => Settle::Nak(Duration::from_millis(due_in_ms.max(1))),
+            ClaimReply::NotDue { due_in_ms } => {
+                w.meters.deferred(queue, Reason::NotDue);
+                Settle::Nak(Duration::from_millis(due_in_ms.max(1)))
+            }
             ClaimReply::SecondCarrier { recorded } => {
                 match Box::pin(w.c.broker.carrier_message(&recorded)).await {
                     Ok(Some(_)) => {
-                        tracing::info!(job = %decoded.job.id, recorded, "second carrier of an open job acked away");
+                        tracing::info!(job_id = %decoded.job.id, recorded, "second carrier of an open job acked away");
                         Settle::Ack
                     }
                     Ok(None) if adopt.is_empty() => {
-                        tracing::warn!(job = %decoded.job.id, recorded, "the recorded carrier is gone; this one takes its place");
+                        tracing::warn!(job_id = %decoded.job.id, recorded, "the recorded carrier is gone; this one takes its place");
                         adopt = recorded;
                         continue;
                     }
-                    Ok(None) | Err(_) => Settle::Nak(Duration::from_secs(1)),
+                    Ok(None) | Err(_) => {
+                        w.meters.deferred(queue, Reason::OtherCarrier);
+                        Settle::Nak(Duration::from_secs(1))
+                    }
                 }
             }
             ClaimReply::Ended(e) => {
@@ -202,9 +223,10 @@ async fn run(
     let id = decoded.job.id.clone();
     let Some(stop) = w.enter(&id, grant.epoch, p) else {
         // The store granted what runs here: the former attempt was lost and is being killed. Not before it is dead.
-        tracing::warn!(job = %id, "granted while the former attempt is still being stopped; given back");
+        tracing::warn!(job_id = %id, "granted while the former attempt is still being stopped; given back");
         let item = finish_item(&decoded.job, &grant, Ended::Stopped, w, &decoded.trace);
-        finish(w, session, p, d, item, &decoded).await;
+        let mut track = Track::start(&w.meters, d, &decoded, &grant, &session.id, &handler);
+        finish(w, session, p, d, item, &decoded, &mut track).await;
         return Settle::Nak(SHORTEST_NAK);
     };
     if session.is_lost() {
@@ -212,16 +234,19 @@ async fn run(
     }
     fault::point("claimed");
     let job = decoded.job.clone();
-    let ended = execute(w, session, p, &job, &decoded.trace, &grant, handler, stop).await;
+    let mut track = Track::start(&w.meters, d, &decoded, &grant, &session.id, &handler);
+    let running = execute(w, session, p, &job, &decoded.trace, &grant, handler, stop);
+    let ended = running.instrument(track.span()).await;
+    track.handler_ended(&ended);
     w.finishing(&id);
     let settle = match ended {
         Ended::Fenced => {
-            tracing::warn!(job = %id, epoch = grant.epoch, "attempt ended without a word: its lease is gone");
+            tracing::warn!(job_id = %id, epoch = grant.epoch, "attempt ended without a word: its lease is gone");
             Settle::Leave
         }
         ended => {
             let item = finish_item(&job, &grant, ended, w, &decoded.trace);
-            finish(w, session, p, d, item, &decoded).await
+            finish(w, session, p, d, item, &decoded, &mut track).await
         }
     };
     w.leave(&id);
@@ -369,6 +394,7 @@ async fn finish(
     d: &Delivery,
     item: FinishItem,
     decoded: &Decoded,
+    track: &mut Track,
 ) -> Settle {
     let mut item = Arc::new(item);
     let mut delays = FINISH_PACE.delays();
@@ -379,16 +405,16 @@ async fn finish(
         }
         match w.commits.finish(p, session.id.clone(), item.clone()).await {
             Ok(f) if f.reply == FinishReply::BudgetSpent => {
-                tracing::error!(job = %item.id, "retry refused: the budget is spent");
+                tracing::error!(job_id = %item.id, "retry refused: the budget is spent");
                 item = gave_up(&item, decoded, "the retry budget is spent");
             }
             Ok(f) => break f,
             Err(e) => {
-                tracing::warn!(job = %item.id, error = %e, "finish failed, trying again");
+                tracing::warn!(job_id = %item.id, error = %e, "finish failed, trying again");
                 let delay = delays.next_delay().unwrap_or_else(|| {
                     if !is_given_up && gives_up(item.verdict, &e) {
                         is_given_up = true;
-                        tracing::error!(job = %item.id, error = %e, alert = "status_write_failed", "{WRITE_FAILED}");
+                        tracing::error!(job_id = %item.id, error = %e, alert = "status_write_failed", "{WRITE_FAILED}");
                         item = gave_up(&item, decoded, WRITE_FAILED);
                     }
                     let limit = if is_given_up { None } else { FINISH_PACE.limit };
@@ -402,6 +428,7 @@ async fn finish(
             }
         }
     };
+    track.finished(item.verdict, &finished.reply);
     after_finish(w, d, &item, decoded, finished).await
 }
 
@@ -435,13 +462,13 @@ async fn after_finish(
         FinishReply::Applied { status, .. } => status,
         FinishReply::Fenced { status, epoch } => {
             tracing::warn!(
-                job = %item.id, epoch = item.epoch, owner = epoch, status = status.name(),
+                job_id = %item.id, epoch = item.epoch, owner = epoch, status = status.name(),
                 "late result refused: the attempt does not own the job any more"
             );
             return Settle::Leave;
         }
         FinishReply::NoRecord | FinishReply::BudgetSpent => {
-            tracing::error!(job = %item.id, reply = ?f.reply, "finish refused");
+            tracing::error!(job_id = %item.id, reply = ?f.reply, "finish refused");
             return Settle::Leave;
         }
     };
@@ -453,7 +480,7 @@ async fn after_finish(
         _ if !f.is_journaled => Settle::Leave,
         (Status::Done, _) => Settle::Ack,
         (_, Verdict::Fail(code)) => {
-            tracing::error!(job = %item.id, error_code = code.name(), alert = "job_failed", "job failed");
+            tracing::error!(job_id = %item.id, error_code = code.name(), alert = "job_failed", "job failed");
             let message = serde_json::from_str::<serde_json::Value>(&format!("{}}}", item.receipt))
                 .ok()
                 .and_then(|v| v.get("message").and_then(|m| m.as_str()).map(str::to_owned))

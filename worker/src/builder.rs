@@ -20,6 +20,7 @@ use crate::{
     handler::{HandlerError, JobContext, RustHandler, command::CommandHandler},
     intake,
     keeper::{Keeper, KeeperError, KeeperOptions, kill_left_over},
+    meter::Meters,
     ready::Ready,
     session::{self, OpenError},
     shared::{AnyHandler, Shared},
@@ -125,7 +126,10 @@ impl WorkerBuilder {
             }
         }
         let tracker = TaskTracker::new();
-        let commits = Commits::start(&c.store, &c.relay, &tracker, settings.worker.outbox_cap.0, "");
+        let slots = settings.worker.slots.0;
+        let meters = Arc::new(Meters::new(&c.found.queues, handlers.keys(), slots));
+        let outbox_cap = settings.worker.outbox_cap.0;
+        let commits = Commits::start(&c.store, &c.relay, &tracker, outbox_cap, "", &meters);
         let w = Arc::new(Shared {
             c,
             settings,
@@ -133,6 +137,7 @@ impl WorkerBuilder {
             keeper,
             state,
             commits,
+            meters,
             session: watch::Sender::new(None),
             running: Default::default(),
             held: Default::default(),
@@ -168,7 +173,7 @@ async fn recover(c: &Connected, state: &LocalState, settings: &Settings) -> Resu
     for left in state.left_over().map_err(failed)? {
         for a in &left.attempts {
             let killed = kill_left_over(a.pid, a.start_time, &a.token).map_err(failed)?;
-            tracing::warn!(job = a.job, epoch = a.epoch, killed, "left over from a dead worker");
+            tracing::warn!(job_id = a.job, epoch = a.epoch, killed, "left over from a dead worker");
         }
         for p in 0..c.store.keys().partitions() {
             c.store.expire_session(p, &left.session).await?;

@@ -87,7 +87,9 @@ pub fn main() -> ExitCode {
 }
 
 fn run_keeper() -> ExitCode {
-    telemetry::start(LogFormat::Human, "warn");
+    // It writes to the log of its worker, in the same way.
+    let format = std::env::args().nth(2).and_then(|f| f.parse().ok()).unwrap_or(LogFormat::Human);
+    telemetry::start(format, "warn");
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(r) => r,
         Err(e) => return fail(70, &format!("keeper: cannot start the runtime: {e}")),
@@ -99,7 +101,7 @@ fn run_keeper() -> ExitCode {
 }
 
 fn fail(code: u8, text: &str) -> ExitCode {
-    eprintln!("surety-worker: {text}");
+    telemetry::last_words("surety-worker", text);
     ExitCode::from(code)
 }
 
@@ -109,10 +111,11 @@ async fn run(args: Args) -> ExitCode {
         Err(e) => return fail(78, &e.to_string()),
     };
     telemetry::start(settings.telemetry.log_format, &settings.telemetry.log_level);
+    let format = settings.telemetry.log_format.name();
     // `/proc/self/exe` stays this very binary, also when the file is replaced during an upgrade.
     let worker = Worker::builder(settings)
         .handler("noop", |_: JobContext| async { Ok(serde_json::Value::Null) })
-        .keeper(PathBuf::from("/proc/self/exe"), vec!["keeper".to_owned()]);
+        .keeper(PathBuf::from("/proc/self/exe"), vec!["keeper".to_owned(), format.to_owned()]);
     let (mut term, mut int) = match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
         (Ok(t), Ok(i)) => (t, i),
         (Err(e), _) | (_, Err(e)) => return fail(70, &format!("signals: {e}")),

@@ -1,7 +1,10 @@
 //! Group commit of claims, finishes and reports: one Lua call per partition for what gathers while earlier calls are in
 //! flight, then the journal entries that the call wrote.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use surety_common::{
     domain::ids::SessionId,
@@ -11,9 +14,12 @@ use surety_common::{
     store::{
         ClaimItem, ClaimReply, FinishItem, FinishReply, Group, ProgressItem, ProgressReply, Store, StoreError,
     },
+    telemetry::metrics::{since, worker},
 };
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio_util::task::TaskTracker;
+
+use crate::meter::Meters;
 
 /// How long a journal entry is published by us before it is left to the relay of the reaper.
 const JOURNAL_PATIENCE: Duration = Duration::from_secs(30);
@@ -59,6 +65,7 @@ struct Context {
     tracker: TaskTracker,
     outbox_cap: u64,
     started: Arc<str>,
+    meters: Arc<Meters>,
 }
 
 impl Commits {
@@ -69,6 +76,7 @@ impl Commits {
         tracker: &TaskTracker,
         outbox_cap: u64,
         started: &str,
+        meters: &Arc<Meters>,
     ) -> Self {
         let partitions = (0..store.keys().partitions())
             .map(|p| {
@@ -79,6 +87,7 @@ impl Commits {
                     tracker: tracker.clone(),
                     outbox_cap,
                     started: started.into(),
+                    meters: meters.clone(),
                 };
                 let (c1, c2, c3) = (c.clone(), c.clone(), c);
                 Partition {
@@ -178,6 +187,7 @@ fn singles<Q, R>(
 
 fn send<R>(reply: oneshot::Sender<R>, value: R) {
     if reply.send(value).is_err() {
+        worker().dropped_sends.inc();
         // Its attempt was dropped at shutdown; what was committed is found by the next owner.
         tracing::debug!("nobody waits for this commit any more");
     }
@@ -192,7 +202,10 @@ async fn claim(
     let mut later = Vec::new();
     let mut groups = by_session(asks, replies);
     while let Some((session, items, replies)) = groups.pop() {
-        match c.store.claim(c.p, &session, c.outbox_cap, &c.started, &items).await {
+        let asked = Instant::now();
+        let claimed = c.store.claim(c.p, &session, c.outbox_cap, &c.started, &items).await;
+        since(&c.meters.claim, asked);
+        match claimed {
             Ok(answer) => {
                 fault::point("claim_committed");
                 let mut waiting = Vec::new();
@@ -230,7 +243,10 @@ async fn finish(
     let mut later = Vec::new();
     let mut groups = by_session(asks, replies);
     while let Some((session, items, replies)) = groups.pop() {
-        match c.store.finish(c.p, &session, &items).await {
+        let asked = Instant::now();
+        let finished = c.store.finish(c.p, &session, &items).await;
+        since(&c.meters.finish, asked);
+        match finished {
             Ok(answer) => {
                 fault::point("finish_committed");
                 later.push((answer.entries, replies.into_iter().zip(answer.results).collect::<Vec<_>>()));
@@ -242,7 +258,9 @@ async fn finish(
     // Ordering: the next call may start; these replies wait until the journal has them.
     drop(permit);
     for (entries, waiting) in later {
+        let sent = Instant::now();
         let is_journaled = c.relay.publish(c.p, &entries, Pace::call(JOURNAL_PATIENCE)).await.is_ok();
+        since(&c.meters.journal, sent);
         fault::point("finish_journaled");
         for (tx, reply) in waiting {
             send(tx, Ok(Finished { reply, is_journaled }));

@@ -16,6 +16,7 @@ use tokio::sync::Semaphore;
 use crate::{
     attempt::handle,
     due::{Due, Event, next_of},
+    meter::Reason,
     plan::Plan,
     session::Session,
     shared::Shared,
@@ -140,7 +141,9 @@ async fn begin(
     slots: &Arc<Semaphore>,
     d: Delivery,
 ) {
+    w.meters.delivered(queue);
     let Ok(slot) = slots.clone().try_acquire_owned() else {
+        w.meters.deferred(queue, Reason::NoSlot);
         // Two parked pulls were answered at once: one job more than there are slots. Not ours to keep waiting.
         if let Err(e) = w.c.broker.nak(&d.ack_subject, surplus_delay(d.delivered)).await {
             tracing::warn!(error = %e, "a surplus delivery could not be given back; its ack-wait brings it back");

@@ -24,12 +24,14 @@ mod due;
 pub mod handler;
 mod intake;
 pub mod keeper;
+mod meter;
 mod plan;
 mod ready;
 mod session;
 mod settle;
 mod shared;
 mod state;
+mod track;
 
 pub use builder::{Running, StartError, Worker, WorkerBuilder};
 pub use handler::{HandlerError, JobContext};

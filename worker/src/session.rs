@@ -18,6 +18,7 @@ use surety_common::{
     domain::ids::SessionId,
     pace::Pace,
     store::{FinishItem, SessionInfo, StoreError, Verdict, ops::parse_member},
+    telemetry::metrics,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -35,6 +36,7 @@ impl Session {
     pub(crate) fn lose(&self, why: &str) {
         if !self.lost.is_cancelled() {
             tracing::error!(session = %self.id, why, "session lost: its attempts are killed");
+            metrics::worker().sessions_lost.inc();
             self.lost.cancel();
         }
     }
@@ -134,6 +136,7 @@ pub(crate) async fn open(w: &Shared) -> Result<(Arc<Session>, Option<SessionFold
     let session =
         Session { id: Arc::new(id), trust_until: AtomicU64::new(0), lost: CancellationToken::new() };
     trust(w, &session, started);
+    metrics::worker().sessions_opened.inc();
     tracing::info!(session = %session.id, "session opened");
     Ok((Arc::new(session), folder))
 }
@@ -168,6 +171,8 @@ async fn renew_loop(w: &Arc<Shared>, session: &Arc<Session>) {
                 return;
             }
         };
+        let result = if renewed.is_ok() { "ok" } else { "failed" };
+        metrics::worker().renewals.with_label_values(&[result]).inc();
         next = match renewed {
             Ok(()) => {
                 trust(w, session, started);
@@ -207,7 +212,7 @@ async fn renew(w: &Arc<Shared>, session: &Session, suspects: &mut HashSet<String
             if let Some((id, epoch)) = parse_member(&member) {
                 // It may have been finished between the snapshot and the call: then there is nothing to fence any more.
                 if w.fence(&id, epoch) {
-                    tracing::warn!(job = %id, epoch, "fenced: the store gave the job to another owner");
+                    tracing::warn!(job_id = %id, epoch, "fenced: the store gave the job to another owner");
                 }
             }
         }
@@ -218,7 +223,7 @@ async fn renew(w: &Arc<Shared>, session: &Session, suspects: &mut HashSet<String
             }
             // A claim whose reply is still on its way looks the same: only what was there at the last renewal too is one.
             if suspects.contains(&member) {
-                tracing::warn!(job = %id, epoch, "the store gives us an attempt that nobody runs: released");
+                tracing::warn!(job_id = %id, epoch, "the store gives us an attempt that nobody runs: released");
                 let item = FinishItem {
                     id,
                     epoch,

@@ -12,6 +12,7 @@ use surety_common::{
     ending::{By, Ending, Outcome, end_job, json_string},
     fault,
     pace::Pace,
+    telemetry::metrics::shared,
 };
 
 use crate::{attempt::Settle, shared::Shared};
@@ -27,7 +28,7 @@ pub(crate) async fn dead_letter(w: &Shared, d: &Delivery, letter: &Obituary<'_>)
             Settle::Ack
         }
         Err(e) => {
-            tracing::error!(job = %letter.job, error = %e, "dead letter not stored; the carrier stays");
+            tracing::error!(job_id = %letter.job, error = %e, "dead letter not stored; the carrier stays");
             Settle::Leave
         }
     }
@@ -59,6 +60,7 @@ pub(crate) async fn bury(
 
 /// Buries a message that is no job.
 pub(crate) async fn bury_undecoded(w: &Shared, queue: &QueueName, d: &Delivery, u: &Undecoded) -> Settle {
+    shared().decode_errors.with_label_values(&["message"]).inc();
     let why = u.refused.to_string();
     let end = Ending {
         by: By::Burial,
@@ -79,14 +81,14 @@ async fn settle(w: &Shared, d: &Delivery, end: &Ending<'_>) -> Settle {
     match end_job(&w.c, Some(d), end).await {
         Ok(Outcome::Ended { .. }) => {
             tracing::error!(
-                job = %end.id, error_code = end.code.name(), reason = end.why, alert = "buried", "job buried"
+                job_id = %end.id, error_code = end.code.name(), reason = end.why, alert = "buried", "job buried"
             );
             Settle::Ack
         }
         Ok(Outcome::Before(_)) => Settle::Ack,
         Ok(Outcome::Running(_)) => {
             // An attempt runs, or another message carries the job; this one is kept for a person, and does not disturb it.
-            tracing::warn!(job = %end.id, reason = end.why, "a message that names another one's job cannot be run");
+            tracing::warn!(job_id = %end.id, reason = end.why, "a message that names another one's job cannot be run");
             let letter = Obituary {
                 job: end.id,
                 queue: end.queue,
@@ -99,7 +101,7 @@ async fn settle(w: &Shared, d: &Delivery, end: &Ending<'_>) -> Settle {
             dead_letter(w, d, &letter).await
         }
         Err(e) => {
-            tracing::warn!(job = %end.id, error = %e, "burial is not complete; the job is given back");
+            tracing::warn!(job_id = %end.id, error = %e, "burial is not complete; the job is given back");
             Settle::Nak(Duration::from_secs(1))
         }
     }

@@ -19,6 +19,7 @@ use crate::{
     commit::Commits,
     handler::{RustHandler, Stop, command::CommandHandler},
     keeper::Keeper,
+    meter::Meters,
     session::Session,
     state::LocalState,
 };
@@ -47,6 +48,7 @@ pub(crate) struct Shared {
     pub(crate) keeper: Option<Keeper>,
     pub(crate) state: Option<LocalState>,
     pub(crate) commits: Commits,
+    pub(crate) meters: Arc<Meters>,
     /// The session that new claims use; `None` while there is none.
     pub(crate) session: watch::Sender<Option<Arc<Session>>>,
     /// The local running set: what is between claim and the end of its finish.

@@ -185,9 +185,6 @@ impl Setting for LogFormat {
         }
     }
     fn show(&self) -> String {
-        match self {
-            Self::Human => "\"human\"".into(),
-            Self::Json => "\"json\"".into(),
-        }
+        format!("{:?}", self.name())
     }
 }

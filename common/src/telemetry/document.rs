@@ -54,6 +54,7 @@ mod tests {
     fn every_metric_is_named_as_prometheus_wants_it_and_can_be_registered() {
         // Each group registers all of its metrics, or panics.
         metrics::shared();
+        metrics::worker();
         metrics::reaper();
         let mut names = BTreeSet::new();
         for d in table() {

@@ -23,6 +23,13 @@ pub(super) type Buckets = &'static [f64];
 /// One call to a server on the same network.
 pub(super) const CALL: Buckets =
     &[0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0];
+/// Work of any length: from a Rust function to a build.
+pub(super) const WORK: Buckets =
+    &[0.001, 0.005, 0.025, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 21600.0];
+/// From the moment a job is stored to its start.
+pub(super) const WAIT: Buckets =
+    &[0.001, 0.0025, 0.005, 0.01, 0.05, 0.25, 1.0, 5.0, 15.0, 60.0, 300.0, 1800.0, 3600.0, 21600.0];
+
 /// What a metric is, for its registration and its document.
 #[derive(Debug, Clone, Copy)]
 pub struct Definition {

@@ -1,6 +1,6 @@
 //! The log, to stderr.
 
-use std::{io::IsTerminal, str::FromStr};
+use std::{io::IsTerminal, str::FromStr, sync::OnceLock};
 
 use tracing::{Event, Subscriber, field::Visit};
 use tracing_subscriber::{
@@ -9,7 +9,10 @@ use tracing_subscriber::{
     util::SubscriberInitExt,
 };
 
-use super::{labels::Labels, metrics::shared};
+use super::{
+    labels::OTHER,
+    metrics::{ALERTS, shared},
+};
 
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -21,6 +24,16 @@ pub enum LogFormat {
     Json,
 }
 
+impl LogFormat {
+    /// As a setting has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Human => "human",
+            Self::Json => "json",
+        }
+    }
+}
+
 impl FromStr for LogFormat {
     type Err = String;
 
@@ -30,6 +43,19 @@ impl FromStr for LogFormat {
             "json" => Ok(Self::Json),
             _ => Err(format!("{s:?} is neither \"human\" nor \"json\"")),
         }
+    }
+}
+
+/// The format in use, once there is one.
+static FORMAT: OnceLock<LogFormat> = OnceLock::new();
+
+/// Says why this process ends, as the last line on stderr: in the log where that is JSON, else as plain text.
+pub fn last_words(program: &str, text: &str) {
+    match FORMAT.get() {
+        Some(LogFormat::Json) if tracing::enabled!(tracing::Level::ERROR) => {
+            tracing::error!(program, "{text}");
+        }
+        _ => eprintln!("{program}: {text}"),
     }
 }
 
@@ -46,43 +72,49 @@ pub fn start(format: LogFormat, filter: &str) {
         // The span list would repeat the one span there is.
         LogFormat::Json => lines.json().flatten_event(true).with_span_list(false).boxed(),
     };
-    let started = tracing_subscriber::registry().with(filter).with(lines).with(Alerts::new()).try_init();
-    if let Err(e) = started {
-        tracing::debug!(error = %e, "logging was started before");
+    let started = tracing_subscriber::registry().with(filter).with(lines).with(Alerts).try_init();
+    match started {
+        Ok(()) => {
+            FORMAT.get_or_init(|| format);
+            if format == LogFormat::Json {
+                std::panic::set_hook(Box::new(panicked));
+            }
+        }
+        Err(e) => tracing::debug!(error = %e, "logging was started before"),
     }
     if let Some(e) = problem {
         tracing::warn!(error = %e, "the log filter does not parse; `info` is used");
     }
 }
 
-/// Counts lines that say that a person is needed, by the value of their field `alert`.
-struct Alerts {
-    seen: Labels,
+/// The standard hook writes plain text, which is no JSON.
+fn panicked(info: &std::panic::PanicHookInfo<'_>) {
+    let message = info.payload_as_str().unwrap_or("no message");
+    let place = info.location().map(ToString::to_string);
+    // Empty unless RUST_BACKTRACE asks for it.
+    let trace = std::backtrace::Backtrace::capture();
+    let trace = (trace.status() == std::backtrace::BacktraceStatus::Captured).then(|| trace.to_string());
+    tracing::error!(place, backtrace = trace, "panicked: {message}");
 }
 
-impl Alerts {
-    fn new() -> Self {
-        // The values are constants in the code, so this bound is never met.
-        Self { seen: Labels::new(100) }
-    }
-}
+/// Counts lines that say that a person is needed, by the value of their field `alert`.
+struct Alerts;
 
 impl<S: Subscriber> Layer<S> for Alerts {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
         if event.metadata().fields().field("alert").is_some() {
-            event.record(&mut Alert { seen: &self.seen });
+            event.record(&mut Alert);
         }
     }
 }
 
-struct Alert<'a> {
-    seen: &'a Labels,
-}
+struct Alert;
 
-impl Visit for Alert<'_> {
+impl Visit for Alert {
     fn record_str(&mut self, field: &tracing::field::Field, value: &str) {
         if field.name() == "alert" {
-            shared().alerts.with_label_values(&[self.seen.of(value)]).inc();
+            let known = ALERTS.iter().find(|a| **a == value);
+            shared().alerts.with_label_values(&[known.copied().unwrap_or(OTHER)]).inc();
         }
     }
 

@@ -9,7 +9,7 @@ use std::sync::LazyLock;
 use prometheus::{GaugeVec, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
 
 use super::{
-    family::{CALL, Definition, Family, register},
+    family::{CALL, Definition, Family, WAIT, WORK, register},
     labels::{QUEUES, TYPES},
 };
 
@@ -79,6 +79,36 @@ metrics! {
         /// Conditions that need a person: lines of the log that carry `alert`.
         alerts: IntCounterVec = "surety_alerts_total" ["alert"];
     }
+    /// What a worker does.
+    Worker as worker in "worker" {
+        /// Messages that were pulled from a queue, redelivered ones included.
+        deliveries: IntCounterVec = "surety_deliveries_total" ["queue"];
+        /// Deliveries that did not lead to an attempt now and were given back, by reason.
+        deferrals: IntCounterVec = "surety_deferrals_total" ["queue", "reason"];
+        /// Attempts whose claim was granted.
+        attempts_started: IntCounterVec = "surety_attempts_started_total" ["queue", "type"];
+        /// Attempts that ended, by outcome and by the attempt's own error code (`none` where it has none).
+        attempts: IntCounterVec = "surety_attempts_total" ["queue", "type", "outcome", "error_code"];
+        /// Attempts that run now, from their claim to the end of their finish.
+        running: IntGaugeVec = "surety_running_attempts" ["queue"];
+        /// Attempts that may run at once.
+        slots: IntGauge = "surety_worker_slots" [];
+        /// From the moment a job was stored to the start of its first attempt (clocks of NATS and Redis).
+        wait: HistogramVec = "surety_job_wait_seconds" ["queue"], WAIT;
+        /// From the start of a handler to its end, whatever the end is.
+        handler: HistogramVec = "surety_handler_seconds" ["type"], WORK;
+        /// One step of the write order: a `claim` or `finish` call (of up to 200 jobs), a `journal` publish of what such a call
+        /// wrote, the `ack` or nak of one message.
+        stage: HistogramVec = "surety_stage_seconds" ["stage"], CALL;
+        /// Sessions that this process opened.
+        sessions_opened: IntCounter = "surety_sessions_opened_total" [];
+        /// Sessions that it lost: every attempt of it was killed.
+        sessions_lost: IntCounter = "surety_sessions_lost_total" [];
+        /// Renewals of the session, by result (`ok`, `failed`).
+        renewals: IntCounterVec = "surety_renewals_total" ["result"];
+        /// What could not be handed on inside the process, because nobody waited for it any more.
+        dropped_sends: IntCounter = "surety_dropped_sends_total" [];
+    }
     /// What a reaper does, and what it sees of the whole fleet when it is scraped. With several reapers each says the same:
     /// take the `max`. What cannot be seen, because a server is away, is left out.
     Reaper as reaper in "reaper" {
@@ -128,6 +158,17 @@ pub fn table() -> &'static [Definition] {
     TABLE
 }
 
+/// Values of the field `alert` in the log: each has its series from the start, or an increase from nothing would not show.
+pub const ALERTS: &[&str] = &[
+    "attempts_exhausted",
+    "buried",
+    "job_failed",
+    "journal_entry_refused",
+    "max_deliver",
+    "rule_failed",
+    "status_write_failed",
+];
+
 /// The label of no error.
 pub const NO_ERROR: &str = "none";
 
@@ -140,6 +181,9 @@ pub fn start(program: &str) {
     m.build_info.with_label_values(&[program, env!("CARGO_PKG_VERSION")]).set(1);
     for result in ["stored", "failed"] {
         m.journal_entries.with_label_values(&[result]);
+    }
+    for alert in ALERTS {
+        m.alerts.with_label_values(&[alert]);
     }
     for what in ["message", "record"] {
         m.decode_errors.with_label_values(&[what]);

@@ -80,7 +80,7 @@ async fn bury(x: &Context, at: Carrier) -> Result<bool, RuleError> {
     match end_job(&x.c, Some(&raw), &end).await? {
         Outcome::Running(_) => Ok(false),
         Outcome::Ended { .. } | Outcome::Before(_) => {
-            tracing::error!(job = %id, carrier, alert = "max_deliver", "job buried: {why}");
+            tracing::error!(job_id = %id, carrier, alert = "max_deliver", "job buried: {why}");
             x.c.broker.delete_carrier(at).await?;
             Ok(true)
         }

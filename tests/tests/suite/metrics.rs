@@ -7,7 +7,7 @@ use surety_tests::{
     world::World,
 };
 
-const LISTEN: (&str, &str) = ("SURETY_TELEMETRY_LISTEN", "127.0.0.1:0");
+pub(super) const LISTEN: (&str, &str) = ("SURETY_TELEMETRY_LISTEN", "127.0.0.1:0");
 
 // Shows: O-03
 #[tokio::test]
@@ -141,4 +141,163 @@ async fn what_cannot_be_read_is_counted() {
         s.sum("surety_reaper_steps_total", &[("rule", "expired_sessions"), ("result", "failed")])
             >= Some(1.0)
     );
+}
+
+pub(super) const RUN: &str = r#"
+[handlers.good]
+command = ["true"]
+[handlers.third]
+command = ["sh", "-c", "test $SURETY_ATTEMPT -ge 3 || exit 3"]
+[handlers.bad]
+command = ["sh", "-c", "exit 64"]
+[handlers.slow]
+command = ["sleep", "60"]
+[handlers.missing]
+command = ["/nowhere/at/all"]
+"#;
+
+/// Publishes a job of each kind that a worker may meet: twelve that end in an attempt, two that are buried.
+pub(super) async fn publish_all(world: &World) {
+    let quick = r#""retry":{"max_retries":5,"backoff":["50ms"]}"#;
+    for n in 0..4 {
+        world.publish("default", &format!("good{n}"), r#"{"type":"good"}"#).await;
+        world.publish("critical", &format!("noop{n}"), r#"{"type":"noop"}"#).await;
+    }
+    for n in 0..2 {
+        world.publish("default", &format!("third{n}"), &format!(r#"{{"type":"third",{quick}}}"#)).await;
+    }
+    world.publish("default", "bad", r#"{"type":"bad"}"#).await;
+    let slow =
+        r#"{"type":"slow","retry":{"max_retries":1,"backoff":["50ms"]},"contract":{"timeout":"200ms"}}"#;
+    world.publish("default", "slow", slow).await;
+    world.publish("default", "unknown", r#"{"type":"nobody-has-it"}"#).await;
+    world.publish("default", "garbage", "{").await;
+}
+
+// Shows: O-03
+#[tokio::test]
+async fn a_worker_counts_each_attempt_once_by_how_it_ended() {
+    let world = World::with(RUN).await;
+    let c = world.connect().await;
+    publish_all(&world).await;
+    let mut worker = world.worker(&[], &[LISTEN]);
+    let at = address(&mut worker).await;
+    world.drained(&c).await;
+    wait_logged(&world, "all attempts to be counted", async || {
+        Scrape::of(at).await.sum("surety_running_attempts", &[]) == Some(0.0)
+    })
+    .await;
+    let s = Scrape::of(at).await;
+    let attempts = |kind, outcome, code| {
+        s.sum("surety_attempts_total", &[("type", kind), ("outcome", outcome), ("error_code", code)])
+    };
+    assert_eq!(attempts("good", "done", "none"), Some(4.0));
+    assert_eq!(attempts("noop", "done", "none"), Some(4.0));
+    assert_eq!(
+        [attempts("third", "retry", "exit_code"), attempts("third", "done", "none")],
+        [Some(4.0), Some(2.0)]
+    );
+    assert_eq!(attempts("bad", "failed", "exit_code"), Some(1.0));
+    assert_eq!(
+        [attempts("slow", "retry", "timeout"), attempts("slow", "timed_out", "timeout")],
+        [Some(1.0); 2]
+    );
+    let all = Some(4.0 + 4.0 + 6.0 + 1.0 + 2.0);
+    assert_eq!([s.sum("surety_attempts_total", &[]), s.sum("surety_attempts_started_total", &[])], [all; 2]);
+    assert_eq!(s.sum("surety_handler_seconds_count", &[]), all);
+    assert!(s.sum("surety_handler_seconds_sum", &[("type", "slow")]) >= Some(0.4));
+    assert_eq!(s.sum("surety_job_wait_seconds_count", &[]), Some(12.0), "first attempts only");
+
+    let ended = |kind, status, code| {
+        s.sum("surety_jobs_ended_total", &[("type", kind), ("status", status), ("error_code", code)])
+    };
+    assert_eq!([ended("good", "done", "none"), ended("third", "done", "none")], [Some(4.0), Some(2.0)]);
+    assert_eq!(ended("bad", "failed", "exit_code"), Some(1.0));
+    assert_eq!(ended("slow", "timed_out", "timeout"), Some(1.0));
+    assert_eq!(ended("nobody-has-it", "failed", "unknown_type"), Some(1.0));
+    assert_eq!(s.sum("surety_jobs_ended_total", &[("error_code", "invalid_job")]), Some(1.0));
+    assert_eq!(s.sum("surety_jobs_ended_total", &[]), Some(14.0));
+    assert_eq!(s.sum("surety_dead_letters_total", &[]), Some(4.0));
+    assert_eq!(s.sum("surety_dead_letters_total", &[("error_code", "exit_code")]), Some(1.0));
+    assert_eq!(s.sum("surety_decode_errors_total", &[("what", "message")]), Some(1.0));
+    // Offered five times, buried at the fifth.
+    assert_eq!(s.sum("surety_deferrals_total", &[("reason", "no_handler")]), Some(4.0));
+    assert_eq!(
+        s.sum("surety_deferrals_total", &[("reason", "live_owner")]),
+        Some(0.0),
+        "shown before it happens"
+    );
+    assert!(s.sum("surety_deliveries_total", &[]) >= Some(17.0 + 4.0 + 2.0));
+    for stage in ["claim", "finish", "journal", "ack"] {
+        assert!(s.sum("surety_stage_seconds_count", &[("stage", stage)]) >= Some(1.0), "{stage}");
+    }
+    assert!(s.sum("surety_journal_entries_total", &[("result", "stored")]) >= Some(1.0));
+    assert_eq!(s.sum("surety_journal_entries_total", &[("result", "failed")]), Some(0.0));
+    assert_eq!(s.sum("surety_worker_slots", &[]), Some(8.0));
+    assert_eq!(s.sum("surety_sessions_opened_total", &[]), Some(1.0));
+    assert_eq!(s.sum("surety_alerts_total", &[("alert", "job_failed")]), Some(2.0));
+    assert_eq!(s.sum("surety_alerts_total", &[("alert", "buried")]), Some(2.0));
+    assert!(s.sum("process_resident_memory_bytes", &[]) > Some(0.0));
+}
+
+// Shows: O-03
+#[tokio::test]
+async fn what_does_not_start_and_what_is_lost_is_counted() {
+    let world = World::with(RUN).await;
+    let c = world.connect().await;
+    world.publish("default", "m", r#"{"type":"missing"}"#).await;
+    world.publish("default", "s", r#"{"type":"slow"}"#).await;
+    let mut worker = world.worker(&[], &[LISTEN]);
+    let at = address(&mut worker).await;
+    world.status(&c, "s", Status::Running).await;
+    wait_logged(&world, "starts to fail", async || {
+        let with = [("type", "missing"), ("outcome", "start_failed"), ("error_code", "start_failed")];
+        Scrape::of(at).await.sum("surety_attempts_total", &with) >= Some(2.0)
+    })
+    .await;
+    assert_eq!(Scrape::of(at).await.sum("surety_running_attempts", &[]).map(|n| n >= 1.0), Some(true));
+    // Frozen for longer than its lease, the worker finds its session gone.
+    worker.freeze();
+    let mut reaper = world.reaper(&[LISTEN]);
+    let seen_by = address(&mut reaper).await;
+    wait_logged(&world, "the session to expire", async || {
+        Scrape::of(seen_by).await.sum("surety_sessions_expired_total", &[]) >= Some(1.0)
+    })
+    .await;
+    worker.thaw();
+    wait_logged(&world, "the lost session to be counted", async || {
+        let s = Scrape::of(at).await;
+        s.sum("surety_sessions_lost_total", &[]) >= Some(1.0)
+            && s.sum("surety_attempts_total", &[("type", "slow"), ("outcome", "fenced")]) == Some(1.0)
+    })
+    .await;
+}
+
+// Shows: O-03
+#[tokio::test]
+async fn a_thousand_types_share_a_bounded_number_of_series() {
+    // A hundred and fifty that the worker knows, a thousand that nobody does.
+    let handlers: String = (0..150).map(|n| format!("[handlers.known{n}]\ncommand = [\"true\"]\n")).collect();
+    let world = World::with(&format!("{handlers}[worker]\nhand_on_limit = 1\nslots = 64")).await;
+    let c = world.connect().await;
+    let js = async_nats::jetstream::new(world.plain().await);
+    let mut acks = Vec::new();
+    for n in 0..1000 {
+        let kind = if n < 150 { format!("known{n}") } else { format!("strange{n}") };
+        let body = format!(r#"{{"type":"{kind}"}}"#);
+        acks.push(js.publish(format!("surety.jobs.default.j{n}"), body.into()).await.unwrap());
+    }
+    for a in acks {
+        a.await.unwrap();
+    }
+    let mut worker = world.worker(&[], &[LISTEN]);
+    let at = address(&mut worker).await;
+    world.drained(&c).await;
+    let s = Scrape::of(at).await;
+    for (name, n) in [("surety_attempts_started_total", 150.0), ("surety_jobs_ended_total", 1000.0)] {
+        let types = s.values(name, "type");
+        assert!(types.len() <= 101 && types.contains("other"), "{name}: {} types", types.len());
+        assert_eq!(s.sum(name, &[]), Some(n), "{name}: nothing is lost");
+    }
+    assert!(s.sum("surety_attempts_started_total", &[("type", "other")]) >= Some(50.0));
 }

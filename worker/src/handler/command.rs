@@ -89,9 +89,9 @@ impl CommandHandler {
                 let message = format!("{}: {e}", self.config.command.first().map_or("", String::as_str));
                 // J-07: the start error is the one that is reported; a failed roll-back is logged beside it.
                 if let Err(rollback) = self.state.end(&a.session, a.context.id(), a.context.epoch) {
-                    tracing::error!(job = %a.context.id(), error = %rollback, "cannot remove the local attempt record");
+                    tracing::error!(job_id = %a.context.id(), error = %rollback, "cannot remove the local attempt record");
                 }
-                tracing::error!(job = %a.context.id(), error = %e, "start failed");
+                tracing::error!(job_id = %a.context.id(), error = %e, "start failed");
                 return Ended::NotStarted { message };
             }
         };
@@ -103,12 +103,12 @@ impl CommandHandler {
             running.pid,
             running.start_time,
         ) {
-            tracing::warn!(job = %a.context.id(), error = %e, "cannot complete the local attempt record");
+            tracing::warn!(job_id = %a.context.id(), error = %e, "cannot complete the local attempt record");
         }
         fault::point("started");
         let (heard, exit) = follow(&running, &a).await;
         if let Err(e) = self.state.end(&a.session, a.context.id(), a.context.epoch) {
-            tracing::warn!(job = %a.context.id(), error = %e, "cannot remove the local attempt record");
+            tracing::warn!(job_id = %a.context.id(), error = %e, "cannot remove the local attempt record");
         }
         self.judge(heard, exit, a.timeout)
     }
@@ -164,11 +164,11 @@ async fn follow(running: &RunningAttempt, a: &Attempt) -> (Heard, Exit) {
                     Ok(line) => {
                         heard.take(&line);
                         if !stopping && !a.context.reports.send(&line).await {
-                            tracing::warn!(job = %a.context.id(), "a report of this attempt was refused");
+                            tracing::warn!(job_id = %a.context.id(), "a report of this attempt was refused");
                         }
                     }
                     Err(e) => tracing::warn!(
-                        job = %a.context.id(),
+                        job_id = %a.context.id(),
                         error = %e,
                         line = %text::cut(&text_, 200),
                         "control line does not parse and is ignored"

@@ -129,12 +129,12 @@ impl Reports {
         match self.commits.report(self.partition, self.session.clone(), item).await {
             Ok(ProgressReply::Journaled { .. }) => true,
             Ok(ProgressReply::Fenced) => {
-                tracing::warn!(job = %self.id, epoch = self.epoch, "fenced: another attempt, or none, owns the job");
+                tracing::warn!(job_id = %self.id, epoch = self.epoch, "fenced: another attempt, or none, owns the job");
                 self.fence.cancel();
                 false
             }
             Err(e) => {
-                tracing::warn!(job = %self.id, error = %e, "report not journaled");
+                tracing::warn!(job_id = %self.id, error = %e, "report not journaled");
                 true
             }
         }
