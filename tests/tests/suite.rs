@@ -5,6 +5,7 @@ mod suite {
     mod attempts;
     mod basics;
     mod compose;
+    mod dashboards;
     mod doctor;
     mod drain;
     mod faults;
