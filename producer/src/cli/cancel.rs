@@ -37,6 +37,13 @@ pub(super) struct CancelArgs {
     queue: Option<QueueName>,
 }
 
+impl CancelArgs {
+    /// Of a job that is known.
+    pub(super) fn of(id: JobId) -> Self {
+        Self { id, reason: None, queue: None }
+    }
+}
+
 #[derive(Serialize, schemars::JsonSchema)]
 pub(super) struct Answer<'a> {
     id: &'a str,

@@ -20,6 +20,7 @@ mod queues;
 #[cfg(test)]
 mod reference;
 mod replay;
+mod schedule;
 mod shell;
 mod status;
 mod watch;
@@ -104,6 +105,7 @@ enum Command {
     Workers(workers::WorkersArgs),
     Doctor(doctor::DoctorArgs),
     Dlq(dlq::DlqArgs),
+    Schedule(schedule::ScheduleArgs),
     Provision(provision::ProvisionArgs),
     Config(provision::ConfigArgs),
     Dev(dev::DevArgs),
@@ -197,6 +199,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Workers(a) => workers::run(&cx, a).await,
         Command::Doctor(a) => doctor::run(&cx, a).await,
         Command::Dlq(a) => dlq::run(&cx, a).await,
+        Command::Schedule(a) => schedule::run(&cx, a).await,
         Command::Provision(a) => provision::run(&cx, a).await,
         Command::Config(a) => provision::config(&cx, a),
         Command::Dev(a) => dev::run(&cx, a).await,

@@ -10,7 +10,7 @@ use surety_common::wire::event::Event;
 
 use super::{
     Cli, EXIT_CODES, batch, cancel, dev, dlq, doctor, enqueue, events, provision, purge, queues, replay,
-    shell, status, watch, workers,
+    schedule, shell, status, watch, workers,
 };
 use crate::{bench, demo};
 
@@ -27,7 +27,7 @@ said: the fields are in a table below each command. Fields are added in later re
 Tables fit the terminal: the last column is cut, or each row becomes a block of lines; ids are never shortened. Elsewhere
 nothing is cut to fit. Colours appear on terminals only; `NO_COLOR` and `--color never` switch them off.
 
-What is hard to take back (`dlq replay` of several, `dlq purge`) is shown first and asked about at a terminal. Elsewhere, and
+What is hard to take back (`dlq replay` of several, `dlq purge`, `schedule rm`) is shown first and asked about at a terminal. Elsewhere, and
 with `--json`, it needs `--yes` (else exit code 2). `cancel` names one job, whose message is kept as a dead letter: it is not
 asked about.
 ";
@@ -51,6 +51,12 @@ fn shapes() -> Vec<(&'static str, &'static str, Value)> {
         ("dlq replay", "Where --yes is missing", of::<replay::Preview>()),
         ("dlq purge", "", of::<purge::Receipt>()),
         ("dlq purge", "Where --yes is missing", of::<purge::Preview>()),
+        ("schedule add", "", of::<schedule::add::Answer>()),
+        ("schedule list", "", of::<schedule::list::Page>()),
+        ("schedule rm", "", of::<schedule::remove::Answer>()),
+        ("schedule rm", "Of a schedule that fires once", of::<cancel::Answer>()),
+        ("schedule rm", "Where --yes is missing", of::<schedule::remove::Preview>()),
+        ("schedule next", "", of::<schedule::next::Answer>()),
         ("provision", "", of::<provision::Report>()),
         ("config", "", of::<provision::Effective>()),
         ("dev", "When everything runs", of::<dev::Running>()),

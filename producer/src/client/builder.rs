@@ -68,6 +68,11 @@ impl JobBuilder {
         self
     }
 
+    /// The id that was set.
+    pub fn named(&self) -> Option<&str> {
+        self.document.id.as_deref()
+    }
+
     /// What limits and filters group by, 1 to 256 bytes.
     #[must_use]
     pub fn key(mut self, key: impl Into<String>) -> Self {

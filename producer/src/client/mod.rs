@@ -15,6 +15,7 @@
 //! be stored or not: enqueue it again under the same id, the copy is dropped.
 
 pub mod builder;
+pub mod recurring;
 
 use std::{sync::Arc, time::Duration};
 

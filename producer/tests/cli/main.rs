@@ -19,6 +19,7 @@ mod later;
 mod members;
 mod purge;
 mod reference;
+mod schedules;
 mod screen;
 mod servers;
 mod shell;

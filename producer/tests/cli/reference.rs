@@ -162,6 +162,19 @@ async fn json_is_what_the_reference_says() {
     compare("dlq purge", "Where --yes is missing", &run(&["dlq", "purge"]).await.exits(2));
     compare("dlq purge", "", &run(&["dlq", "purge", "--yes"]).await);
 
+    let when = ["--cron", "0 30 9 * * *", "--zone", "Europe/Vienna"];
+    compare("schedule add", "", &run(&[&["schedule", "add", "daily", "a"], &when[..]].concat()).await);
+    compare("schedule add", "", &run(&["schedule", "add", "beat", "a", "--every", "1h"]).await);
+    compare("schedule list", "", &run(&["schedule", "list"]).await);
+    compare("schedule list", "", &run(&["schedule", "list", "--limit", "1"]).await);
+    compare("schedule next", "", &run(&["schedule", "next", "daily"]).await);
+    compare("schedule rm", "Where --yes is missing", &run(&["schedule", "rm", "daily"]).await.exits(2));
+    compare("schedule rm", "", &run(&["schedule", "rm", "daily", "--yes"]).await);
+    compare("enqueue", "", &run(&["enqueue", "a", "--id", "later", "--in", "1h"]).await);
+    compare("status", "", &run(&["status", "later"]).await);
+    let cancelled = run(&["schedule", "rm", "later", "--yes"]).await;
+    compare("schedule rm", "Of a schedule that fires once", &cancelled);
+
     compare("completions", "", &run(&["completions", "bash"]).await);
     compare("man", "", &run(&["man"]).await);
     compare("man", "With --out", &run(&["man", "--out", "pages"]).await);
