@@ -205,11 +205,10 @@ impl Broker {
 
     /// What the server says of the user of this connection (JSON).
     pub(crate) async fn user_info(&self) -> Result<serde_json::Value, BrokerError> {
-        let ask = self.client.request("$SYS.REQ.USER.INFO", bytes::Bytes::new());
+        let ask = self.request("$SYS.REQ.USER.INFO".to_owned(), bytes::Bytes::new());
         let m = tokio::time::timeout(self.call_timeout.min(Duration::from_secs(1)), ask)
             .await
-            .map_err(|_| BrokerError::Unreachable("no answer: it may not be allowed to ask".into()))?
-            .map_err(|e| BrokerError::Unreachable(e.to_string()))?;
+            .map_err(|_| BrokerError::Unreachable("no answer".into()))??;
         serde_json::from_slice(&m.payload).map_err(|e| BrokerError::Unfit(e.to_string()))
     }
 

@@ -1,5 +1,5 @@
 //! What a process says of itself: its log ([`log`]), its metrics ([`metrics`], [`labels`], [`document`]), and whether it is
-//! alive and ready ([`health`]), over HTTP ([`server`], asked by `ask`).
+//! alive and ready ([`mod@health`]), over HTTP ([`server`], asked by `ask`).
 //!
 //! One registry and one log for each process. Deliberately absent: pushing metrics anywhere; a process is scraped.
 
