@@ -132,6 +132,8 @@ async fn what_the_services_run_does_the_sample_end_to_end() {
         let check = strings(&stack.services[service].doc["healthcheck"]["test"]);
         stack.run_in(service, &check[1..], &[("SURETY_TELEMETRY_LISTEN", &at)]).await;
     }
+    // A disk that is nearly full is this host's affair.
+    stack.run("surety", &["doctor", "--skip", "disk"]).await;
     stack.run("sample", &[]).await;
     // The last job was waited for; those before it were started before it.
     let until = std::time::Instant::now() + PATIENCE;
