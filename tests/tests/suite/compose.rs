@@ -161,7 +161,9 @@ fn is_pinned(image: &str) -> bool {
 #[test]
 fn the_stack_has_every_part_and_workers_can_be_many() {
     let all = compose();
-    for name in ["nats", "redis", "provision", "worker", "reaper", "sample", "surety"] {
+    for name in
+        ["nats", "redis", "provision", "worker", "reaper", "prometheus", "grafana", "sample", "surety"]
+    {
         assert!(all.contains_key(name), "{name}");
     }
     assert_eq!(all["sample"].list("profiles"), ["sample"]);
@@ -319,4 +321,59 @@ fn the_servers_take_their_files_and_listen_where_the_stack_looks() {
         assert!(s.list("volumes").contains(&format!("{name}-data:{dir}")), "{name} keeps its data in {dir}");
         assert!(s.list("command").contains(&target), "{name} does not read {target}");
     }
+}
+
+/// A port of a service in its own network.
+fn ports_of(s: &Service) -> Vec<u64> {
+    let listens = s.environment().into_iter().find(|(k, _)| k == "SURETY_TELEMETRY_LISTEN").map(|(_, v)| v);
+    let published = s.list("ports").into_iter();
+    published.chain(listens).map(|p| p.rsplit(':').next().unwrap().parse().unwrap()).collect()
+}
+
+#[test]
+fn prometheus_and_grafana_look_where_the_services_are() {
+    let all = compose();
+    for name in ["worker", "reaper"] {
+        let listens =
+            all[name].environment().into_iter().find(|(k, _)| k == "SURETY_TELEMETRY_LISTEN").unwrap();
+        assert!(listens.1.starts_with("0.0.0.0:"), "{name} is not reached from another container");
+    }
+    let (dir, target) = all["prometheus"].mounts().remove(0);
+    let file = all["prometheus"].list("command").remove(0).replace(&format!("--config.file={target}"), "");
+    let config: Value =
+        serde_saphyr::from_str(&std::fs::read_to_string(format!("{}{file}", dir.display())).unwrap())
+            .unwrap();
+    let mut scraped = BTreeSet::new();
+    for job in config["scrape_configs"].as_array().unwrap() {
+        for found in job["dns_sd_configs"].as_array().unwrap() {
+            for name in strings(&found["names"]) {
+                assert_eq!(found["type"], "A", "every container of {name}");
+                let port = found["port"].as_u64().unwrap();
+                assert!(ports_of(&all[&name]).contains(&port), "{name} does not listen on {port}");
+                scraped.insert(name);
+            }
+        }
+    }
+    let lasting: BTreeSet<_> = all
+        .iter()
+        .filter(|(_, s)| s.is_one_of_ours() && s.is_lasting())
+        .map(|(name, _)| name.clone())
+        .collect();
+    assert_eq!(scraped, lasting, "whoever runs is scraped");
+    for file in strings(&config["rule_files"]) {
+        assert!(Path::new(&all["prometheus"].here(&file)).exists(), "{file}");
+    }
+
+    let grafana = &all["grafana"];
+    let provisioned = |kind: &str| {
+        let path = grafana.here(&format!("/etc/grafana/provisioning/{kind}"));
+        let file = std::fs::read_dir(path).unwrap().next().unwrap().unwrap().path();
+        serde_saphyr::from_str::<Value>(&std::fs::read_to_string(file).unwrap()).unwrap()
+    };
+    let url = provisioned("datasources")["datasources"][0]["url"].as_str().unwrap().to_owned();
+    let (service, port) = url.strip_prefix("http://").unwrap().split_once(':').unwrap();
+    assert!(ports_of(&all[service]).contains(&port.parse().unwrap()), "{url}");
+    let folder = provisioned("dashboards")["providers"][0]["options"]["path"].as_str().unwrap().to_owned();
+    let home = grafana.environment().into_iter().find(|(k, _)| k.ends_with("HOME_DASHBOARD_PATH")).unwrap().1;
+    assert!(home.starts_with(&folder) && Path::new(&grafana.here(&home)).exists(), "{home} in {folder}");
 }
