@@ -24,6 +24,14 @@ pub fn iso(ms: u64) -> Option<String> {
     jiff::Timestamp::from_millisecond(i64::try_from(ms).ok()?).ok().map(|t| t.to_string())
 }
 
+/// As [`iso`], always with three digits after the second.
+pub fn iso_millis(ms: u64) -> Option<String> {
+    if ms == 0 {
+        return None;
+    }
+    jiff::Timestamp::from_millisecond(i64::try_from(ms).ok()?).ok().map(|t| format!("{t:.3}"))
+}
+
 /// A span as people write it in configuration and documents: `90s`, `5m`, `1h 30m`, `250ms`.
 pub fn parse_span(s: &str) -> Result<Duration, String> {
     let trimmed = s.trim();

@@ -82,7 +82,7 @@ pub async fn end_job(c: &Connected, raw: Option<&Delivery>, e: &Ending<'_>) -> R
         key: e.key.clone(),
         trace: e.trace.to_owned(),
         carrier: e.carrier.to_owned(),
-        ack_subject: raw.map(|r| r.ack_subject.clone()).unwrap_or_default(),
+        ack_subject: raw.map(|r| r.ack_subject.to_string()).unwrap_or_default(),
         created_ms: raw.map_or(0, |r| r.stored_ms),
         generation: e.generation,
     };

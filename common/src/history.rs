@@ -89,6 +89,7 @@ impl JobHistory {
         let mut epoch = 0;
         let mut open = false;
         let mut is_finished = false;
+        let mut is_deleted = false;
         for e in &self.events {
             rev += 1;
             if e.rev != rev {
@@ -103,6 +104,13 @@ impl JobHistory {
             }
             if e.generation != generation {
                 return Err(format!("generation {} inside {generation}", e.generation));
+            }
+            if is_deleted {
+                return Err(format!("{} after the record was deleted", e.kind));
+            }
+            if is_finished && e.kind == "deleted" {
+                is_deleted = true;
+                continue;
             }
             if is_finished {
                 return Err(format!("{} after the outcome", e.kind));
@@ -178,6 +186,8 @@ mod tests {
         let check = |events: Vec<Event>| History::fold(events).and_then(|h| h.check());
         check(vec![start.clone(), done.clone()]).unwrap();
         check(vec![start.clone(), start.clone(), done.clone()]).unwrap();
+        let deleted = event(3, "deleted", "done", 1);
+        check(vec![start.clone(), done.clone(), deleted.clone()]).unwrap();
         for bad in [
             vec![],
             vec![start.clone(), event(3, "finished", "done", 1)],
@@ -187,6 +197,8 @@ mod tests {
             vec![event(1, "finished", "done", 1)],
             vec![start.clone(), event(2, "lost", "retry_wait", 1), event(3, "started", "running", 1)],
             vec![start.clone(), event(2, "finished", "running", 1)],
+            vec![start.clone(), event(2, "deleted", "running", 1)],
+            vec![start.clone(), done.clone(), deleted, event(4, "deleted", "done", 1)],
         ] {
             assert!(check(bad.clone()).is_err(), "{bad:#?}");
         }

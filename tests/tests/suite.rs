@@ -20,6 +20,7 @@ mod suite {
     mod permissions;
     mod producers;
     mod provisioning;
+    mod retention;
     mod schedules;
     mod scripts;
     mod stack;

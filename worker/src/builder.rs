@@ -16,12 +16,13 @@ use tokio::sync::{Notify, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    commit::Commits,
     handler::{HandlerError, JobContext, RustHandler, command::CommandHandler},
     intake,
     keeper::{Keeper, KeeperError, KeeperOptions, kill_left_over},
+    lanes::{self, Lanes},
     meter::Meters,
     ready::Ready,
+    reports::ReportGroups,
     session::{self, OpenError},
     shared::{AnyHandler, Shared},
     state::LocalState,
@@ -126,17 +127,18 @@ impl WorkerBuilder {
             }
         }
         let tracker = TaskTracker::new();
-        let slots = settings.worker.slots.0;
-        let meters = Arc::new(Meters::new(&c.found.queues, handlers.keys(), slots));
-        let outbox_cap = settings.worker.outbox_cap.0;
-        let commits = Commits::start(&c.store, &c.relay, &tracker, outbox_cap, "", &meters);
+        let meters = Arc::new(Meters::new(&c.found.queues, handlers.keys(), settings.worker.slots.0));
+        let reports = ReportGroups::start(&c.store, &c.relay, &tracker);
+        let n_slots = usize::try_from(settings.worker.slots.0).unwrap_or(8).max(1);
+        let (lanes, ends) = Lanes::new(c.store.keys().partitions(), n_slots);
         let w = Arc::new(Shared {
             c,
             settings,
             handlers,
             keeper,
             state,
-            commits,
+            reports,
+            lanes,
             meters,
             session: watch::Sender::new(None),
             running: Default::default(),
@@ -158,11 +160,13 @@ impl WorkerBuilder {
         services.spawn(session::keep(w.clone(), first, folder, background.clone()));
         services.spawn(w.clone().extend_loop(background.clone()));
         services.close();
+        let served = CancellationToken::new();
+        lanes::serve(&w, ends, &tracker, &served);
         w.tracker.spawn(intake::run(w.clone()));
         server.health().started(Ready { w: Arc::downgrade(&w) });
         let types: Vec<_> = w.handlers.keys().map(TypeName::as_str).collect();
         tracing::info!(?types, slots = w.settings.worker.slots.0, "worker ready");
-        Ok(Running { w, services, commits: tracker, background, server })
+        Ok(Running { w, services, calls: tracker, served, background, server })
     }
 }
 
@@ -189,7 +193,9 @@ async fn recover(c: &Connected, state: &LocalState, settings: &Settings) -> Resu
 pub struct Running {
     w: Arc<Shared>,
     services: TaskTracker,
-    commits: TaskTracker,
+    /// Lanes and the calls that they make.
+    calls: TaskTracker,
+    served: CancellationToken,
     background: CancellationToken,
     server: Server,
 }
@@ -214,7 +220,7 @@ impl Running {
     /// Stops: no more pulls; running attempts may end within `worker.drain`; then they are stopped and handed back without
     /// a charge; then the session is closed. `hurry` resolving (a second signal) ends the drain at once.
     pub async fn stop(self, hurry: impl Future<Output = ()>) {
-        let Self { w, services, commits, background, server } = self;
+        let Self { w, services, calls, served, background, server } = self;
         w.draining.cancel();
         w.tracker.close();
         tracing::info!(attempts = w.n_running(), drain = ?w.settings.worker.drain, "draining");
@@ -243,8 +249,9 @@ impl Running {
         services.wait().await;
         server.stop().await;
         drop(w);
-        commits.close();
-        if tokio::time::timeout(Duration::from_secs(5), commits.wait()).await.is_err() {
+        served.cancel();
+        calls.close();
+        if tokio::time::timeout(Duration::from_secs(5), calls.wait()).await.is_err() {
             tracing::warn!("journal entries are left to the relay");
         }
         tracing::info!("stopped");

@@ -1,4 +1,4 @@
-//! The pull loop: asks for as many jobs as there are free slots and starts a task for each.
+//! The pull loop: asks for as many jobs as there are free slots.
 
 use std::{sync::Arc, time::Duration};
 
@@ -10,12 +10,14 @@ use surety_common::{
     },
     config::{Choice, Lease},
     domain::QueueName,
+    store::group::GROUP_CAP,
 };
 use tokio::sync::Semaphore;
 
 use crate::{
-    attempt::handle,
+    admit::admit,
     due::{Due, Event, next_of},
+    hand::Slot,
     meter::Reason,
     plan::Plan,
     session::Session,
@@ -90,27 +92,35 @@ async fn pull(
             }
         }
         tokio::select! {
-            (i, pulled) = next_of(&mut pullers) => match pulled {
-                Pulled::Message(d) => {
-                    plan.on_message(i);
-                    due.on_other();
-                    if let Some((queue, _)) = queues.get(i) {
-                        begin(w, session, queue, slots, *d).await;
+            (i, first) = next_of(&mut pullers) => {
+                let mut pulled = Some(first);
+                // What is here already is taken in one go, up to what one call claims.
+                for _ in 0..GROUP_CAP {
+                    match pulled.take() {
+                        Some(Pulled::Message(d)) => {
+                            plan.on_message(i);
+                            due.on_other();
+                            if let Some((queue, _)) = queues.get(i) {
+                                begin(w, session, queue, slots, d).await;
+                            }
+                        }
+                        Some(Pulled::Ended) => plan.on_end(i),
+                        Some(Pulled::Silent) => {
+                            tracing::warn!("no sign of life from the consumer; asking again");
+                            plan.reset();
+                        }
+                        Some(Pulled::Gone(why)) => return Err(BrokerError::Unreachable(why)),
+                        Some(Pulled::Denied(e)) => return Err(e),
+                        None => break,
                     }
+                    pulled = pullers.get_mut(i).and_then(Puller::next_here);
                 }
-                Pulled::Ended => plan.on_end(i),
-                Pulled::Silent => {
-                    tracing::warn!("no sign of life from the consumer; asking again");
-                    plan.reset();
-                }
-                Pulled::Gone(why) => return Err(BrokerError::Unreachable(why)),
-                Pulled::Denied(e) => return Err(e),
             },
             event = due.next() => match event {
                 Event::Pulled(i, Pulled::Message(d)) => {
                     due.on_message(i);
                     if let Some((queue, _)) = queues.get(i) {
-                        begin(w, session, queue, slots, *d).await;
+                        begin(w, session, queue, slots, d).await;
                     }
                 }
                 Event::Pulled(i, how) => due.on_end(i, &how),
@@ -142,21 +152,15 @@ async fn begin(
     d: Delivery,
 ) {
     w.meters.delivered(queue);
-    let Ok(slot) = slots.clone().try_acquire_owned() else {
+    if let Ok(permit) = slots.clone().try_acquire_owned() {
+        admit(w, session, queue, Slot::new(w, permit), d);
+    } else {
         w.meters.deferred(queue, Reason::NoSlot);
         // Two parked pulls were answered at once: one job more than there are slots. Not ours to keep waiting.
         if let Err(e) = w.c.broker.nak(&d.ack_subject, surplus_delay(d.delivered)).await {
             tracing::warn!(error = %e, "a surplus delivery could not be given back; its ack-wait brings it back");
         }
-        return;
-    };
-    let (w2, session, queue) = (w.clone(), session.clone(), queue.clone());
-    // Boxed, so that what is spawned is moved as a pointer.
-    w.tracker.spawn(Box::pin(async move {
-        handle(w2.clone(), session, queue, d).await;
-        drop(slot);
-        w2.freed.notify_one();
-    }));
+    }
 }
 
 /// At once, for another worker that may be idle; but a job that goes from one full worker to the next must not use up its

@@ -13,25 +13,32 @@
 //! # Ok(()) }
 //! ```
 //!
-//! Reading order: [`handler`] (what runs), `attempt` (one attempt from claim to ack), `intake` (pull and slots), `commit`
-//! (group commit of claims and finishes), `session` (lease and trust), `keeper` (the process that owns the commands).
+//! Reading order: [`handler`] (what runs), then the way of a job: `intake` (pull into free slots), `admit` (decode, route), `claims`
+//! (the right to run), `attempt` (one execution), `verdict` (what its end means), `finishes` (store, journal, carrier); `lanes`
+//! (group commit between them), `session` (lease and trust), `keeper` (the process that owns the commands).
 
+mod admit;
 mod attempt;
 mod builder;
+mod claims;
 pub mod cli;
-mod commit;
 mod due;
+mod finishes;
+mod hand;
 pub mod handler;
 mod intake;
 pub mod keeper;
+mod lanes;
 mod meter;
 mod plan;
 mod ready;
+mod reports;
 mod session;
 mod settle;
 mod shared;
 mod state;
 mod track;
+mod verdict;
 
 pub use builder::{Running, StartError, Worker, WorkerBuilder};
 pub use handler::{HandlerError, JobContext};

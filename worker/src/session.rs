@@ -22,7 +22,7 @@ use surety_common::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{intake, shared::Shared, state::SessionFolder};
+use crate::{finishes::finish_one, intake, shared::Shared, state::SessionFolder};
 
 /// One session.
 pub(crate) struct Session {
@@ -208,7 +208,7 @@ async fn renew(w: &Arc<Shared>, session: &Session, suspects: &mut HashSet<String
     for p in 0..w.c.store.keys().partitions() {
         let running = w.running_in(p);
         let answer = w.c.store.renew(p, &session.id, w.settings.lease.ttl, &running).await?;
-        for member in answer.results.fenced {
+        for member in answer.fenced {
             if let Some((id, epoch)) = parse_member(&member) {
                 // It may have been finished between the snapshot and the call: then there is nothing to fence any more.
                 if w.fence(&id, epoch) {
@@ -216,7 +216,7 @@ async fn renew(w: &Arc<Shared>, session: &Session, suspects: &mut HashSet<String
                 }
             }
         }
-        for member in answer.results.orphans {
+        for member in answer.orphans {
             let Some((id, epoch)) = parse_member(&member) else { continue };
             if w.is_running(&id) {
                 continue;
@@ -232,7 +232,7 @@ async fn renew(w: &Arc<Shared>, session: &Session, suspects: &mut HashSet<String
                     data: r#"{"reason":"orphan""#.into(),
                     detail: String::new(),
                 };
-                w.commits.finish(p, session.id.clone(), Arc::new(item)).await?;
+                finish_one(w, p, &session.id, &item).await?;
             } else {
                 found.insert(member);
             }

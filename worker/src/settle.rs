@@ -15,7 +15,7 @@ use surety_common::{
     telemetry::metrics::shared,
 };
 
-use crate::{attempt::Settle, shared::Shared};
+use crate::{hand::Settle, shared::Shared};
 
 /// How long a dead letter is tried; after that the redelivery does it again.
 const PATIENCE: Duration = Duration::from_secs(20);

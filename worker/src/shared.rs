@@ -7,7 +7,7 @@ use std::{
 };
 
 use surety_common::{
-    broker::place::Carrier,
+    broker::{place::Carrier, pull::Subject},
     config::Settings,
     connect::Connected,
     domain::{JobId, TypeName},
@@ -16,10 +16,11 @@ use tokio::sync::{Notify, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    commit::Commits,
     handler::{RustHandler, Stop, command::CommandHandler},
     keeper::Keeper,
+    lanes::Lanes,
     meter::Meters,
+    reports::ReportGroups,
     session::Session,
     state::LocalState,
 };
@@ -47,14 +48,15 @@ pub(crate) struct Shared {
     pub(crate) handlers: HashMap<TypeName, AnyHandler>,
     pub(crate) keeper: Option<Keeper>,
     pub(crate) state: Option<LocalState>,
-    pub(crate) commits: Commits,
+    pub(crate) reports: ReportGroups,
+    pub(crate) lanes: Lanes,
     pub(crate) meters: Arc<Meters>,
     /// The session that new claims use; `None` while there is none.
     pub(crate) session: watch::Sender<Option<Arc<Session>>>,
     /// The local running set: what is between claim and the end of its finish.
     pub(crate) running: Mutex<HashMap<JobId, Live>>,
     /// Deliveries in hand: extended until they are settled.
-    pub(crate) held: Mutex<HashMap<Carrier, String>>,
+    pub(crate) held: Mutex<HashMap<Carrier, Subject>>,
     /// A slot came free.
     pub(crate) freed: Notify,
     /// Stop pulling.
@@ -98,6 +100,12 @@ impl Shared {
         lock(&self.running).remove(id);
     }
 
+    /// Takes several jobs out of the running set.
+    pub(crate) fn leave_all<'a>(&self, ids: impl Iterator<Item = &'a JobId>) {
+        let mut running = lock(&self.running);
+        ids.for_each(|id| drop(running.remove(id)));
+    }
+
     /// What runs in a partition, as `<id>:<epoch>`; without what is being finished.
     pub(crate) fn running_in(&self, p: u32) -> Vec<String> {
         lock(&self.running)
@@ -131,12 +139,12 @@ impl Shared {
 
     /// Extends a delivery from now on. `false`: a delivery of the same message is in hand already; it is extended under the
     /// new one's name from now on, and the task that has it settles it.
-    pub(crate) fn hold(&self, carrier: Carrier, ack_subject: &str) -> bool {
-        lock(&self.held).insert(carrier, ack_subject.to_owned()).is_none()
+    pub(crate) fn hold(&self, carrier: Carrier, ack_subject: &Subject) -> bool {
+        lock(&self.held).insert(carrier, ack_subject.clone()).is_none()
     }
 
     /// Stops extending a delivery, before it is acked or given back; gives its newest ack subject.
-    pub(crate) fn release(&self, carrier: Carrier) -> Option<String> {
+    pub(crate) fn release(&self, carrier: Carrier) -> Option<Subject> {
         lock(&self.held).remove(&carrier)
     }
 
@@ -150,7 +158,7 @@ impl Shared {
                 _ = tick.tick() => {}
                 () = until.cancelled() => return,
             }
-            let in_hand: Vec<(Carrier, String)> =
+            let in_hand: Vec<(Carrier, Subject)> =
                 lock(&self.held).iter().map(|(c, s)| (*c, s.clone())).collect();
             for (carrier, subject) in in_hand {
                 // Checked again: it may have been settled while the others were extended.

@@ -3,33 +3,36 @@
 
 use std::time::Duration;
 
+use async_nats::subject::ToSubject;
 use bytes::Bytes;
 use futures::StreamExt;
 
 use super::{
     Broker, BrokerError, decode,
     place::{Carrier, CarrierStream},
-    pull::Delivery,
+    pull::{Delivery, Subject},
     schedule,
 };
 use crate::domain::{JobId, QueueName};
 
 impl Broker {
-    async fn settle(&self, ack_subject: &str, body: Bytes) -> Result<(), BrokerError> {
+    async fn settle(&self, ack_subject: &impl ToSubject, body: Bytes) -> Result<(), BrokerError> {
         self.client
-            .publish(ack_subject.to_owned(), body)
+            .publish(ack_subject.to_subject(), body)
             .await
             .map_err(|e| BrokerError::Unreachable(e.to_string()))
     }
 
     /// What a record keeps of an ack subject: nothing, where it is the server's common form, which [`Broker::recorded_ack`]
     /// can make again; each byte of a record costs time in Redis. The counters in it do not matter to the server.
-    pub fn ack_to_record(&self, queue: &str, ack_subject: &str) -> String {
-        let is_common = CarrierStream::ALL.into_iter().any(|of| {
-            let prefix = format!("$JS.ACK.{}.{queue}.", self.names().stream(of));
-            ack_subject.strip_prefix(&prefix).is_some_and(|rest| rest.split('.').count() == 5)
+    pub fn ack_to_record<'a>(&self, queue: &str, ack_subject: &'a str) -> &'a str {
+        let rest = ack_subject.strip_prefix("$JS.ACK.").and_then(|rest| {
+            let (stream, rest) = rest.split_once('.')?;
+            let is_ours = CarrierStream::ALL.into_iter().any(|of| self.names().is_stream(of, stream));
+            rest.strip_prefix(queue)?.strip_prefix('.').filter(|_| is_ours)
         });
-        if is_common { String::new() } else { ack_subject.to_owned() }
+        let is_common = rest.is_some_and(|counters| counters.split('.').count() == 5);
+        if is_common { "" } else { ack_subject }
     }
 
     /// The ack subject of a recorded carrier; `None` where none can be told.
@@ -42,7 +45,7 @@ impl Broker {
     }
 
     /// Removes the message. Sent without waiting; a lost ack costs one redelivery, which is told that the job has ended.
-    pub async fn ack(&self, ack_subject: &str) -> Result<(), BrokerError> {
+    pub async fn ack(&self, ack_subject: &impl ToSubject) -> Result<(), BrokerError> {
         self.settle(ack_subject, Bytes::from_static(b"+ACK")).await
     }
 
@@ -52,7 +55,7 @@ impl Broker {
     }
 
     /// Gives the message back: delivered again after `delay`, or at once. The caller has stopped extending it.
-    pub async fn nak(&self, ack_subject: &str, delay: Duration) -> Result<(), BrokerError> {
+    pub async fn nak(&self, ack_subject: &impl ToSubject, delay: Duration) -> Result<(), BrokerError> {
         let body = if delay.is_zero() {
             Bytes::from_static(b"-NAK")
         } else {
@@ -62,7 +65,7 @@ impl Broker {
     }
 
     /// Restarts the ack-wait of a message that is being worked on. Never after a nak: it would replace the delay.
-    pub async fn extend(&self, ack_subject: &str) -> Result<(), BrokerError> {
+    pub async fn extend(&self, ack_subject: &impl ToSubject) -> Result<(), BrokerError> {
         self.settle(ack_subject, Bytes::from_static(b"+WPI")).await
     }
 
@@ -212,10 +215,10 @@ fn read_direct(m: async_nats::Message) -> Result<Option<Delivery>, BrokerError> 
         .and_then(|t| u64::try_from(t.as_millisecond()).ok())
         .unwrap_or(0);
     Ok(Some(Delivery {
-        subject,
+        subject: subject.into(),
         payload: m.payload,
         headers: m.headers,
-        ack_subject: String::new(),
+        ack_subject: Subject::from_static(""),
         sequence,
         delivered: 0,
         stored_ms,

@@ -45,37 +45,42 @@ struct Peek {
 struct Naming<'a> {
     subject: Option<&'a str>,
     header: Option<&'a str>,
-    fallback: JobId,
-    /// It came from a schedule that fires again: each of its jobs has an id of its own, and the body must not name one.
-    is_recurring: bool,
+    /// The schedule that made it, if it fires again: each of its jobs has an id of its own, and the body must not name one.
+    schedule: Option<&'a str>,
+    stream_created: &'a str,
+    sequence: u64,
 }
 
 impl<'a> Naming<'a> {
-    fn of(broker: &Broker, d: &'a Delivery, stream_created: &str) -> Self {
-        let by_sequence = || JobId::of_sequence(stream_created, d.sequence);
+    fn of(broker: &Broker, d: &'a Delivery, stream_created: &'a str) -> Self {
+        let (names, sequence) = (broker.names(), d.sequence);
         if let Some(schedule) = recurring(broker, d) {
-            let fallback =
-                JobId::new(&format!("{schedule}-{}", d.sequence)).unwrap_or_else(|_| by_sequence());
-            return Self { subject: None, header: None, fallback, is_recurring: true };
+            return Self { subject: None, header: None, schedule: Some(schedule), stream_created, sequence };
         }
-        let names = broker.names();
         let parsed = names.parse_job_subject(&d.subject).or_else(|| names.parse_due_subject(&d.subject));
         Self {
             subject: parsed.and_then(|(_, id)| id),
             header: d.header(headers::JOB).or_else(|| d.header(headers::MSG_ID)),
-            fallback: by_sequence(),
-            is_recurring: false,
+            schedule: None,
+            stream_created,
+            sequence,
         }
     }
 
     fn id(&self, in_body: Option<&str>) -> Result<JobId, Refused> {
-        if self.is_recurring && in_body.is_some() {
+        if self.schedule.is_some() && in_body.is_some() {
             let text = "id: a schedule that fires again names each of its jobs itself; leave it out";
             return Err(Refused::invalid(text.into()));
         }
-        let sources =
-            IdSources { subject: self.subject, header: self.header, fallback: self.fallback.as_str() };
-        identify(in_body, sources)
+        let sources = IdSources { subject: self.subject, header: self.header };
+        identify(in_body, sources).unwrap_or_else(|| Ok(self.fallback()))
+    }
+
+    /// The id of a message that names none.
+    fn fallback(&self) -> JobId {
+        self.schedule
+            .and_then(|s| JobId::new(&format!("{s}-{}", self.sequence)).ok())
+            .unwrap_or_else(|| JobId::of_sequence(self.stream_created, self.sequence))
     }
 }
 
@@ -105,7 +110,7 @@ pub fn decode(
         Err(refused) => {
             let peek: Peek = serde_json::from_slice(&d.payload).unwrap_or_default();
             Err(Box::new(Undecoded {
-                id: naming.id(peek.id.as_deref()).unwrap_or(naming.fallback),
+                id: naming.id(peek.id.as_deref()).unwrap_or_else(|_| naming.fallback()),
                 kind: peek.kind.and_then(|k| TypeName::new(&k).ok()).unwrap_or_else(TypeName::unknown),
                 generation,
                 carrier,

@@ -6,9 +6,10 @@
 
 use std::time::Duration;
 
+pub use async_nats::Subject;
 use async_nats::jetstream;
 use bytes::Bytes;
-use futures::StreamExt;
+use futures::{FutureExt, StreamExt};
 use serde::Serialize;
 
 use super::{Broker, BrokerError, denial::Listener, place::CarrierStream};
@@ -22,11 +23,11 @@ const HEARTBEAT: Duration = Duration::from_secs(5);
 /// One delivered message.
 #[derive(Debug, Clone)]
 pub struct Delivery {
-    pub subject: String,
+    pub subject: Subject,
     pub payload: Bytes,
     pub headers: Option<async_nats::HeaderMap>,
     /// Where acks for it go.
-    pub ack_subject: String,
+    pub ack_subject: Subject,
     /// Sequence in the stream.
     pub sequence: u64,
     /// The broker's delivery count: a hint, it can go backwards after a crash of the server.
@@ -71,7 +72,7 @@ pub struct Puller {
 #[derive(Debug)]
 pub enum Pulled {
     /// A job.
-    Message(Box<Delivery>),
+    Message(Delivery),
     /// A pull ended: what it did not deliver is no longer outstanding.
     Ended,
     /// The server gave no sign of life: nothing is outstanding any more, ask again.
@@ -180,6 +181,18 @@ impl Puller {
         }
     }
 
+    /// What is here already; `None` when [`Puller::next`] would wait.
+    pub fn next_here(&mut self) -> Option<Pulled> {
+        loop {
+            let Some(m) = self.replies.next().now_or_never()? else {
+                return Some(Pulled::Gone("the connection was closed".into()));
+            };
+            if let Some(p) = self.read(m) {
+                return Some(p);
+            }
+        }
+    }
+
     fn read(&mut self, m: async_nats::Message) -> Option<Pulled> {
         let status = m.status.map(|s| s.as_u16());
         match status {
@@ -219,15 +232,15 @@ impl Puller {
                 return None;
             }
         };
-        Some(Pulled::Message(Box::new(Delivery {
-            subject: m.subject.to_string(),
+        Some(Pulled::Message(Delivery {
+            subject: m.subject,
             payload: m.payload,
             headers: m.headers,
-            ack_subject: m.reply.map(|r| r.to_string()).unwrap_or_default(),
+            ack_subject: m.reply.unwrap_or_else(|| Subject::from_static("")),
             sequence,
             delivered,
             stored_ms,
-        })))
+        }))
     }
 }
 

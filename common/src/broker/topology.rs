@@ -58,6 +58,11 @@ impl Names {
         format!("{}_{}", self.upper, of.name())
     }
 
+    /// Whether a stream of this name is that one.
+    pub fn is_stream(&self, of: CarrierStream, name: &str) -> bool {
+        name.strip_prefix(self.upper.as_str()).and_then(|rest| rest.strip_prefix('_')) == Some(of.name())
+    }
+
     /// The journal.
     pub fn events(&self) -> String {
         format!("{}_EVENTS", self.upper)

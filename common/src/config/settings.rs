@@ -176,6 +176,8 @@ settings! {
         tick: Span = "2s";
         /// Journal entries older than this are published by the reaper.
         relay_age: Span = "5s";
+        /// How long the record of an ended job is kept: what `surety status` shows, and what refuses a second run of the same id.
+        keep: Span = "168h";
         /// Jobs that one step of a rule handles; a step that times out is halved.
         batch: Count<1000> = "100";
     }

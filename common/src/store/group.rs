@@ -2,7 +2,7 @@
 
 use std::{future::Future, sync::Arc};
 
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio_util::task::TaskTracker;
 
 /// Most requests of one call: past ~100 a bigger script gains nothing and blocks Redis longer.
@@ -11,6 +11,24 @@ pub const GROUP_CAP: usize = 200;
 const IN_FLIGHT: usize = 3;
 /// Requests that wait in the queue before `ask` waits itself.
 const QUEUE_CAP: usize = 4 * GROUP_CAP;
+
+/// Hands what comes from `queue` to `commit` in groups of at most [`GROUP_CAP`], each on a task of `tasks`; ends when the queue
+/// does. `commit` drops its permit as soon as the next call may start.
+pub async fn gather<T, F, Fut>(mut queue: mpsc::Receiver<T>, tasks: &TaskTracker, commit: F)
+where
+    F: Fn(Vec<T>, OwnedSemaphorePermit) -> Fut,
+    Fut: Future<Output = ()> + Send + 'static,
+{
+    let permits = Arc::new(Semaphore::new(IN_FLIGHT));
+    // The permit comes first: while all calls are in flight, requests gather.
+    while let Ok(permit) = permits.clone().acquire_owned().await {
+        let mut group = Vec::with_capacity(GROUP_CAP.min(queue.len().max(4)));
+        if queue.recv_many(&mut group, GROUP_CAP).await == 0 {
+            return;
+        }
+        tasks.spawn(commit(group, permit));
+    }
+}
 
 /// Hands requests to a function in groups and gives each its own reply. Cheap to clone.
 pub struct Group<Q, R> {
@@ -24,26 +42,21 @@ impl<Q, R> Clone for Group<Q, R> {
 }
 
 impl<Q: Send + 'static, R: Send + 'static> Group<Q, R> {
-    /// Starts the loop on `tracker`; it ends when the last handle is dropped. `commit` gets at most [`GROUP_CAP`] requests
-    /// with the senders of their replies, and gives back its permit as soon as the next call may start.
+    /// Starts the loop on `tracker`; it ends when the last handle is dropped. `commit` gets the requests with the senders of
+    /// their replies, as [`gather`] says.
     pub fn start<F, Fut>(tracker: &TaskTracker, commit: F) -> Self
     where
-        F: Fn(Vec<Q>, Vec<oneshot::Sender<R>>, tokio::sync::OwnedSemaphorePermit) -> Fut + Send + 'static,
+        F: Fn(Vec<Q>, Vec<oneshot::Sender<R>>, OwnedSemaphorePermit) -> Fut + Send + 'static,
         Fut: Future<Output = ()> + Send + 'static,
     {
-        let (queue, mut requests) = mpsc::channel::<(Q, oneshot::Sender<R>)>(QUEUE_CAP);
-        let permits = Arc::new(Semaphore::new(IN_FLIGHT));
+        let (queue, requests) = mpsc::channel::<(Q, oneshot::Sender<R>)>(QUEUE_CAP);
         let calls = tracker.clone();
         tracker.spawn(async move {
-            let mut batch = Vec::with_capacity(GROUP_CAP);
-            // The permit comes first: while all calls are in flight, requests gather.
-            while let Ok(permit) = permits.clone().acquire_owned().await {
-                if requests.recv_many(&mut batch, GROUP_CAP).await == 0 {
-                    return;
-                }
-                let (group, replies) = batch.drain(..).unzip();
-                calls.spawn(commit(group, replies, permit));
-            }
+            let split = move |group: Vec<(Q, oneshot::Sender<R>)>, permit| {
+                let (asks, replies) = group.into_iter().unzip();
+                commit(asks, replies, permit)
+            };
+            gather(requests, &calls, split).await;
         });
         Self { queue }
     }

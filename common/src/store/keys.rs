@@ -62,6 +62,11 @@ impl Keys {
         self.key(p, "sessions")
     }
 
+    /// Ended jobs in the order of their ends, for retention (list).
+    pub fn ended(&self, p: u32) -> String {
+        self.key(p, "ended")
+    }
+
     /// What each session says of itself (hash).
     pub fn session_info(&self, p: u32) -> String {
         self.key(p, "sessinfo")
@@ -89,6 +94,11 @@ impl Keys {
 
     /// Error text and output tails of a job's last failed attempt (JSON string).
     pub fn data(&self, id: &JobId) -> String {
-        self.key_of(self.partition(id), "data:", id.as_str())
+        self.data_in(self.partition(id), id.as_str())
+    }
+
+    /// [`Keys::data`] for a caller that knows the partition.
+    pub fn data_in(&self, p: u32, id: &str) -> String {
+        self.key_of(p, "data:", id)
     }
 }

@@ -1,31 +1,35 @@
 //! Redis: what is happening now. Records, due index, outbox and sessions, per partition.
 //!
 //! One Lua script per operation ([`script`]), each atomic, fenced and safe to repeat. Every script call carries a call id:
-//! a retry of a call whose reply was lost gets the same answer. Owner of the layout: [`keys`] and [`record`].
+//! a retry of a call whose reply was lost gets the same answer. Owner of the layout: [`keys`], [`record`] and `entry`.
 //! Deliberately absent: publishing what the outbox holds (that is [`crate::relay`]).
 
+mod entry;
 pub mod group;
 pub mod keys;
 mod login;
 pub mod look;
 pub mod open;
 pub mod ops;
+mod packed;
+mod reads;
 pub mod record;
 mod replies;
 pub mod script;
 pub mod server;
 pub mod sessions;
 
+pub use entry::OutboxEntry;
 pub use group::Group;
 pub use keys::Keys;
 pub use login::Login;
 pub use look::Depths;
 pub use open::OpenJobs;
 pub use ops::{
-    ClaimItem, ClaimReply, FinishItem, FinishReply, LostItem, LostReply, ProgressItem, ProgressReply,
-    Renewed, ReplayItem, ReplayReply, SessionState, SettleItem, SettleReply, Verdict,
+    ClaimItem, ClaimReply, FinishItem, FinishReply, Forgotten, LostItem, LostReply, ProgressItem,
+    ProgressReply, Renewed, ReplayItem, ReplayReply, SessionState, SettleItem, SettleReply, Verdict,
 };
 pub use record::Record;
-pub use script::{Answer, OutboxEntry, Store, StoreError, StoreOptions};
+pub use script::{Answer, Store, StoreError, StoreOptions};
 pub use server::{ServerConfig, ServerState};
 pub use sessions::{Fleet, FleetSession, Held, SessionInfo};

@@ -1,28 +1,31 @@
 //! The operations, one per script: what goes in, what comes out, typed.
 
-use std::{borrow::Borrow, time::Duration};
+use std::{
+    borrow::{Borrow, Cow},
+    time::Duration,
+};
 
 use redis::AsyncCommands;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    record::Record,
-    script::{Answer, OutboxEntry, Store, StoreError},
+    packed::Packer,
+    script::{Answer, Store, StoreError, pack},
 };
 use crate::domain::{ErrorCode, JobId, Status, ids::SessionId};
 
-/// One job to claim. The order of the fields is the order in `claim.lua`.
-#[derive(Debug, Clone, Serialize)]
-pub struct ClaimItem {
-    pub id: String,
-    pub queue: String,
-    pub job_type: String,
+/// One job to claim.
+#[derive(Debug, Clone)]
+pub struct ClaimItem<'a> {
+    pub id: Cow<'a, str>,
+    pub queue: Cow<'a, str>,
+    pub job_type: Cow<'a, str>,
     /// A JSON string literal, or empty.
-    pub key: String,
-    pub trace: String,
+    pub key: Cow<'a, str>,
+    pub trace: Cow<'a, str>,
     /// `STREAM:sequence`.
-    pub carrier: String,
-    pub ack_subject: String,
+    pub carrier: Cow<'a, str>,
+    pub ack_subject: Cow<'a, str>,
     /// When the carrier was stored (the stream's clock).
     pub created_ms: u64,
     pub finish_ms: u64,
@@ -30,7 +33,7 @@ pub struct ClaimItem {
     pub timeout_ms: u64,
     pub generation: u32,
     /// A recorded carrier that was seen to be gone, so that this one may take its place; else empty.
-    pub adopt: String,
+    pub adopt: Cow<'a, str>,
     /// 0: never.
     pub expires_ms: u64,
 }
@@ -100,7 +103,7 @@ pub struct FinishItem {
     pub id: JobId,
     pub epoch: u64,
     pub verdict: Verdict,
-    /// [`crate::wire::receipt::Draft::open_json`]; used when the verdict ends the job.
+    /// [`crate::wire::receipt::Draft::open_json`]; used when the verdict ends the job. Empty: it says what the event says.
     pub receipt: String,
     /// JSON object without its closing brace; used when it does not.
     pub data: String,
@@ -222,6 +225,17 @@ pub enum ReplayReply {
     NoRecord,
 }
 
+/// What a step of retention did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Forgotten {
+    /// Elements taken from the list of ended jobs.
+    pub taken: usize,
+    /// Records deleted.
+    pub deleted: usize,
+    /// Jobs put back: not journaled, or not readable.
+    pub kept: usize,
+}
+
 /// What a renewal compared.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 pub struct Renewed {
@@ -275,12 +289,30 @@ impl Store {
         session: &SessionId,
         outbox_cap: u64,
         started: &str,
-        items: &[ClaimItem],
+        items: &[ClaimItem<'_>],
     ) -> Result<Answer<Vec<ClaimReply>>, StoreError> {
         let (inc, call, s, keep) = self.frame(p, Some(session));
-        let keys = self.job_keys(items.iter().map(|i| i.id.as_str()), p);
+        let keys = self.job_keys(items.iter().map(|i| i.id.as_ref()), p);
         let frame = (inc, call, s, keep, outbox_cap, started);
-        self.call(&self.inner.scripts.claim, p, Some(session), &keys, &frame, items).await
+        let mut packed = Packer::with_capacity(items.len() * 160);
+        for it in items {
+            packed
+                .text(&it.id)
+                .text(&it.queue)
+                .text(&it.job_type)
+                .text(&it.key)
+                .text(&it.trace)
+                .text(&it.carrier)
+                .text(&it.ack_subject)
+                .text(&it.adopt)
+                .u48(it.created_ms)
+                .u48(it.finish_ms)
+                .u32(it.max_retries)
+                .u48(it.timeout_ms)
+                .u32(it.generation)
+                .u48(it.expires_ms);
+        }
+        self.call(&self.inner.scripts.claim, p, Some(session), &keys, &frame, packed.into_bytes()).await
     }
 
     /// Finishes attempts of one partition. Same errors as [`Store::claim`], without `SessionLost`.
@@ -292,14 +324,15 @@ impl Store {
     ) -> Result<Answer<Vec<FinishReply>>, StoreError> {
         let items = || items.iter().map(Borrow::borrow);
         let mut keys: Vec<String> = self.job_keys(items().map(|i| i.id.as_str()), p);
-        let mut packed = Vec::with_capacity(keys.len());
+        let n = keys.len();
+        let mut packed = Packer::with_capacity(n * 64);
         for it in items() {
             let data_key = if it.detail.is_empty() {
                 0
             } else {
                 keys.push(self.keys().data(&it.id));
-                // Positions in KEYS count from 1, after the five keys of the frame.
-                keys.len() + 5
+                // Positions in KEYS count from 1, after the six keys of the frame.
+                u32::try_from(keys.len() + 6).unwrap_or(0)
             };
             let (verdict, code, delay) = match it.verdict {
                 Verdict::Done => (1, "", 0),
@@ -309,20 +342,20 @@ impl Store {
                 Verdict::StartFailed { delay } => (5, ErrorCode::StartFailed.name(), millis(delay)),
                 Verdict::CancelObeyed => (6, ErrorCode::Cancelled.name(), 0),
             };
-            packed.push((
-                it.id.as_str(),
-                it.epoch,
-                verdict,
-                code,
-                delay,
-                &it.receipt,
-                &it.data,
-                &it.detail,
-                data_key,
-            ));
+            packed
+                .text(it.id.as_str())
+                .u48(it.epoch)
+                .byte(verdict)
+                .text(code)
+                .u48(delay)
+                .text(&it.receipt)
+                .text(&it.data)
+                .text(&it.detail)
+                .u32(data_key);
         }
-        let frame = self.frame(p, Some(session));
-        self.call(&self.inner.scripts.finish, p, Some(session), &keys, &frame, &packed).await
+        let (inc, call, s, keep) = self.frame(p, Some(session));
+        let frame = (inc, call, s, keep, n);
+        self.call(&self.inner.scripts.finish, p, Some(session), &keys, &frame, packed.into_bytes()).await
     }
 
     /// Commits attempts of an expired session as lost. `SessionLost` here means the opposite of its name: the session is
@@ -335,8 +368,15 @@ impl Store {
     ) -> Result<Answer<Vec<LostReply>>, StoreError> {
         let mut keys = self.job_keys(items.iter().map(|i| i.id.as_str()), p);
         keys.push(self.keys().session_info(p));
-        self.call(&self.inner.scripts.lost, p, Some(session), &keys, &self.frame(p, Some(session)), items)
-            .await
+        self.call(
+            &self.inner.scripts.lost,
+            p,
+            Some(session),
+            &keys,
+            &self.frame(p, Some(session)),
+            pack(items)?,
+        )
+        .await
     }
 
     /// Journals what running attempts reported.
@@ -347,20 +387,50 @@ impl Store {
         items: &[ProgressItem],
     ) -> Result<Answer<Vec<ProgressReply>>, StoreError> {
         let keys = self.job_keys(items.iter().map(|i| i.id.as_str()), p);
-        self.call(&self.inner.scripts.progress, p, Some(session), &keys, &self.frame(p, Some(session)), items)
-            .await
+        self.call(
+            &self.inner.scripts.progress,
+            p,
+            Some(session),
+            &keys,
+            &self.frame(p, Some(session)),
+            pack(items)?,
+        )
+        .await
     }
 
     /// Ends jobs that nobody runs: cancel or burial.
     pub async fn settle(&self, p: u32, items: &[SettleItem]) -> Result<Answer<Vec<SettleReply>>, StoreError> {
         let keys = self.job_keys(items.iter().map(|i| i.id.as_str()), p);
-        self.call(&self.inner.scripts.settle, p, None, &keys, &self.frame(p, None), items).await
+        self.call(&self.inner.scripts.settle, p, None, &keys, &self.frame(p, None), pack(items)?).await
     }
 
     /// Records the next generation of ended jobs.
     pub async fn replay(&self, p: u32, items: &[ReplayItem]) -> Result<Answer<Vec<ReplayReply>>, StoreError> {
         let keys = self.job_keys(items.iter().map(|i| i.id.as_str()), p);
-        self.call(&self.inner.scripts.replay, p, None, &keys, &self.frame(p, None), items).await
+        self.call(&self.inner.scripts.replay, p, None, &keys, &self.frame(p, None), pack(items)?).await
+    }
+
+    /// Deletes the records of jobs that ended more than `keep` ago, as far as `head` reaches: the first elements of the list of
+    /// ended jobs, as [`Store::ended`] read them. `None`: another reaper was here first.
+    pub async fn forget(
+        &self,
+        p: u32,
+        keep: Duration,
+        head: &[String],
+    ) -> Result<Answer<Vec<Option<Forgotten>>>, StoreError> {
+        let ids = || head.iter().filter(|h| !h.starts_with('@')).map(String::as_str);
+        let mut keys = self.job_keys(ids(), p);
+        keys.extend(ids().map(|id| self.keys().data_in(p, id)));
+        let (inc, call, s, _) = self.frame(p, None);
+        let frame = (inc, call, s, millis(keep));
+        let a: Answer<Vec<(u8, usize, usize, usize)>> =
+            self.call(&self.inner.scripts.forget, p, None, &keys, &frame, pack(head)?).await?;
+        let read = |(code, taken, deleted, kept)| (code == 0).then_some(Forgotten { taken, deleted, kept });
+        Ok(Answer {
+            now_ms: a.now_ms,
+            results: a.results.into_iter().map(read).collect(),
+            entries: a.entries,
+        })
     }
 
     /// Renews a session and compares what it runs (`<id>:<epoch>`). `SessionLost`: open another one.
@@ -370,10 +440,10 @@ impl Store {
         session: &SessionId,
         ttl: Duration,
         running: &[String],
-    ) -> Result<Answer<Renewed>, StoreError> {
+    ) -> Result<Renewed, StoreError> {
         let (inc, call, s, keep) = self.frame(p, Some(session));
         let frame = (inc, call, s, keep, millis(ttl));
-        self.call(&self.inner.scripts.renew, p, Some(session), &[], &frame, running).await
+        only(self.call(&self.inner.scripts.renew, p, Some(session), &[], &frame, pack(running)?).await?)
     }
 
     /// Reads the identity of every partition's data set, creating it where `may_create` and it is missing, and remembers
@@ -395,12 +465,12 @@ impl Store {
                 u8::from(may_create),
             );
             let keys = [self.keys().session_info(p)];
-            let a: Answer<SessionState> =
-                self.call(&self.inner.scripts.session, p, None, &keys, &frame, &[(); 0]).await?;
-            if a.results.jobs_created != jobs_created {
+            let found: SessionState =
+                only(self.call(&self.inner.scripts.session, p, None, &keys, &frame, Vec::new()).await?)?;
+            if found.jobs_created != jobs_created {
                 return Err(StoreError::OtherStore("it belongs to another JOBS stream"));
             }
-            self.set_incarnation(p, a.results.incarnation);
+            self.set_incarnation(p, found.incarnation);
         }
         Ok(())
     }
@@ -451,96 +521,7 @@ impl Store {
         let (inc, call, s, keep) = self.frame(p, Some(session));
         let frame = (inc, call, s, keep, act as u8, millis(ttl), info, "", 0u8);
         let keys = [self.keys().session_info(p)];
-        let a: Answer<SessionState> =
-            self.call(&self.inner.scripts.session, p, Some(session), &keys, &frame, &[(); 0]).await?;
-        Ok(a.results)
-    }
-
-    /// The record of a job, or `None` when the store has not seen it.
-    pub async fn record(&self, id: &JobId) -> Result<Option<Record>, StoreError> {
-        let bytes: Option<Vec<u8>> = self.connection().get(self.keys().job(id)).await?;
-        bytes
-            .map(|b| Record::decode(&b).map_err(|e| StoreError::Decode(format!("job {id}: {e}"))))
-            .transpose()
-    }
-
-    /// Error text and tails of a job's last failed attempt (JSON), if any.
-    pub async fn detail(&self, id: &JobId) -> Result<Option<String>, StoreError> {
-        Ok(self.connection().get(self.keys().data(id)).await?)
-    }
-
-    /// Up to `n` outbox entries written before `before_ms` (the store's clock), oldest first, after entry `after`.
-    pub async fn outbox(
-        &self,
-        p: u32,
-        after: &str,
-        before_ms: u64,
-        n: usize,
-    ) -> Result<Vec<OutboxEntry>, StoreError> {
-        let from = if after.is_empty() { "-".to_owned() } else { format!("({after}") };
-        let found: Vec<(String, Vec<Vec<u8>>)> =
-            self.connection().xrange_count(self.keys().outbox(p), from, before_ms, n).await?;
-        found.into_iter().map(|(id, fields)| super::script::entry(id, fields)).collect()
-    }
-
-    /// Removes entries that JetStream confirmed.
-    pub async fn trim(&self, p: u32, ids: &[String]) -> Result<(), StoreError> {
-        if !ids.is_empty() {
-            let _: u64 = self.connection().xdel(self.keys().outbox(p), ids).await?;
-        }
-        Ok(())
-    }
-
-    /// Number of entries in the outbox.
-    pub async fn outbox_len(&self, p: u32) -> Result<u64, StoreError> {
-        Ok(self.connection().xlen(self.keys().outbox(p)).await?)
-    }
-
-    /// The store's clock in milliseconds.
-    pub async fn now_ms(&self) -> Result<u64, StoreError> {
-        let (s, us): (u64, u64) = redis::cmd("TIME").query_async(&mut self.connection()).await?;
-        Ok(s * 1000 + us / 1000)
-    }
-
-    /// Sessions of a partition with their expiry, those that expire before `before_ms` only.
-    pub async fn sessions(
-        &self,
-        p: u32,
-        before_ms: u64,
-        n: isize,
-    ) -> Result<Vec<(SessionId, u64)>, StoreError> {
-        let found: Vec<(String, f64)> = self
-            .connection()
-            .zrangebyscore_limit_withscores(self.keys().sessions(p), 0, before_ms, 0, n)
-            .await?;
-        found
-            .into_iter()
-            .map(|(s, score)| {
-                let id = SessionId::new(&s).map_err(|e| StoreError::Decode(e.to_string()))?;
-                Ok((id, score as u64))
-            })
-            .collect()
-    }
-
-    /// What a session runs: ids with epochs.
-    pub async fn running(&self, p: u32, session: &SessionId) -> Result<Vec<(JobId, u64)>, StoreError> {
-        let members: Vec<String> = self.connection().smembers(self.keys().run(p, session)).await?;
-        members
-            .iter()
-            .map(|m| parse_member(m).ok_or_else(|| StoreError::Decode(format!("run member {m:?}"))))
-            .collect()
-    }
-
-    /// What a session says of itself (JSON, [`super::SessionInfo`]), if it was opened in this partition.
-    pub async fn session_info(&self, p: u32, session: &SessionId) -> Result<Option<String>, StoreError> {
-        Ok(self.connection().hget(self.keys().session_info(p), session.as_str()).await?)
-    }
-
-    /// CPU time that the server has used since its start, in seconds.
-    pub async fn cpu_seconds(&self) -> Result<f64, StoreError> {
-        let info: redis::InfoDict = redis::cmd("INFO").arg("cpu").query_async(&mut self.connection()).await?;
-        let get = |k: &str| info.get::<f64>(k).unwrap_or_default();
-        Ok(get("used_cpu_user") + get("used_cpu_sys"))
+        only(self.call(&self.inner.scripts.session, p, Some(session), &keys, &frame, Vec::new()).await?)
     }
 }
 
@@ -548,6 +529,11 @@ impl Store {
 pub fn parse_member(member: &str) -> Option<(JobId, u64)> {
     let (id, epoch) = member.rsplit_once(':')?;
     Some((JobId::new(id).ok()?, epoch.parse().ok()?))
+}
+
+/// The one result of a call that has one.
+fn only<R>(answer: Answer<Vec<R>>) -> Result<R, StoreError> {
+    answer.results.into_iter().next().ok_or_else(|| StoreError::Decode("the reply has no result".into()))
 }
 
 fn millis(d: Duration) -> u64 {

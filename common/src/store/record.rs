@@ -1,12 +1,11 @@
 //! The packed record of a job, as the scripts write it (`prelude.lua` has the same positions). Fields are only ever
 //! appended; a record with more fields than this release knows still decodes.
 
-use serde::{
-    Deserialize,
-    de::{self, SeqAccess, Visitor},
-};
-
+use super::packed::{Unpacker, Unreadable};
 use crate::domain::{Contract, ErrorCode, JobState, Status};
+
+/// First byte of a record.
+const VERSION: u8 = 2;
 
 /// What Redis knows of a job. Times are milliseconds of the store's clock, 0 for "not set"; texts are empty for "not set".
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,9 +42,54 @@ pub struct Record {
 impl Record {
     /// Reads a packed record. The error names the field; nothing is ever replaced by a default.
     pub fn decode(bytes: &[u8]) -> Result<Self, String> {
-        rmp_serde::from_slice(bytes).map_err(|e| {
+        Self::read(&mut Unpacker::new(bytes)).map_err(|e| {
             super::script::unreadable();
             format!("record does not decode: {e}")
+        })
+    }
+
+    fn read(u: &mut Unpacker<'_>) -> Result<Self, Unreadable> {
+        let unknown = |field| Unreadable { field, problem: "this release does not know it" };
+        if u.byte("version")? != VERSION {
+            return Err(unknown("version"));
+        }
+        let status = Status::from_code(u.byte("status")?).ok_or(unknown("status"))?;
+        let contract = Contract::from_code(u.byte("contract")?).ok_or(unknown("contract"))?;
+        let generation = u.u32("generation")?;
+        let (rev, epoch) = (u.u48("rev")?, u.u48("epoch")?);
+        let (attempt, charged) = (u.u32("attempt")?, u.u32("charged")?);
+        let (max_retries, start_failures) = (u.u32("max_retries")?, u.u32("start_failures")?);
+        let (due_ms, started_ms, deadline_ms) = (u.u48("due")?, u.u48("started")?, u.u48("deadline")?);
+        let (created_ms, finish_by_ms, ended_ms) = (u.u48("created")?, u.u48("finish_by")?, u.u48("ended")?);
+        let mut text = |field| u.text(field).map(str::to_owned);
+        let (queue, job_type, key, trace) = (text("queue")?, text("type")?, text("key")?, text("trace")?);
+        let (carrier, ack_subject, session) = (text("carrier")?, text("reply")?, text("session")?);
+        let (code, _call, entry) = (text("code")?, text("call")?, text("entry")?);
+        Ok(Self {
+            status,
+            contract,
+            generation,
+            rev,
+            epoch,
+            attempt,
+            charged,
+            max_retries,
+            start_failures,
+            due_ms,
+            started_ms,
+            deadline_ms,
+            created_ms,
+            finish_by_ms,
+            ended_ms,
+            queue,
+            job_type,
+            key,
+            trace,
+            carrier,
+            ack_subject,
+            session,
+            code,
+            entry,
         })
     }
 
@@ -67,111 +111,37 @@ impl Record {
     }
 }
 
-impl<'de> Deserialize<'de> for Record {
-    fn deserialize<D: de::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        struct Fields;
-
-        impl<'de> Visitor<'de> for Fields {
-            type Value = Record;
-
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("an array of at least 26 fields")
-            }
-
-            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Record, A::Error> {
-                macro_rules! field {
-                    ($name:literal) => {
-                        seq.next_element()
-                            .map_err(|e| de::Error::custom(format!("{}: {e}", $name)))?
-                            .ok_or_else(|| de::Error::missing_field($name))?
-                    };
-                }
-                let version: u32 = field!("version");
-                if version != 1 {
-                    return Err(de::Error::custom(format!("record version {version} is unknown")));
-                }
-                let status: u8 = field!("status");
-                let status = Status::from_code(status)
-                    .ok_or_else(|| de::Error::custom(format!("status {status} is unknown")))?;
-                let contract: u8 = field!("contract");
-                let contract = Contract::from_code(contract)
-                    .ok_or_else(|| de::Error::custom(format!("contract {contract} is unknown")))?;
-                let record = Record {
-                    status,
-                    contract,
-                    generation: field!("generation"),
-                    rev: field!("rev"),
-                    epoch: field!("epoch"),
-                    attempt: field!("attempt"),
-                    charged: field!("charged"),
-                    max_retries: field!("max_retries"),
-                    start_failures: field!("start_failures"),
-                    due_ms: field!("due"),
-                    started_ms: field!("started"),
-                    deadline_ms: field!("deadline"),
-                    created_ms: field!("created"),
-                    finish_by_ms: field!("finish_by"),
-                    ended_ms: field!("ended"),
-                    queue: field!("queue"),
-                    job_type: field!("type"),
-                    key: field!("key"),
-                    trace: field!("trace"),
-                    carrier: field!("carrier"),
-                    ack_subject: field!("reply"),
-                    session: field!("session"),
-                    code: field!("code"),
-                    entry: {
-                        let _call: String = field!("call");
-                        field!("entry")
-                    },
-                };
-                while seq.next_element::<de::IgnoredAny>()?.is_some() {}
-                Ok(record)
-            }
-        }
-
-        d.deserialize_seq(Fields)
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
-
-    type Sample = ((u8, u8, u8, u8, u64, u64, u8, u8), (u8, u8, u64, u64, u64, u64, u64, u64));
+    use super::{super::packed::Packer, *};
 
     // Shows: B-03
     #[test]
     fn a_record_of_a_newer_release_still_decodes_and_a_broken_one_names_its_field() {
-        let nums: Sample = ((1, 4, 2, 1, 7, 2, 2, 1), (3, 0, 0, 10, 20, 5, 30, 0));
-        let mut fields: Vec<serde_json::Value> = Vec::new();
-        let (a, b) = nums;
-        for n in [a.0, a.1, a.2, a.3] {
-            fields.push(n.into());
-        }
-        for n in [a.4, a.5] {
-            fields.push(n.into());
-        }
-        for n in [a.6, a.7, b.0, b.1] {
-            fields.push(n.into());
-        }
-        for n in [b.2, b.3, b.4, b.5, b.6, b.7] {
-            fields.push(n.into());
-        }
+        let mut p = Packer::default();
+        p.byte(VERSION).byte(4).byte(2).u32(1).u48(7).u48(2);
+        p.u32(2).u32(1).u32(3).u32(0);
+        p.u48(0).u48(10).u48(20).u48(5).u48(30).u48(0);
         for s in ["default", "thumb", "", "", "JOBS:1", "ack", "s1", "", "call", "1-0"] {
-            fields.push(s.into());
+            p.text(s);
         }
-        let r = Record::decode(&rmp_serde::to_vec(&fields).unwrap()).unwrap();
+        let mut bytes = p.into_bytes();
+        let r = Record::decode(&bytes).unwrap();
         assert_eq!(
             (r.status, r.epoch, r.queue.as_str(), r.entry.as_str()),
             (Status::Running, 2, "default", "1-0")
         );
 
-        fields.push("a field of the future".into());
-        assert_eq!(Record::decode(&rmp_serde::to_vec(&fields).unwrap()).unwrap(), r);
+        bytes.extend_from_slice(b"a field of the future\0");
+        assert_eq!(Record::decode(&bytes).unwrap(), r);
 
-        fields[5] = "two".into();
-        let e = Record::decode(&rmp_serde::to_vec(&fields).unwrap()).unwrap_err();
-        assert!(e.contains("epoch"), "{e}");
+        let e = Record::decode(&bytes[..20]).unwrap_err();
+        assert!(e.contains("attempt"), "{e}");
+        bytes[1] = 99;
+        let e = Record::decode(&bytes).unwrap_err();
+        assert!(e.contains("status"), "{e}");
+        bytes[0] = 1;
+        let e = Record::decode(&bytes).unwrap_err();
+        assert!(e.contains("version"), "{e}");
     }
 }

@@ -12,6 +12,7 @@ use redis::{Script, aio::ConnectionManager};
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::{
+    entry::OutboxEntry,
     keys::Keys,
     login::{self, Connection, Login},
 };
@@ -99,21 +100,6 @@ pub struct StoreOptions {
     pub keep: Duration,
 }
 
-/// A journal entry that a script wrote to the outbox.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct OutboxEntry {
-    /// Entry id in the outbox stream: makes the message id of its publish.
-    pub id: String,
-    /// `<queue>` or `<queue>.ended`.
-    pub suffix: String,
-    /// JSON array of events.
-    pub body: String,
-    /// Ids of the jobs that end in it, separated by commas.
-    pub ended: String,
-    /// Commit counter of the data set.
-    pub commit: u64,
-}
-
 /// What a script answered.
 #[derive(Debug, Clone)]
 pub struct Answer<R> {
@@ -135,6 +121,7 @@ pub(super) struct Scripts {
     pub(super) replay: Script,
     pub(super) renew: Script,
     pub(super) session: Script,
+    pub(super) forget: Script,
 }
 
 macro_rules! script {
@@ -158,6 +145,7 @@ impl Scripts {
             replay: script!("replay"),
             renew: script!("renew"),
             session: script!("session"),
+            forget: script!("forget"),
         }
     }
 }
@@ -265,20 +253,19 @@ impl Store {
         c.split_off(from)
     }
 
-    /// Calls a script on one partition. `jobs` are the job keys in the order of `items`, then their data keys.
+    /// Calls a script on one partition. `jobs` are the job keys in the order of the items, then what else it names.
     /// Transient errors are repeated under the same call id until `retry_limit`.
-    pub(super) async fn call<F, I, R>(
+    pub(super) async fn call<F, R>(
         &self,
         script: &Script,
         p: u32,
         session: Option<&SessionId>,
         jobs: &[String],
         frame: &F,
-        items: &I,
-    ) -> Result<Answer<R>, StoreError>
+        items: Vec<u8>,
+    ) -> Result<Answer<Vec<R>>, StoreError>
     where
         F: Serialize + ?Sized,
-        I: Serialize + ?Sized,
         R: DeserializeOwned,
     {
         let confirmed = self.take_confirmed(p);
@@ -286,10 +273,11 @@ impl Store {
         let mut call = script.prepare_invoke();
         call.key(keys.store(p)).key(keys.due(p)).key(keys.outbox(p)).key(keys.sessions(p));
         call.key(session.map_or_else(|| keys.key_without_session(p), |s| keys.run(p, s)));
+        call.key(keys.ended(p));
         for k in jobs {
             call.key(k);
         }
-        call.arg(pack(frame)?).arg(pack(&confirmed)?).arg(pack(items)?);
+        call.arg(pack(frame)?).arg(pack(&confirmed)?).arg(items);
         let mut tries = 0;
         let answer = retry(Pace::call(self.inner.options.retry_limit), || {
             tries += 1;
@@ -339,84 +327,36 @@ fn process_id() -> String {
         .collect()
 }
 
-fn pack<T: Serialize + ?Sized>(value: &T) -> Result<Vec<u8>, StoreError> {
+pub(super) fn pack<T: Serialize + ?Sized>(value: &T) -> Result<Vec<u8>, StoreError> {
     rmp_serde::to_vec(value).map_err(|e| StoreError::Decode(format!("arguments do not encode: {e}")))
 }
 
-fn decode<R: DeserializeOwned>(parts: Vec<Vec<u8>>) -> Result<Answer<R>, StoreError> {
+/// A reply: head, results one after the other, then id and text of each entry.
+fn decode<R: DeserializeOwned>(parts: Vec<Vec<u8>>) -> Result<Answer<Vec<R>>, StoreError> {
     let mut parts = parts.into_iter();
-    let head = parts.next().ok_or_else(|| StoreError::Decode("empty reply".into()))?;
-    // The code comes first: the results of a refused call are an empty array, whatever their type.
-    match head.get(1).copied() {
-        Some(0) => {}
-        Some(1) => return Err(StoreError::OtherStore("it is empty")),
-        Some(2) => return Err(StoreError::OtherStore("another incarnation")),
-        Some(3) => return Err(StoreError::SessionLost),
-        Some(4) => return Err(StoreError::OutboxFull),
-        other => return Err(StoreError::Decode(format!("unknown reply code {other:?}"))),
+    let (Some(head), Some(packed)) = (parts.next(), parts.next()) else {
+        return Err(StoreError::Decode("the reply is cut off".into()));
+    };
+    let garbled = |e: rmp_serde::decode::Error| StoreError::Decode(e.to_string());
+    let (code, now_ms): (u8, u64) = rmp_serde::from_slice(&head).map_err(garbled)?;
+    match code {
+        0 => {}
+        1 => return Err(StoreError::OtherStore("it is empty")),
+        2 => return Err(StoreError::OtherStore("another incarnation")),
+        3 => return Err(StoreError::SessionLost),
+        4 => return Err(StoreError::OutboxFull),
+        other => return Err(StoreError::Decode(format!("unknown reply code {other}"))),
     }
-    let (_, now_ms, results): (u8, u64, R) =
-        rmp_serde::from_slice(&head).map_err(|e| StoreError::Decode(e.to_string()))?;
+    let mut results = Vec::new();
+    let mut left = packed.as_slice();
+    while !left.is_empty() {
+        results.push(R::deserialize(&mut rmp_serde::Deserializer::new(&mut left)).map_err(garbled)?);
+    }
     let mut entries = Vec::new();
     while let Some(id) = parts.next() {
-        let mut take = || parts.next().ok_or_else(|| StoreError::Decode("an entry is cut off".into()));
-        let (suffix, ended, commit, n) = (take()?, take()?, take()?, take()?);
-        let n: usize = number(&n)?;
-        let events: Vec<Vec<u8>> = parts.by_ref().take(n).collect();
-        if events.len() < n {
-            return Err(StoreError::Decode("an entry is cut off".into()));
-        }
-        entries.push(OutboxEntry::of(text(id)?, text(suffix)?, text(ended)?, number(&commit)?, &events)?);
+        let text = parts.next().ok_or_else(|| StoreError::Decode("an entry is cut off".into()))?;
+        let id = String::from_utf8(id).map_err(|e| StoreError::Decode(e.to_string()))?;
+        entries.push(OutboxEntry::decode(id, &text)?);
     }
     Ok(Answer { now_ms, results, entries })
-}
-
-fn text(bytes: Vec<u8>) -> Result<String, StoreError> {
-    String::from_utf8(bytes).map_err(|e| StoreError::Decode(e.to_string()))
-}
-
-fn number<N: std::str::FromStr>(bytes: &[u8]) -> Result<N, StoreError> {
-    let text = std::str::from_utf8(bytes).unwrap_or_default();
-    text.parse().map_err(|_| StoreError::Decode(format!("{text:?} is not a number")))
-}
-
-/// An entry as the stream holds it: `s` suffix, `c` commit, `e` ended ids, then a `v` for each event.
-pub(super) fn entry(id: String, fields: Vec<Vec<u8>>) -> Result<OutboxEntry, StoreError> {
-    let mut fields = fields.into_iter();
-    let mut named = |want: &[u8]| match (fields.next(), fields.next()) {
-        (Some(name), Some(value)) if name == want => Ok(Some(value)),
-        (None, None) => Ok(None),
-        _ => Err(StoreError::Decode(format!("outbox entry {id}: unexpected fields"))),
-    };
-    let missing = || StoreError::Decode(format!("outbox entry {id} is cut off"));
-    let suffix = named(b"s")?.ok_or_else(missing)?;
-    let commit = named(b"c")?.ok_or_else(missing)?;
-    let ended = named(b"e")?.ok_or_else(missing)?;
-    let mut events = Vec::new();
-    while let Some(e) = named(b"v")? {
-        events.push(e);
-    }
-    OutboxEntry::of(id.clone(), text(suffix)?, text(ended)?, number(&commit)?, &events)
-}
-
-impl OutboxEntry {
-    /// An entry of these events: its body is the JSON array of them, the same bytes whoever makes it.
-    pub(super) fn of(
-        id: String,
-        suffix: String,
-        ended: String,
-        commit: u64,
-        events: &[Vec<u8>],
-    ) -> Result<Self, StoreError> {
-        let mut body = Vec::with_capacity(events.iter().map(|e| e.len() + 1).sum::<usize>() + 1);
-        body.push(b'[');
-        for (i, e) in events.iter().enumerate() {
-            if i > 0 {
-                body.push(b',');
-            }
-            body.extend_from_slice(e);
-        }
-        body.push(b']');
-        Ok(Self { id, suffix, body: text(body)?, ended, commit })
-    }
 }

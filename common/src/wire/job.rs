@@ -318,28 +318,26 @@ pub struct IdSources<'a> {
     pub subject: Option<&'a str>,
     /// `Surety-Job` of a republished carrier, else `Nats-Msg-Id`.
     pub header: Option<&'a str>,
-    /// `seq-<stream creation>-<sequence>`.
-    pub fallback: &'a str,
 }
 
-/// The id of a carrier: body, subject, header, else the fallback. Two that differ, or one that is not an id, are an error;
-/// the job is then kept under the fallback.
-pub fn identify(doc_id: Option<&str>, from: IdSources<'_>) -> Result<JobId, Refused> {
+/// The id of a carrier: body, subject, header; `None` where all are silent. Two that differ, or one that is not an id, are an
+/// error.
+pub fn identify(doc_id: Option<&str>, from: IdSources<'_>) -> Option<Result<JobId, Refused>> {
     let given = [("body", doc_id), ("subject", from.subject), ("message id", from.header)];
     let mut found: Option<(&str, &str)> = None;
     for (place, id) in given {
         let Some(id) = id else { continue };
         match found {
             Some((first, other)) if other != id => {
-                return Err(Refused::invalid(format!(
+                return Some(Err(Refused::invalid(format!(
                     "the id in the {first} is {other:?}, in the {place} {id:?}"
-                )));
+                ))));
             }
             _ => found = found.or(Some((place, id))),
         }
     }
-    let (place, id) = found.unwrap_or(("stream", from.fallback));
-    JobId::new(id).map_err(|e| Refused::invalid(format!("id in the {place}: {e}")))
+    let (place, id) = found?;
+    Some(JobId::new(id).map_err(|e| Refused::invalid(format!("id in the {place}: {e}"))))
 }
 
 #[cfg(test)]
@@ -410,11 +408,11 @@ mod tests {
 
     #[test]
     fn ids_agree_or_the_job_is_refused() {
-        let from = |s, h| IdSources { subject: s, header: h, fallback: "seq-1-2" };
-        assert_eq!(identify(Some("a"), from(Some("a"), Some("a"))).unwrap().as_str(), "a");
-        assert_eq!(identify(None, from(None, None)).unwrap().as_str(), "seq-1-2");
-        assert!(identify(Some("a"), from(Some("b"), None)).is_err());
-        assert!(identify(None, from(None, Some("has space"))).is_err());
+        let from = |s, h| IdSources { subject: s, header: h };
+        assert_eq!(identify(Some("a"), from(Some("a"), Some("a"))).unwrap().unwrap().as_str(), "a");
+        assert!(identify(None, from(None, None)).is_none());
+        assert!(identify(Some("a"), from(Some("b"), None)).unwrap().is_err());
+        assert!(identify(None, from(None, Some("has space"))).unwrap().is_err());
     }
 
     #[test]

@@ -199,19 +199,19 @@ impl Hand {
     async fn claim_carrier(&self, id: &JobId, queue: &str, m: &Delivery) -> ClaimReply {
         let body: serde_json::Value = serde_json::from_slice(&m.payload).unwrap();
         let item = ClaimItem {
-            id: id.to_string(),
-            queue: queue.to_owned(),
-            job_type: body["type"].as_str().unwrap().to_owned(),
-            key: body.get("key").map(ToString::to_string).unwrap_or_default(),
-            trace: String::new(),
-            carrier: m.carrier().to_string(),
-            ack_subject: String::new(),
+            id: id.to_string().into(),
+            queue: queue.to_owned().into(),
+            job_type: body["type"].as_str().unwrap().to_owned().into(),
+            key: body.get("key").map(ToString::to_string).unwrap_or_default().into(),
+            trace: String::new().into(),
+            carrier: m.carrier().to_string().into(),
+            ack_subject: String::new().into(),
             created_ms: m.stored_ms,
             finish_ms: 3_600_000,
             max_retries: 3,
             timeout_ms: 60_000,
             generation: m.header("Surety-Generation").map_or(1, |g| g.parse().unwrap()),
-            adopt: String::new(),
+            adopt: String::new().into(),
             expires_ms: 0,
         };
         let a = self.c.store.claim(0, &self.session, 1000, "{}", &[item]).await.unwrap();

@@ -3,6 +3,7 @@
 mod expired_sessions;
 mod max_deliver;
 mod outbox_relay;
+mod retention;
 
 use crate::rule::Rule;
 
@@ -12,5 +13,6 @@ pub(crate) fn all() -> Vec<Box<dyn Rule>> {
         Box::new(expired_sessions::ExpiredSessions),
         Box::new(outbox_relay::OutboxRelay::default()),
         Box::new(max_deliver::MaxDeliver::default()),
+        Box::new(retention::Retention),
     ]
 }

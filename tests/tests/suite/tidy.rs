@@ -296,7 +296,7 @@ fn every_script_says_what_goes_in_what_comes_out_and_what_a_second_call_does() {
 #[test]
 fn scripts_get_every_key_and_build_none() {
     // Lists of keys that a script gathered from `KEYS`.
-    let gathered = ["unpack(KEYS, ", "unpack(sets)"];
+    let gathered = ["unpack(KEYS, ", "unpack(sets)", "unpack(gone)"];
     let mut n = 0;
     for f in scripts() {
         for call in f.text.split("redis.call(").skip(1) {
@@ -320,7 +320,7 @@ fn scripts_get_every_key_and_build_none() {
 fn one_function_writes_journal_entries() {
     let all: String = scripts().into_iter().map(|f| f.text).collect();
     for (what, n) in
-        [("\"v\":1", 1), ("'XADD'", 1), ("local function emit(", 1), ("local function flush(", 1)]
+        [("struct.pack(EVENT", 1), ("'XADD'", 1), ("local function emit(", 1), ("local function flush(", 1)]
     {
         assert_eq!(all.matches(what).count(), n, "{what}");
     }
@@ -338,10 +338,18 @@ fn one_function_writes_journal_entries() {
 fn state_names_are_the_same_in_store_documents_and_code() {
     let doc = read("docs/state-machine.md");
     let prelude = read("common/src/store/scripts/prelude.lua");
-    let lua = |list: &str| -> Vec<String> {
-        let from = prelude.find(list).unwrap() + list.len();
-        let body = &prelude[from..from + prelude[from..].find('}').unwrap()];
-        body.split('\'').skip(1).step_by(2).map(str::to_owned).collect()
+    // The numbers of the scripts: `local QUEUED, … = 1, …`.
+    let lua = |firsts: &[&str], prefix: &str| -> Vec<(String, u8)> {
+        let mut all = Vec::new();
+        for line in prelude.lines().filter_map(|l| l.strip_prefix("local ")) {
+            let Some((names, codes)) = line.split_once(" = ") else { continue };
+            if firsts.iter().any(|f| names.starts_with(&format!("{f}, "))) {
+                let name = |n: &str| n.trim_start_matches(prefix).to_lowercase();
+                let codes = codes.split(", ").map(|c| c.parse().unwrap());
+                all.extend(names.split(", ").map(name).zip(codes));
+            }
+        }
+        all
     };
     let documented = |heading: &str| -> Vec<(String, bool)> {
         let rows = table(section(&doc, heading));
@@ -354,9 +362,10 @@ fn state_names_are_the_same_in_store_documents_and_code() {
         .map(|c| (c.name().to_owned(), matches!(c, Contract::TerminalAcked | Contract::TerminalFailed)))
         .collect();
     assert_eq!(documented("## Contract states"), contracts);
-    let names = |all: Vec<(String, bool)>| all.into_iter().map(|(n, _)| n).collect::<Vec<_>>();
-    assert_eq!(lua("local STATUS_NAMES = {"), names(statuses));
-    assert_eq!(lua("local CONTRACT_NAMES = {"), names(contracts));
+    let coded: Vec<_> = Status::ALL.iter().map(|s| (s.name().to_owned(), s.code())).collect();
+    assert_eq!(lua(&["QUEUED", "DONE"], ""), coded);
+    let coded: Vec<_> = Contract::ALL.iter().map(|c| (c.name().to_owned(), c.code())).collect();
+    assert_eq!(lua(&["C_CREATED"], "C_"), coded);
     // The names of the serialized form are those too.
     for s in Status::ALL {
         assert_eq!(serde_json::to_value(s).unwrap(), s.name());
@@ -380,6 +389,7 @@ fn the_layout_of_redis_is_documented() {
         keys.data(&job).replace(":a", ":<id>"),
         keys.due(0),
         keys.outbox(0),
+        keys.ended(0),
         keys.sessions(0),
         keys.session_info(0),
         keys.run(0, &s).replace("run:s", "run:<session>"),

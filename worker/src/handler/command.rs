@@ -7,12 +7,12 @@ use surety_common::{
     clock::format_span,
     config::{self, Handler},
     domain::{
-        ErrorCode, FailureClass, Job,
+        ErrorCode, Job,
         job::RESULT_CAP,
         outcome::{CommandEnd, Verdict, judge_command},
         text,
     },
-    fault, pace,
+    fault,
 };
 
 use super::{
@@ -260,33 +260,5 @@ fn message(code: ErrorCode, exit: &Exit, heard: &Heard, timeout: Duration) -> St
     match last {
         Some(l) => text::cut(&format!("{what}: {}", l.trim()), 1024).into_owned(),
         None => what,
-    }
-}
-
-/// Delay before a start that failed is tried again: doubles from `first`, up to ten minutes.
-pub(crate) fn start_delay(first: Duration, failures: u32) -> Duration {
-    first.saturating_mul(1 << failures.min(16)).min(Duration::from_secs(600))
-}
-
-/// How long a finish is tried before its error is reported.
-pub(crate) const FINISH_PACE: pace::Pace = pace::Pace {
-    first: Duration::from_millis(100),
-    most: Duration::from_secs(2),
-    limit: Some(Duration::from_secs(8)),
-};
-
-/// The class of a failure, for the retry decision.
-pub(crate) fn may_retry(class: FailureClass) -> bool {
-    class == FailureClass::Retryable
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn start_delays_grow_and_are_bounded() {
-        let secs = |n| start_delay(Duration::from_secs(2), n).as_secs();
-        assert_eq!([secs(0), secs(1), secs(2), secs(20)], [2, 4, 8, 600]);
     }
 }

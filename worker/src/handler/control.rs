@@ -10,7 +10,7 @@ use surety_common::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::commit::Commits;
+use crate::reports::ReportGroups;
 
 /// One line. A line may hold several fields; each is taken.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -105,7 +105,7 @@ impl Heard {
 /// Where an attempt's reports go: the journal, under the attempt's epoch.
 #[derive(Clone)]
 pub(crate) struct Reports {
-    pub(crate) commits: Commits,
+    pub(crate) groups: ReportGroups,
     pub(crate) partition: u32,
     pub(crate) session: Arc<SessionId>,
     pub(crate) id: JobId,
@@ -126,7 +126,7 @@ impl Reports {
     pub(crate) async fn send(&self, line: &Line) -> bool {
         let Some((kind, data)) = line.event() else { return true };
         let item = ProgressItem { id: self.id.to_string(), epoch: self.epoch, kind: kind.name(), data };
-        match self.commits.report(self.partition, self.session.clone(), item).await {
+        match self.groups.report(self.partition, self.session.clone(), item).await {
             Ok(ProgressReply::Journaled { .. }) => true,
             Ok(ProgressReply::Fenced) => {
                 tracing::warn!(job_id = %self.id, epoch = self.epoch, "fenced: another attempt, or none, owns the job");

@@ -134,7 +134,7 @@ pub(crate) struct Stop {
 pub(crate) struct Attempt {
     pub(crate) context: JobContext,
     pub(crate) timeout: Duration,
-    pub(crate) session: surety_common::domain::ids::SessionId,
+    pub(crate) session: Arc<surety_common::domain::ids::SessionId>,
     pub(crate) stop: Stop,
     pub(crate) trace: Option<String>,
 }

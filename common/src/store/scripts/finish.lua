@@ -1,60 +1,66 @@
 -- finish: what became of each attempt. Fenced by epoch and session.
--- Item: {id, epoch, verdict, code, delay ms, receipt (JSON object without its last brace),
---        data (JSON object without its last brace), detail (JSON for the data key or ''), position of the data key (0 = none)}
+-- ARGV[1] adds: [5] number of items.
+-- Item, packed: id, epoch, verdict, code, delay ms, receipt (JSON object without its last brace, or ''),
+--        data (JSON object without its last brace), detail (JSON for the data key or ''), position of the data key (0 = none)
 -- Verdict: 1 done, 2 failed for good (code timeout: timed out), 3 retry after delay, 4 released, 5 start failed, again
 --          after delay, 6 cancel obeyed
 -- Result: {0, status, rev} applied    {1, status, epoch} fenced    {2} no record    {3} retry budget spent: nothing written
 -- Second call: a verdict that this very call id applied is answered as applied.
 
-local code = open_frame()
+local ITEM = '<sI6BsI6sssI4'
+local n = frame[5]
+local code = open_frame(n)
 if code ~= 0 then return reply(code) end
 raise_commit()
 
-local results, gone = {}, {}
-for i = 1, #items do
-  local it = items[i]
-  local id, epoch, verdict = it[1], it[2], it[3]
+local function applied(rec) return { 0, rec[STATUS], rec[REV] } end
+
+local gone = {}
+local items, place = ARGV[3], 1
+for i = 1, n do
+  local id, epoch, verdict, error_code, delay_ms, receipt, data, detail, data_key, after = struct.unpack(ITEM, items, place)
+  place = after
   local rec = record(i)
-  local result
+  local is_taken = true
   if not rec then
-    result = { 2 }
+    result(i, { 2 })
   elseif rec[CALL] == call and rec[EPOCH] == epoch and not is_running(rec) then
     fetch_entry(rec[ENTRY])
-    result = { 0, rec[STATUS], rec[REV] }
+    result(i, { 0, rec[STATUS], rec[REV] })
   elseif not owns(rec, epoch) then
-    result = { 1, rec[STATUS], rec[EPOCH] }
+    result(i, { 1, rec[STATUS], rec[EPOCH] })
   elseif verdict == 3 and rec[CHARGED] >= rec[MAXR] then
-    result = { 3 }
+    -- An attempt whose verdict was not taken still runs, and must be found when its session expires.
+    is_taken = false
+    result(i, { 3 })
   else
     if verdict ~= 5 then rec[STARTFAILS] = 0 end
     if verdict == 1 then
-      emit_finished(rec, id, DONE, '', it[6])
+      emit_finished(rec, id, DONE, '', receipt)
     elseif verdict == 2 then
       rec[CHARGED] = rec[CHARGED] + 1
-      emit_finished(rec, id, it[4] == 'timeout' and TIMED_OUT or FAILED, it[4], it[6])
+      emit_finished(rec, id, error_code == 'timeout' and TIMED_OUT or FAILED, error_code, receipt)
     elseif verdict == 3 then
-      rec[CHARGED], rec[STATUS], rec[DUE], rec[CODE] = rec[CHARGED] + 1, RETRY_WAIT, now + it[5], it[4]
-      emit(rec, id, 'attempt_failed', it[7] .. ',"retry_at":"' .. iso(rec[DUE]) .. '"}')
+      rec[CHARGED], rec[STATUS], rec[DUE], rec[CODE] = rec[CHARGED] + 1, RETRY_WAIT, now + delay_ms, error_code
+      emit(rec, id, 'attempt_failed', data .. ',"retry_at":"' .. iso(rec[DUE]) .. '"}')
     elseif verdict == 4 then
       rec[STATUS], rec[DUE] = QUEUED, 0
-      emit(rec, id, 'released', it[7] .. '}')
+      emit(rec, id, 'released', data .. '}')
     elseif verdict == 5 then
-      rec[STATUS], rec[DUE], rec[CODE] = DEFERRED, now + it[5], it[4]
+      rec[STATUS], rec[DUE], rec[CODE] = DEFERRED, now + delay_ms, error_code
       rec[STARTFAILS], rec[ATTEMPT] = rec[STARTFAILS] + 1, rec[ATTEMPT] - 1
-      emit(rec, id, 'deferred', it[7] .. ',"until":"' .. iso(rec[DUE]) .. '"}')
+      emit(rec, id, 'deferred', data .. ',"until":"' .. iso(rec[DUE]) .. '"}')
     else
-      emit_finished(rec, id, CANCELLED, 'cancelled', it[6])
+      emit_finished(rec, id, CANCELLED, 'cancelled', receipt)
     end
     rec[SESSION] = ''
-    if it[8] ~= '' then redis.call('SET', KEYS[it[9]], it[8], 'PX', keep) end
+    if detail ~= '' then redis.call('SET', KEYS[data_key], detail, 'PX', keep) end
     save(i, rec, id)
-    result = { 0, rec[STATUS], rec[REV] }
+    if rec[REV] == 2 then same_result(i, rec[STATUS], applied, rec) else result(i, applied(rec)) end
   end
-  -- An attempt whose verdict was not taken still runs, and must be found when its session expires.
-  if result[1] ~= 3 then gone[#gone + 1] = id .. ':' .. epoch end
-  results[i] = result
+  if is_taken then gone[#gone + 1] = id .. ':' .. text_of[epoch] end
 end
 -- After the records: a call that breaks off leaves every attempt where the expiry of its session finds it.
 write_back()
 if #gone > 0 then redis.call('SREM', KEYS[5], unpack(gone)) end
-return reply(0, results)
+return reply(0)

@@ -1,17 +1,18 @@
 -- lost: attempts of a session that expired. The session of the frame is the expired one.
 -- Item: {id, epoch, receipt (JSON object without its last brace) in case the budget is spent, data (the same)}
 -- Result: {0, status, ack subject, carrier, gen, rev} applied    {1} not running under this session and epoch any more
--- KEYS[6+n] adds: sessinfo, hash: forgets the session when it owns nothing any more.
+-- KEYS[7+n] adds: sessinfo, hash: forgets the session when it owns nothing any more.
 -- Reply code 3: the session is alive: nothing was written.
 -- Second call: answers {1}; the work was done by the first.
 
-local code = open_frame()
+local items = cmsgpack.unpack(ARGV[3])
+local code = open_frame(#items)
 if code ~= 0 then return reply(code) end
 local lease = redis.call('ZSCORE', KEYS[4], session)
 if lease and tonumber(lease) > now then return reply(3) end
 raise_commit()
 
-local results, gone = {}, {}
+local gone = {}
 for i = 1, #items do
   local it = items[i]
   local id, epoch = it[1], it[2]
@@ -27,11 +28,11 @@ for i = 1, #items do
     end
     rec[SESSION] = ''
     save(i, rec, id)
-    results[i] = { 0, rec[STATUS], ack, rec[CARRIER], rec[GEN], rec[REV] }
+    result(i, { 0, rec[STATUS], ack, rec[CARRIER], rec[GEN], rec[REV] })
   else
-    results[i] = { 1 }
+    result(i, { 1 })
   end
-  gone[#gone + 1] = id .. ':' .. epoch
+  gone[#gone + 1] = id .. ':' .. text_of[epoch]
 end
 -- After the records: a call that breaks off leaves every attempt where the next pass finds it.
 write_back()
@@ -40,4 +41,4 @@ if redis.call('SCARD', KEYS[5]) == 0 then
   redis.call('ZREM', KEYS[4], session)
   redis.call('HDEL', KEYS[FIRST_JOB + #items + 1], session)
 end
-return reply(0, results)
+return reply(0)

@@ -6,35 +6,34 @@
 --   KEYS[3] outbox    stream  journal entries not yet confirmed by JetStream
 --   KEYS[4] sessions  zset    session -> expiry (ms)
 --   KEYS[5] run       set     "<id>:<epoch>" of what the session of this call runs
---   KEYS[6..5+n]      string  records of the n jobs, in the order of the items
---   KEYS[6+n..]       string  their `data` keys, where an item names one by position
+--   KEYS[6] ended     list    ended jobs in the order of their ends, for retention: "@<ms>", then the ids of that moment
+--   KEYS[7..6+n]      string  records of the n jobs, in the order of the items
+--   KEYS[7+n..]       string  their `data` keys, where an item names one by position
 --   ARGV[1] msgpack array  {incarnation, call id, session, keep ms, ...script's own}
 --   ARGV[2] msgpack array  outbox entry ids that JetStream confirmed: trimmed here
---   ARGV[3] msgpack array  the items
--- Reply: array of strings. The first is msgpack {code, now ms, results}; then for each entry: id, subject suffix, ended ids,
---   commit, number of events, the events.
--- Cost: Redis's Lua hashes every byte of every string that comes to be, so a byte costs about a nanosecond each time. That
---   is why entries are never concatenated, and why the reply is an array and not one packed string.
+--   ARGV[3] the items: a msgpack array, or packed one after the other where the script says so
+-- Reply: array of strings: msgpack {code, now ms}; the results, one msgpack value after the other; then for each entry: id, text.
+-- Cost: Redis's Lua hashes every byte of every string that comes to be, so a byte costs about a nanosecond each time, and a
+--   table that grows element by element is moved five times on its way to 20. So records, events and items of the frequent
+--   scripts are packed by position (`struct`), numbers in little-endian order, texts ended by a zero byte.
 -- Code: 0 done, 1 no store, 2 store of another incarnation, 3 session lost, 4 outbox full.
 -- Second call with the same call id: the same results; nothing is written twice.
 
-local V, STATUS, CONTRACT, GEN, REV, EPOCH, ATTEMPT, CHARGED, MAXR, STARTFAILS = 1, 2, 3, 4, 5, 6, 7, 8, 9, 10
-local DUE, STARTED, DEADLINE, CREATED, FINISH_BY, ENDED = 11, 12, 13, 14, 15, 16
-local QUEUE, TYPE, KEY, TRACE, CARRIER, REPLY, SESSION, CODE, CALL, ENTRY = 17, 18, 19, 20, 21, 22, 23, 24, 25, 26
+-- A record in memory: `true` (what `pcall` said when it was read), the fields, then the bytes of a newer release's fields.
+local VERSION, RECORD = 2, '<BBBI4I6I6I4I4I4I4I6I6I6I6I6I6ssssssssss'
+local V, STATUS, CONTRACT, GEN, REV, EPOCH, ATTEMPT, CHARGED, MAXR, STARTFAILS = 2, 3, 4, 5, 6, 7, 8, 9, 10, 11
+local DUE, STARTED, DEADLINE, CREATED, FINISH_BY, ENDED = 12, 13, 14, 15, 16, 17
+local QUEUE, TYPE, KEY, TRACE, CARRIER, REPLY, SESSION, CODE, CALL, ENTRY = 18, 19, 20, 21, 22, 23, 24, 25, 26, 27
+local MORE = 28
 
-local QUEUED, SCHEDULED, DEFERRED, RUNNING, WAITING, RETRY_WAIT = 1, 2, 3, 4, 5, 6
+local QUEUED, SCHEDULED, DEFERRED, RUNNING, WAITING_INPUT, RETRY_WAIT = 1, 2, 3, 4, 5, 6
 local DONE, FAILED, CANCELLED, TIMED_OUT = 7, 8, 9, 10
-local STATUS_NAMES = { 'queued', 'scheduled', 'deferred', 'running', 'waiting_input', 'retry_wait',
-  'done', 'failed', 'cancelled', 'timed_out' }
-local C_CREATED, C_ACKED, C_PROGRESSING, C_MISSED, C_PENDING, C_TERMINAL_ACKED = 1, 2, 3, 4, 5, 6
-local CONTRACT_NAMES = { 'created', 'acked', 'progressing', 'sla_missed', 'terminal_pending', 'terminal_acked',
-  'terminal_failed' }
+local C_CREATED, C_ACKED, C_PROGRESSING, C_SLA_MISSED, C_TERMINAL_PENDING, C_TERMINAL_ACKED, C_TERMINAL_FAILED = 1, 2, 3, 4, 5, 6, 7
 local ENTRY_CAP = 262144
-local FIRST_JOB = 5
+local FIRST_JOB = 6
 
 local frame = cmsgpack.unpack(ARGV[1])
 local incarnation, call, session, keep = frame[1], frame[2], frame[3], frame[4]
-local items = cmsgpack.unpack(ARGV[3])
 local clock = redis.call('TIME')
 local now = tonumber(clock[1]) * 1000 + math.floor(tonumber(clock[2]) / 1000)
 
@@ -47,10 +46,23 @@ local text_of = setmetatable({}, {
   end,
 })
 
--- Entries for the caller, flat, after the place of the head.
-local out = { '' }
-local function reply(code, results)
-  out[1] = cmsgpack.pack({ code, now, results or {} })
+-- Results in the order of the items, packed; equal ones are packed once where the script says by what they are known.
+local results = {}
+local packed_before = {}
+local function result(i, value) results[i] = cmsgpack.pack(value) end
+local function same_result(i, known_by, make, rec)
+  local text = packed_before[known_by]
+  if not text then
+    text = cmsgpack.pack(make(rec))
+    packed_before[known_by] = text
+  end
+  results[i] = text
+end
+
+-- Entries for the caller, flat, after the places of head and results.
+local out = { '', '' }
+local function reply(code)
+  out[1], out[2] = cmsgpack.pack({ code, now }), table.concat(results)
   return out
 end
 
@@ -70,46 +82,40 @@ local function iso(ms)
   return string.format('%04d-%02d-%02dT%02d:%02d:%02d.%03dZ', y, m, d, math.floor(rest / 3600000),
     math.floor(rest / 60000) % 60, math.floor(rest / 1000) % 60, rest % 1000)
 end
-local at = iso(now)
-
 local function is_terminal(rec) return rec[STATUS] >= DONE end
-local function is_running(rec) return rec[STATUS] == RUNNING or rec[STATUS] == WAITING end
+local function is_running(rec) return rec[STATUS] == RUNNING or rec[STATUS] == WAITING_INPUT end
 local function owns(rec, epoch) return rec and is_running(rec) and rec[EPOCH] == epoch and rec[SESSION] == session end
 
 local function fresh(queue, type_, key, trace, carrier, reply_, created, finish_by, max_retries)
-  return { 1, QUEUED, C_CREATED, 1, 0, 0, 0, 0, max_retries, 0, 0, 0, 0, created, finish_by, 0,
-    queue, type_, key, trace, carrier, reply_, '', '', '', '' }
+  return { true, VERSION, QUEUED, C_CREATED, 1, 0, 0, 0, 0, max_retries, 0, 0, 0, 0, created, finish_by, 0,
+    queue, type_, key, trace, carrier, reply_, '', '', '', '', '' }
 end
 
--- Journal: events gather in one bucket per subject; a bucket becomes one outbox entry, one journal message.
+-- Journal: events gather in one bucket per subject; a bucket becomes one outbox entry, one journal message. An entry is a
+-- head and its events, packed; whoever publishes it writes them out as JSON (`store/entry.rs`).
+local ENTRY_HEAD, EVENT = '<BI6I6sss', '<BBI4I6I4I6I6ssssssss'
+-- What an event may become as JSON, beyond its texts.
+local EVENT_JSON = 700
 local commit = 0
 local buckets, plain, ending = {}, {}, {}
+-- Data of `started` events that say none of their own.
+local started_data = ''
 
--- Appends an entry to the reply: `fields` are name and value in turn, from `first` on the events.
-local function give(id, suffix, ended, commit_, fields, first)
+-- Appends an entry to the reply.
+local function give(id, text)
   local n = #out
-  out[n + 1], out[n + 2], out[n + 3], out[n + 4] = id, suffix, ended, commit_
-  out[n + 5] = text_of[(#fields - first) / 2 + 1]
-  n = n + 5
-  for i = first, #fields, 2 do
-    n = n + 1
-    out[n] = fields[i]
-  end
+  out[n + 1], out[n + 2] = id, text
 end
 
--- The fields of an outbox entry: suffix, commit, ended ids, then one `v` for each event.
-local EVENTS_AT = 8
-local function no_events() return { 's', '', 'c', '', 'e', '' } end
-
 local function flush(bucket)
-  local fields = bucket.fields
-  if #fields < EVENTS_AT then return end
-  local ended, commit_ = table.concat(bucket.ended, ','), text_of[commit]
-  fields[2], fields[4], fields[6] = bucket.suffix, commit_, ended
-  local id = redis.call('XADD', KEYS[3], '*', unpack(fields))
+  local events = bucket.events
+  if #events < 2 then return end
+  events[1] = struct.pack(ENTRY_HEAD, 1, commit, now, bucket.suffix, session, started_data)
+  local text = table.concat(events)
+  local id = redis.call('XADD', KEYS[3], '*', 'e', text)
   for i = 1, #bucket.recs do bucket.recs[i][ENTRY] = id end
-  give(id, bucket.suffix, ended, commit_, fields, EVENTS_AT)
-  bucket.fields, bucket.recs, bucket.ended, bucket.size = no_events(), {}, {}, 2
+  give(id, text)
+  bucket.events, bucket.recs, bucket.size = { '' }, {}, 2
 end
 
 -- Ordering: an outcome's entry comes last, so that the outbox has a job's events in the order of `rev`, and the entry that
@@ -119,41 +125,35 @@ local function flush_all()
   for i = 1, #ending do flush(ending[i]) end
 end
 
--- The one writer of journal events. `data` is a JSON object, or empty. Raises `rev`.
+-- The one writer of journal events. `data` is a JSON object, or empty; of `finished` a receipt without its last brace, or
+-- empty for one that says only what the event says. Raises `rev`.
 local function emit(rec, id, kind, data)
-  rec[REV] = rec[REV] + 1
-  local text = '{"v":1,"job":"' .. id .. '","gen":' .. text_of[rec[GEN]] .. ',"rev":' .. text_of[rec[REV]] .. ',"kind":"' .. kind ..
-    '","at":"' .. at .. '","queue":"' .. rec[QUEUE] .. '","type":"' .. rec[TYPE] ..
-    (rec[KEY] ~= '' and '","key":' .. rec[KEY] .. ',"status":"' or '","status":"') .. STATUS_NAMES[rec[STATUS]] ..
-    '","contract":"' .. CONTRACT_NAMES[rec[CONTRACT]] .. '","attempt":' .. text_of[rec[ATTEMPT]] .. ',"epoch":' .. text_of[rec[EPOCH]] ..
-    (rec[SESSION] ~= '' and ',"session":"' .. rec[SESSION] .. '"' or '') ..
-    (rec[CARRIER] ~= '' and ',"carrier":"' .. rec[CARRIER] .. '"' or '') ..
-    (rec[TRACE] ~= '' and ',"trace":"' .. rec[TRACE] .. '"' or '') ..
-    (data ~= '' and ',"data":' .. data .. '}' or '}')
+  local rev = rec[REV] + 1
+  rec[REV] = rev
+  local text = struct.pack(EVENT, rec[STATUS], rec[CONTRACT], rec[GEN], rev, rec[ATTEMPT], rec[EPOCH], rec[STARTED], kind, id,
+    rec[TYPE], rec[KEY], rec[SESSION] == session and '=' or rec[SESSION], rec[CARRIER], rec[TRACE], data)
   local suffix = rec[QUEUE]
   if kind == 'finished' then suffix = suffix .. '.ended' end
   local bucket = buckets[suffix]
   if not bucket then
-    bucket = { suffix = suffix, fields = no_events(), recs = {}, ended = {}, size = 2 }
+    bucket = { suffix = suffix, events = { '' }, recs = {}, size = 2 }
     buckets[suffix] = bucket
     local list = kind == 'finished' and ending or plain
     list[#list + 1] = bucket
-  elseif bucket.size + #text > ENTRY_CAP then
+  elseif bucket.size + #text + EVENT_JSON > ENTRY_CAP then
     flush_all()
   end
-  local n = #bucket.fields
-  bucket.fields[n + 1], bucket.fields[n + 2] = 'v', text
-  bucket.recs[#bucket.recs + 1] = rec
-  bucket.size = bucket.size + #text + 1
-  if kind == 'finished' then bucket.ended[#bucket.ended + 1] = id end
+  local n = #bucket.recs + 1
+  bucket.events[n + 1], bucket.recs[n] = text, rec
+  bucket.size = bucket.size + #text + EVENT_JSON
 end
 
--- The last event of a generation: embeds the receipt, whose bytes are fixed here by the store's clock.
+-- The last event of a generation: its receipt's bytes are fixed here, by what stands in the event and the store's clock.
 local function emit_finished(rec, id, status, code, receipt)
   rec[STATUS], rec[CODE], rec[ENDED], rec[DUE], rec[STARTFAILS] = status, code, now, 0, 0
   -- Nobody to tell, so the notification is settled with the outcome (requesters come with the contract rules).
-  if rec[CONTRACT] < C_PENDING then rec[CONTRACT] = C_TERMINAL_ACKED end
-  emit(rec, id, 'finished', '{"receipt":' .. receipt .. ',"finished_at":"' .. at .. '"}}')
+  if rec[CONTRACT] < C_TERMINAL_PENDING then rec[CONTRACT] = C_TERMINAL_ACKED end
+  emit(rec, id, 'finished', receipt)
   rec[SESSION], rec[REPLY], rec[TRACE] = '', '', ''
 end
 
@@ -168,13 +168,20 @@ local function regenerate(rec, id, carrier, reply_, created, finish_by, data)
 end
 
 -- Records: read all at once, changed in memory, written all at once.
-local recs, first, changed, due_add, due_rem = {}, {}, {}, {}, {}
+local recs, first, changed, sets, ended, due_add, due_rem = {}, {}, {}, {}, {}, {}, {}
 
 -- Anything but a record stops the script before its first write: what cannot be read is never taken for "not there".
 local function unpack_record(raw, key)
-  local ok, rec = pcall(cmsgpack.unpack, raw)
-  if not ok or type(rec) ~= 'table' or rec[V] ~= 1 or #rec < ENTRY then error('record does not decode: ' .. key) end
+  local rec = { pcall(struct.unpack, RECORD, raw) }
+  if not rec[1] or rec[V] ~= VERSION then error('record does not decode: ' .. key) end
+  -- After the fields stands where the reading ended.
+  rec[MORE] = rec[MORE] <= #raw and string.sub(raw, rec[MORE]) or ''
   return rec
+end
+
+local function pack_record(rec)
+  local text = struct.pack(RECORD, unpack(rec, V, ENTRY))
+  return rec[MORE] == '' and text or text .. rec[MORE]
 end
 
 local function trim()
@@ -182,12 +189,11 @@ local function trim()
   if #confirmed > 0 then redis.call('XDEL', KEYS[3], unpack(confirmed)) end
 end
 
--- Not 0 when the store is not the one that the caller knows; then nothing may be written.
-local function open_frame()
+-- Reads the records of n jobs. Not 0 when the store is not the one that the caller knows; then nothing may be written.
+local function open_frame(n)
   local inc = redis.call('HGET', KEYS[1], 'inc')
   if not inc then return 1 end
   if inc ~= incarnation then return 2 end
-  local n = #items
   if n > 0 then
     local raw = redis.call('MGET', unpack(KEYS, FIRST_JOB + 1, FIRST_JOB + n))
     local seen = {}
@@ -215,30 +221,28 @@ local function save(i, rec, id)
   changed[#changed + 1] = first[i]
   if is_terminal(rec) then
     due_rem[#due_rem + 1] = id
+    ended[#ended + 1] = id
   else
     local score = rec[FINISH_BY]
     if is_running(rec) and rec[DEADLINE] < score then score = rec[DEADLINE] end
-    due_add[#due_add + 1] = text_of[score]
-    due_add[#due_add + 1] = id
+    local n = #due_add
+    due_add[n + 1], due_add[n + 2] = text_of[score], id
   end
 end
 
 local function write_back()
   flush_all()
-  local sets, keep_until = {}, text_of[now + keep]
+  if #changed == 0 then return end
   for c = 1, #changed do
     local i = changed[c]
-    local packed = cmsgpack.pack(recs[i])
-    if is_terminal(recs[i]) then
-      redis.call('SET', KEYS[FIRST_JOB + i], packed, 'PXAT', keep_until)
-    else
-      sets[#sets + 1] = KEYS[FIRST_JOB + i]
-      sets[#sets + 1] = packed
-    end
+    sets[2 * c - 1], sets[2 * c] = KEYS[FIRST_JOB + i], pack_record(recs[i])
   end
-  if #sets > 0 then redis.call('MSET', unpack(sets)) end
+  redis.call('MSET', unpack(sets))
   if #due_add > 0 then redis.call('ZADD', KEYS[2], unpack(due_add)) end
-  if #due_rem > 0 then redis.call('ZREM', KEYS[2], unpack(due_rem)) end
+  if #due_rem > 0 then
+    redis.call('ZREM', KEYS[2], unpack(due_rem))
+    redis.call('RPUSH', KEYS[6], '@' .. text_of[now], unpack(ended))
+  end
 end
 
 -- Entries of an earlier answer to this call, or of an outcome that is not journaled yet.
@@ -247,9 +251,6 @@ local function fetch_entry(id)
   if id == '' or fetched[id] ~= nil then return fetched[id] or false end
   local found = redis.call('XRANGE', KEYS[3], id, id)
   fetched[id] = #found > 0
-  if #found > 0 then
-    local f = found[1][2]
-    give(id, f[2], f[6], f[4], f, EVENTS_AT)
-  end
+  if #found > 0 then give(id, found[1][2][2]) end
   return fetched[id]
 end

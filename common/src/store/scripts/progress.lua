@@ -3,26 +3,27 @@
 -- Result: {0, rev} journaled    {1} fenced
 -- Second call: a report that this very call id journaled is not journaled again.
 
-local code = open_frame()
+local items = cmsgpack.unpack(ARGV[3])
+local code = open_frame(#items)
 if code ~= 0 then return reply(code) end
 raise_commit()
 
-local results, touched = {}, {}
+local touched = {}
 for i = 1, #items do
   local it = items[i]
   local rec = record(i)
   if not owns(rec, it[2]) then
-    results[i] = { 1 }
+    result(i, { 1 })
   elseif rec[CALL] == call and not touched[it[1]] then
     fetch_entry(rec[ENTRY])
-    results[i] = { 0, rec[REV] }
+    result(i, { 0, rec[REV] })
   else
     touched[it[1]] = true
-    if rec[CONTRACT] < C_PENDING then rec[CONTRACT] = C_PROGRESSING end
+    if rec[CONTRACT] < C_TERMINAL_PENDING then rec[CONTRACT] = C_PROGRESSING end
     emit(rec, it[1], it[3], it[4])
     save(i, rec, it[1])
-    results[i] = { 0, rec[REV] }
+    result(i, { 0, rec[REV] })
   end
 end
 write_back()
-return reply(0, results)
+return reply(0)

@@ -4,9 +4,8 @@
 -- Reply code 3: the session expired; a new one must be opened.
 -- Second call: the same; renewal is idempotent.
 
-local running = items
-items = {}
-local code = open_frame()
+local running = cmsgpack.unpack(ARGV[3])
+local code = open_frame(0)
 if code ~= 0 then return reply(code) end
 local lease = redis.call('ZSCORE', KEYS[4], session)
 if not lease or tonumber(lease) <= now then return reply(3) end
@@ -29,4 +28,5 @@ if redis.call('SCARD', KEYS[5]) > matched then
     if not known[member] then orphans[#orphans + 1] = member end
   end
 end
-return reply(0, { fenced, orphans })
+result(1, { fenced, orphans })
+return reply(0)

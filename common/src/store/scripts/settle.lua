@@ -7,11 +7,11 @@
 --         {2, status, gen, epoch, code} it has its outcome; its entry is in entries while not journaled
 -- Second call: a verdict that this very call id applied is answered as applied.
 
-local code = open_frame()
+local items = cmsgpack.unpack(ARGV[3])
+local code = open_frame(#items)
 if code ~= 0 then return reply(code) end
 raise_commit()
 
-local results = {}
 for i = 1, #items do
   local it = items[i]
   local id, verdict = it[1], it[2]
@@ -25,13 +25,13 @@ for i = 1, #items do
   local ack = it[11] ~= '' and it[11] or rec[REPLY]
   if rec[CALL] == call and is_terminal(rec) then
     fetch_entry(rec[ENTRY])
-    results[i] = { 0, rec[STATUS], ack, carrier, rec[GEN], rec[REV], rec[EPOCH] }
+    result(i, { 0, rec[STATUS], ack, carrier, rec[GEN], rec[REV], rec[EPOCH] })
   elseif is_terminal(rec) then
     fetch_entry(rec[ENTRY])
-    results[i] = { 2, rec[STATUS], rec[GEN], rec[EPOCH], rec[CODE] }
+    result(i, { 2, rec[STATUS], rec[GEN], rec[EPOCH], rec[CODE] })
   elseif is_running(rec) or (verdict == 2 and carrier ~= '' and it[10] ~= '' and it[10] ~= carrier) then
     -- A broken message that names a good job does not take that job with it.
-    results[i] = { 1, rec[STATUS] }
+    result(i, { 1, rec[STATUS] })
   else
     if verdict == 2 then
       rec[STATUS], rec[CODE] = FAILED, it[3]
@@ -41,8 +41,8 @@ for i = 1, #items do
     -- Kept for a repeated call: the caller still has to settle the carrier.
     rec[REPLY] = ack
     save(i, rec, id)
-    results[i] = { 0, rec[STATUS], ack, carrier, rec[GEN], rec[REV], rec[EPOCH] }
+    result(i, { 0, rec[STATUS], ack, carrier, rec[GEN], rec[REV], rec[EPOCH] })
   end
 end
 write_back()
-return reply(0, results)
+return reply(0)

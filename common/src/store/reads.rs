@@ -1,0 +1,109 @@
+//! What is read without a script: one command each, nothing is decided by it.
+
+use redis::AsyncCommands;
+
+use super::{
+    entry::OutboxEntry,
+    ops::parse_member,
+    record::Record,
+    script::{Store, StoreError},
+};
+use crate::domain::{JobId, ids::SessionId};
+
+impl Store {
+    /// The record of a job, or `None` when the store has not seen it.
+    pub async fn record(&self, id: &JobId) -> Result<Option<Record>, StoreError> {
+        let bytes: Option<Vec<u8>> = self.connection().get(self.keys().job(id)).await?;
+        bytes
+            .map(|b| Record::decode(&b).map_err(|e| StoreError::Decode(format!("job {id}: {e}"))))
+            .transpose()
+    }
+
+    /// Error text and tails of a job's last failed attempt (JSON), if any.
+    pub async fn detail(&self, id: &JobId) -> Result<Option<String>, StoreError> {
+        Ok(self.connection().get(self.keys().data(id)).await?)
+    }
+
+    /// Up to `n` outbox entries written before `before_ms` (the store's clock), oldest first, after entry `after`.
+    pub async fn outbox(
+        &self,
+        p: u32,
+        after: &str,
+        before_ms: u64,
+        n: usize,
+    ) -> Result<Vec<OutboxEntry>, StoreError> {
+        let from = if after.is_empty() { "-".to_owned() } else { format!("({after}") };
+        let found: Vec<(String, Vec<Vec<u8>>)> =
+            self.connection().xrange_count(self.keys().outbox(p), from, before_ms, n).await?;
+        let read = |(id, fields): (String, Vec<Vec<u8>>)| match fields.as_slice() {
+            [name, text, ..] if name == b"e" => OutboxEntry::decode(id, text),
+            _ => Err(StoreError::Decode(format!("outbox entry {id}: unexpected fields"))),
+        };
+        found.into_iter().map(read).collect()
+    }
+
+    /// Removes entries that JetStream confirmed.
+    pub async fn trim(&self, p: u32, ids: &[String]) -> Result<(), StoreError> {
+        if !ids.is_empty() {
+            let _: u64 = self.connection().xdel(self.keys().outbox(p), ids).await?;
+        }
+        Ok(())
+    }
+
+    /// The first `n` elements of the list of ended jobs: `@<ms>`, then the ids of the jobs that ended at that moment.
+    pub async fn ended(&self, p: u32, n: isize) -> Result<Vec<String>, StoreError> {
+        Ok(self.connection().lrange(self.keys().ended(p), 0, n - 1).await?)
+    }
+
+    /// Number of entries in the outbox.
+    pub async fn outbox_len(&self, p: u32) -> Result<u64, StoreError> {
+        Ok(self.connection().xlen(self.keys().outbox(p)).await?)
+    }
+
+    /// The store's clock in milliseconds.
+    pub async fn now_ms(&self) -> Result<u64, StoreError> {
+        let (s, us): (u64, u64) = redis::cmd("TIME").query_async(&mut self.connection()).await?;
+        Ok(s * 1000 + us / 1000)
+    }
+
+    /// Sessions of a partition with their expiry, those that expire before `before_ms` only.
+    pub async fn sessions(
+        &self,
+        p: u32,
+        before_ms: u64,
+        n: isize,
+    ) -> Result<Vec<(SessionId, u64)>, StoreError> {
+        let found: Vec<(String, f64)> = self
+            .connection()
+            .zrangebyscore_limit_withscores(self.keys().sessions(p), 0, before_ms, 0, n)
+            .await?;
+        found
+            .into_iter()
+            .map(|(s, score)| {
+                let id = SessionId::new(&s).map_err(|e| StoreError::Decode(e.to_string()))?;
+                Ok((id, score as u64))
+            })
+            .collect()
+    }
+
+    /// What a session runs: ids with epochs.
+    pub async fn running(&self, p: u32, session: &SessionId) -> Result<Vec<(JobId, u64)>, StoreError> {
+        let members: Vec<String> = self.connection().smembers(self.keys().run(p, session)).await?;
+        members
+            .iter()
+            .map(|m| parse_member(m).ok_or_else(|| StoreError::Decode(format!("run member {m:?}"))))
+            .collect()
+    }
+
+    /// What a session says of itself (JSON, [`super::SessionInfo`]), if it was opened in this partition.
+    pub async fn session_info(&self, p: u32, session: &SessionId) -> Result<Option<String>, StoreError> {
+        Ok(self.connection().hget(self.keys().session_info(p), session.as_str()).await?)
+    }
+
+    /// CPU time that the server has used since its start, in seconds.
+    pub async fn cpu_seconds(&self) -> Result<f64, StoreError> {
+        let info: redis::InfoDict = redis::cmd("INFO").arg("cpu").query_async(&mut self.connection()).await?;
+        let get = |k: &str| info.get::<f64>(k).unwrap_or_default();
+        Ok(get("used_cpu_user") + get("used_cpu_sys"))
+    }
+}

@@ -1,0 +1,67 @@
+//! Records of jobs that ended long ago: deleted, with an event that says so.
+
+use std::time::Duration;
+
+use surety_common::pace::Pace;
+
+use crate::rule::{Context, Done, Rule, Step};
+
+/// The rule.
+pub(crate) struct Retention;
+
+impl Rule for Retention {
+    fn name(&self) -> &'static str {
+        "retention"
+    }
+
+    fn step<'a>(&'a self, x: &'a Context) -> Step<'a> {
+        Box::pin(async move {
+            let mut done = Done::default();
+            let keep = x.settings.reaper.keep;
+            let n = isize::try_from(x.batch).unwrap_or(100);
+            for p in 0..x.c.store.keys().partitions() {
+                let head = x.c.store.ended(p, n).await?;
+                if !is_old(head.first().map(String::as_str), x.c.store.now_ms().await?, keep) {
+                    continue;
+                }
+                let answer = x.c.store.forget(p, keep, &head).await?;
+                x.c.relay.publish(p, &answer.entries, Pace::call(Duration::from_secs(5))).await?;
+                for f in answer.results.into_iter().flatten() {
+                    if f.kept > 0 {
+                        tracing::warn!(
+                            jobs = f.kept,
+                            alert = "records_kept",
+                            "old records are kept: their outcome is not journaled, or they cannot be read"
+                        );
+                    }
+                    done.acted += f.deleted;
+                    done.is_partial |= f.deleted > 0 && f.taken == head.len();
+                }
+            }
+            Ok(done)
+        })
+    }
+}
+
+/// Whether the oldest group of ended jobs is older than `keep`. What is no time is for the script to judge.
+fn is_old(first: Option<&str>, now_ms: u64, keep: Duration) -> bool {
+    let Some(first) = first else { return false };
+    let keep = u64::try_from(keep.as_millis()).unwrap_or(u64::MAX);
+    let since: Option<u64> = first.strip_prefix('@').and_then(|ms| ms.parse().ok());
+    since.is_none_or(|since| since.saturating_add(keep) <= now_ms)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_age_of_the_oldest_group_counts() {
+        let keep = Duration::from_millis(100);
+        assert!(!is_old(None, 1000, keep));
+        assert!(!is_old(Some("@901"), 1000, keep));
+        assert!(is_old(Some("@900"), 1000, keep));
+        assert!(!is_old(Some("@900"), 1000, Duration::MAX));
+        assert!(is_old(Some("an-id"), 1000, keep));
+    }
+}

@@ -1,0 +1,80 @@
+//! From a delivery to a job in hand: decode it, find its handler. What cannot run here is handed on, or buried in the end.
+
+use std::sync::Arc;
+
+use surety_common::{
+    broker::{
+        decode::{Decoded, Undecoded, decode},
+        pull::Delivery,
+    },
+    domain::{ErrorCode, QueueName},
+    fault,
+};
+
+use crate::{
+    hand::{Held, InHand, Settle, Slot},
+    meter::Reason,
+    session::Session,
+    settle::{bury, bury_undecoded},
+    shared::Shared,
+};
+
+/// Takes a delivery into a slot and on its way to its claim.
+pub(crate) fn admit(w: &Arc<Shared>, session: &Arc<Session>, queue: &QueueName, slot: Slot, d: Delivery) {
+    fault::point("pulled");
+    if !w.hold(d.carrier(), &d.ack_subject) {
+        // Giving it back would end the extension and burn one delivery after the other while the job runs.
+        tracing::info!(carrier = %d.carrier(), delivered = d.delivered, "offered again while it is in hand");
+        return;
+    }
+    let decoded = decode(&w.c.broker, queue, &d, &w.c.found.jobs_created);
+    let held = Held { d, queue: queue.clone(), session: session.clone(), slot };
+    let decoded = match decoded {
+        Ok(decoded) => decoded,
+        Err(u) => return apart(w, move |w| async move { undecoded(&w, held, &u).await }),
+    };
+    let Some(handler) = w.handlers.get(&decoded.job.kind).cloned() else {
+        return apart(w, move |w| async move { unknown(&w, held, &decoded).await });
+    };
+    // The local half of "never twice at once" (J-05); the store has the other half.
+    if w.is_running(&decoded.job.id) {
+        w.meters.deferred(queue, Reason::RunningHere);
+        let ttl = w.settings.lease.ttl;
+        return apart(w, move |_| async move { held.settle(Settle::Nak(ttl)).await });
+    }
+    let p = w.c.store.keys().partition(&decoded.job.id);
+    w.lanes.claim(p, InHand { held, decoded, handler, adopt: String::new() });
+}
+
+/// Rare ways have tasks of their own.
+fn apart<F: Future<Output = ()> + Send + 'static>(w: &Arc<Shared>, way: impl FnOnce(Arc<Shared>) -> F) {
+    w.tracker.spawn(way(w.clone()));
+}
+
+async fn undecoded(w: &Shared, held: Held, u: &Undecoded) {
+    let settle = if u.refused.code == ErrorCode::UnknownVersion && !is_last_hand_on(w, &held.d) {
+        tracing::info!(job_id = %u.id, reason = %u.refused, "not for this release; handed on");
+        w.meters.deferred(&held.queue, Reason::NewerVersion);
+        Settle::Nak(w.settings.worker.hand_on_delay)
+    } else {
+        bury_undecoded(w, &held.queue, &held.d, u).await
+    };
+    held.settle(settle).await;
+}
+
+async fn unknown(w: &Shared, held: Held, decoded: &Decoded) {
+    let kind = &decoded.job.kind;
+    let settle = if is_last_hand_on(w, &held.d) {
+        let why = format!("no worker has a handler for the type {:?}", kind.as_str());
+        bury(w, &held.queue, &held.d, decoded, ErrorCode::UnknownType, &why).await
+    } else {
+        tracing::info!(job_id = %decoded.job.id, "type" = %kind, "no handler for this type here; handed on");
+        w.meters.deferred(&held.queue, Reason::NoHandler);
+        Settle::Nak(w.settings.worker.hand_on_delay)
+    };
+    held.settle(settle).await;
+}
+
+fn is_last_hand_on(w: &Shared, d: &Delivery) -> bool {
+    d.delivered >= w.settings.worker.hand_on_limit.0
+}

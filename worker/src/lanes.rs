@@ -1,0 +1,98 @@
+//! Group commit of claims and finishes: what gathers in a lane while earlier calls are in flight goes out as one Lua call.
+//! A lane is bounded by the slots: everything in it is in one.
+
+use std::sync::Arc;
+
+use surety_common::store::{StoreError, group::gather};
+use tokio::sync::mpsc;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    claims,
+    finishes::{self, Concluded},
+    hand::InHand,
+    session::Session,
+    shared::Shared,
+};
+
+/// The senders of each partition.
+pub(crate) struct Lanes {
+    claims: Vec<mpsc::Sender<InHand>>,
+    finishes: Vec<mpsc::Sender<Concluded>>,
+}
+
+/// The other ends.
+pub(crate) struct Ends {
+    claims: Vec<mpsc::Receiver<InHand>>,
+    finishes: Vec<mpsc::Receiver<Concluded>>,
+}
+
+impl Lanes {
+    /// Lanes for this many partitions, each with room for every slot.
+    pub(crate) fn new(partitions: u32, slots: usize) -> (Self, Ends) {
+        let (claims, claim_ends) = (0..partitions).map(|_| mpsc::channel(slots)).unzip();
+        let (finishes, finish_ends) = (0..partitions).map(|_| mpsc::channel(slots)).unzip();
+        (Self { claims, finishes }, Ends { claims: claim_ends, finishes: finish_ends })
+    }
+
+    /// To be claimed.
+    pub(crate) fn claim(&self, p: u32, job: InHand) {
+        put(&self.claims, p, job);
+    }
+
+    /// To be finished.
+    pub(crate) fn finish(&self, p: u32, done: Concluded) {
+        put(&self.finishes, p, done);
+    }
+}
+
+fn put<T>(lanes: &[mpsc::Sender<T>], p: u32, what: T) {
+    let sent = lanes.get(p as usize).map(|lane| lane.try_send(what));
+    if !matches!(sent, Some(Ok(()))) {
+        // A lane has room for every slot, and ends after the last of them: this is a bug, and costs a redelivery.
+        tracing::error!(partition = p, "a lane did not take a job; its ack-wait brings it back");
+    }
+}
+
+/// Serves the lanes until `end`. Calls run on `calls`.
+pub(crate) fn serve(w: &Arc<Shared>, ends: Ends, calls: &TaskTracker, end: &CancellationToken) {
+    for (p, lane) in (0u32..).zip(ends.claims) {
+        let (w, tasks, end) = (w.clone(), calls.clone(), end.clone());
+        calls.spawn(async move {
+            let serve = gather(lane, &tasks, |jobs, permit| claims::claim(w.clone(), p, jobs, permit));
+            tokio::select! {
+                () = serve => {}
+                () = end.cancelled() => {}
+            }
+        });
+    }
+    for (p, lane) in (0u32..).zip(ends.finishes) {
+        let (w, tasks, end) = (w.clone(), calls.clone(), end.clone());
+        calls.spawn(async move {
+            let serve = gather(lane, &tasks, |done, permit| finishes::finish(w.clone(), p, done, permit));
+            tokio::select! {
+                () = serve => {}
+                () = end.cancelled() => {}
+            }
+        });
+    }
+}
+
+/// Splits by session: a call speaks for one. (More than one only while a lost session is replaced.)
+pub(crate) fn by_session<T>(all: Vec<T>, session: impl Fn(&T) -> &Arc<Session>) -> Vec<Vec<T>> {
+    let mut out: Vec<Vec<T>> = Vec::with_capacity(1);
+    for one in all {
+        let same = |g: &&mut Vec<T>| g.first().is_some_and(|f| Arc::ptr_eq(session(f), session(&one)));
+        match out.iter_mut().find(same) {
+            Some(g) => g.push(one),
+            None => out.push(vec![one]),
+        }
+    }
+    out
+}
+
+/// Whether one item of a call (an unreadable record) may be why all of it was refused. Nothing was written, so each may be
+/// tried alone, and the good ones do not wait for the bad one.
+pub(crate) fn is_of_one(e: &StoreError, n: usize) -> bool {
+    n > 1 && matches!(e, StoreError::Refused(_))
+}
