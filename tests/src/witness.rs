@@ -148,7 +148,8 @@ pub async fn keeper_of(worker: u32) -> i32 {
             .filter_map(|e| e.ok()?.file_name().to_str()?.parse::<i32>().ok())
             .find(|pid| {
                 stat(*pid).is_some_and(|f| f[1] == worker.to_string() && f[0] != "Z")
-                    && std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|c| c.ends_with(b"\0keeper\0"))
+                    && std::fs::read(format!("/proc/{pid}/cmdline"))
+                        .is_ok_and(|c| c.split(|b| *b == 0).nth(1) == Some(b"keeper"))
             })
     };
     wait("the keeper", async || find().is_some()).await;

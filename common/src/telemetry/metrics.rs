@@ -165,6 +165,7 @@ pub const ALERTS: &[&str] = &[
     "job_failed",
     "journal_entry_refused",
     "max_deliver",
+    "records_kept",
     "rule_failed",
     "status_write_failed",
 ];

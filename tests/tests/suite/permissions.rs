@@ -1,6 +1,6 @@
 //! The users of `deploy/`: each role can do its work, and none of the others'.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::time::Duration;
 
 use futures::StreamExt;
 use surety_common::{clock::wall_now, domain::Status};
@@ -315,7 +315,8 @@ async fn nobody_does_the_work_of_another_at_redis() {
         }
         // A script has no more rights than who runs it.
         if role != "reader" {
-            for script in ["return redis.call('RENAME', KEYS[1], KEYS[1])", "return redis.call('KEYS', '*')"] {
+            for script in ["return redis.call('RENAME', KEYS[1], KEYS[1])", "return redis.call('KEYS', '*')"]
+            {
                 let ran: Result<redis::Value, _> =
                     redis::Script::new(script).key("surety:{p00}:x").invoke_async(&mut c).await;
                 assert!(ran.is_err(), "{role}: {script}");
@@ -421,7 +422,8 @@ fn whoever_runs_scripts_may_run_every_command_in_them() {
         let path = e.unwrap().path();
         let text = std::fs::read_to_string(&path).unwrap();
         // Records are deleted by the reaper alone.
-        let roles = if path.ends_with("forget.lua") { &["reaper"][..] } else { &["worker", "reaper", "operator"] };
+        let roles =
+            if path.ends_with("forget.lua") { &["reaper"][..] } else { &["worker", "reaper", "operator"] };
         for call in text.split("redis.call('").skip(1) {
             let command = call.split('\'').next().unwrap().to_lowercase();
             for role in roles {
