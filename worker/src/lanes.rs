@@ -3,7 +3,10 @@
 
 use std::sync::Arc;
 
-use surety_common::store::{StoreError, group::gather};
+use surety_common::{
+    store::{StoreError, group::gather},
+    telemetry::metrics::worker,
+};
 use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -50,6 +53,7 @@ fn put<T>(lanes: &[mpsc::Sender<T>], p: u32, what: T) {
     let sent = lanes.get(p as usize).map(|lane| lane.try_send(what));
     if !matches!(sent, Some(Ok(()))) {
         // A lane has room for every slot, and ends after the last of them: this is a bug, and costs a redelivery.
+        worker().dropped_sends.inc();
         tracing::error!(partition = p, "a lane did not take a job; its ack-wait brings it back");
     }
 }

@@ -100,6 +100,10 @@ async fn each_role_does_its_work() {
         assert!(is_ready, "{parts}");
         assert!(scrape::Scrape::of(at).await.sum("surety_build_info", &[]).is_some());
     }
+    // The reaper may look at all that it measures.
+    let seen = scrape::Scrape::of(scrape::address(&mut reaper).await).await;
+    assert_eq!(seen.sum("surety_sessions", &[]), Some(1.0));
+    assert_eq!(seen.sum("surety_observations_total", &[("result", "failed")]), Some(0.0));
     assert_eq!(refused(&worker), [""; 0]);
     assert_eq!(refused(&reaper), [""; 0]);
 }
