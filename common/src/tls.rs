@@ -155,10 +155,13 @@ fn cause<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> {
         if let Some(found) = e.downcast_ref::<rustls::Error>() {
             return Some(found);
         }
-        // An `io::Error` hides the error that it carries: its `source` is the source of that one.
-        next = match e.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref) {
-            Some(inner) => Some(inner),
-            None => e.source(),
+        // These two hide the error that they carry: their `source` is the source of that one.
+        let carried = e.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+        let shared = e.downcast_ref::<Arc<dyn Error + Send + Sync>>();
+        next = match (carried, shared) {
+            (Some(inner), _) => Some(inner),
+            (None, Some(inner)) => Some(&**inner),
+            (None, None) => e.source(),
         };
     }
     None

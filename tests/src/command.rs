@@ -62,12 +62,21 @@ impl World {
         self.run_surety(&self.nats.url(), env, args).await
     }
 
+    /// The same with addresses among the arguments, or none.
+    pub async fn surety_bare(&self, args: &[&str]) -> Said {
+        self.run(&[], args).await
+    }
+
     async fn run_surety(&self, nats: &str, env: &[(&str, &str)], args: &[&str]) -> Said {
+        let redis = self.redis.url();
+        self.run(env, &[&["--nats", nats, "--redis", &redis][..], args].concat()).await
+    }
+
+    async fn run(&self, env: &[(&str, &str)], args: &[&str]) -> Said {
         let mut c = Command::new(bin("t-surety"));
         c.env_clear()
             .envs(env.iter().copied())
             .args(["--config", &self.config_file().display().to_string()])
-            .args(["--nats", nats, "--redis", &self.redis.url()])
             .args(args)
             .current_dir(self.dir.path())
             .stdin(Stdio::null())

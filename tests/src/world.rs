@@ -66,6 +66,11 @@ impl World {
 
     /// The same, with NATS configuration and arguments of Redis besides.
     pub async fn on(config: &str, nats: &str, redis: &[&str]) -> Self {
+        Self::try_on(config, nats, redis).await.unwrap()
+    }
+
+    /// The same, or why a server did not start.
+    pub async fn try_on(config: &str, nats: &str, redis: &[&str]) -> Result<Self, String> {
         let dir = tempfile::tempdir().unwrap();
         let nats = NatsServer::start(NatsOptions {
             port: None,
@@ -79,10 +84,11 @@ impl World {
             extra_args: redis.iter().map(|a| (*a).to_owned()).collect(),
             log: None,
         });
-        let (nats, redis) = (nats.await.unwrap(), redis.await.unwrap());
+        let (nats, redis) = tokio::join!(nats, redis);
+        let (nats, redis) = (nats.map_err(|e| e.to_string())?, redis.map_err(|e| e.to_string())?);
         let w = Self { nats, redis, dir, config: merge(SHORT, config), n: AtomicU32::new(0) };
         std::fs::write(w.config_file(), &w.config).unwrap();
-        w
+        Ok(w)
     }
 
     /// The configuration file of this world.

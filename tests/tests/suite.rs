@@ -25,4 +25,5 @@ mod suite {
     mod scripts;
     mod stack;
     mod tidy;
+    mod tls;
 }

@@ -76,7 +76,15 @@ pub(super) fn explain(options: &StoreOptions, e: RedisError) -> StoreError {
     if e.kind() == ErrorKind::InvalidClientConfig {
         return StoreError::Refused(format!("{url}: {text}"));
     }
-    StoreError::Unreachable(format!("{url}: {text}"))
+    let is_tls = url.starts_with("rediss://") || url.starts_with("valkeys://");
+    let hint = match is_tls {
+        true if e.is_timeout() => "; a port without TLS does not answer either",
+        false if e.is_connection_dropped() && !e.is_connection_refusal() => {
+            "; a port with TLS wants rediss://"
+        }
+        _ => "",
+    };
+    StoreError::Unreachable(format!("{url}: {text}{hint}"))
 }
 
 /// The connection. Where the server refuses a command, the error names who we are, the command and its first key: the
