@@ -18,7 +18,7 @@ use crate::service::Reaper;
 #[command(
     name = "surety-reaper",
     version,
-    after_help = "Example:\n  surety-reaper --nats nats://127.0.0.1:4222 --redis redis://127.0.0.1:6379\n\nCommands:\n  surety-reaper health  ask the process with these settings on this host whether it is ready: exit code 0, or 1\n  surety-reaper man     print the manual page\n\nExit codes:\n  0 stopped in order, 2 bad arguments, 69 NATS or Redis not reachable, 70 internal error,\n  78 bad configuration, or servers that do not keep what the promises need"
+    after_help = "Example:\n  surety-reaper --nats nats://127.0.0.1:4222 --redis redis://127.0.0.1:6379\n\nCommands:\n  surety-reaper health  ask the process with these settings on this host whether it is ready: exit code 0, or 1\n  surety-reaper man     print the manual page\n\nExit codes:\n  0 stopped in order, 2 bad arguments, 69 NATS or Redis not reachable, 70 internal error,\n  78 bad configuration, a login or permission that is missing, or servers that do not keep what\n     the promises need"
 )]
 struct Args {
     #[command(flatten)]

@@ -67,6 +67,11 @@ impl World {
         self.run(&[], args).await
     }
 
+    /// The same with these variables of the environment.
+    pub async fn surety_bare_with(&self, env: &[(&str, &str)], args: &[&str]) -> Said {
+        self.run(env, args).await
+    }
+
     async fn run_surety(&self, nats: &str, env: &[(&str, &str)], args: &[&str]) -> Said {
         let redis = self.redis.url();
         self.run(env, &[&["--nats", nats, "--redis", &redis][..], args].concat()).await

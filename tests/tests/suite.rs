@@ -11,6 +11,7 @@ mod suite {
     mod faults;
     mod health;
     mod intake;
+    mod logins;
     mod logs;
     mod lost;
     mod metrics;

@@ -25,7 +25,7 @@ use crate::{JobContext, StartError, Worker, keeper};
 #[command(
     name = "surety-worker",
     version,
-    after_help = "Example:\n  surety-worker --config surety.toml --slots 4\n\nSignals:\n  TERM, INT  stop pulling, drain, hand back; a second one ends the drain at once\n\nCommands:\n  surety-worker health  ask the process with these settings on this host whether it is ready: exit code 0, or 1\n  surety-worker man     print the manual page\n\nExit codes:\n  0 stopped in order, 2 bad arguments, 69 NATS or Redis not reachable, 70 internal error,\n  78 bad configuration, or servers that do not keep what the promises need"
+    after_help = "Example:\n  surety-worker --config surety.toml --slots 4\n\nSignals:\n  TERM, INT  stop pulling, drain, hand back; a second one ends the drain at once\n\nCommands:\n  surety-worker health  ask the process with these settings on this host whether it is ready: exit code 0, or 1\n  surety-worker man     print the manual page\n\nExit codes:\n  0 stopped in order, 2 bad arguments, 69 NATS or Redis not reachable, 70 internal error,\n  78 bad configuration, a login or permission that is missing, or servers that do not keep what\n     the promises need"
 )]
 struct Args {
     #[command(flatten)]

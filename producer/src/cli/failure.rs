@@ -25,7 +25,7 @@ pub(crate) enum Exit {
     Unreachable = 69,
     /// A bug in Surety.
     Bug = 70,
-    /// Bad configuration, or servers that are not fit for use.
+    /// Bad configuration, a login or permission that is missing, or servers that are not fit for use.
     Config = 78,
     /// Ctrl-C ended a command that would have gone on.
     Interrupted = 130,

@@ -53,7 +53,7 @@ Exit codes:
    2  bad arguments or bad input
   69  NATS or Redis cannot be reached
   70  a bug in Surety
-  78  bad configuration, or servers that are not fit for use
+  78  bad configuration, a login or permission that is missing, or servers that are not fit for use
  130  ended by Ctrl-C
 
 Data goes to stdout, everything else to stderr.
