@@ -66,7 +66,8 @@ pub fn start(format: LogFormat, filter: &str) {
         Ok(f) => (f, None),
         Err(e) => (EnvFilter::new("info"), Some(e)),
     };
-    let lines = fmt::layer().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
+    let is_coloured = std::io::stderr().is_terminal() && !anstyle_query::no_color();
+    let lines = fmt::layer().with_writer(std::io::stderr).with_ansi(is_coloured);
     let lines = match format {
         LogFormat::Human => lines.with_target(false).boxed(),
         // The span list would repeat the one span there is.

@@ -6,7 +6,7 @@ use tokio::io::AsyncReadExt;
 use unicode_width::UnicodeWidthStr;
 
 use super::{
-    support::{World, feed, finish},
+    support::{Hand, World, feed, finish},
     terminal::Terminal,
 };
 
@@ -33,6 +33,7 @@ async fn letters() -> World {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_table_fits_a_terminal_of_40_columns_and_ids_stay_whole() {
     let w = letters().await;
+    let _worker = Hand::start(&w).await;
     for args in [
         &["dlq", "list"][..],
         &["dlq", "replay", "--all"],
@@ -40,6 +41,7 @@ async fn every_table_fits_a_terminal_of_40_columns_and_ids_stay_whole() {
         &["events", "--key", "k"],
         &["queues"],
         &["status", "a"],
+        &["workers"],
     ] {
         for columns in [40, 80, 200] {
             let mut t = Terminal::start(w.command(args), columns);
@@ -78,6 +80,8 @@ async fn colours_are_for_terminals_and_can_be_switched_off_and_on() {
     assert!(!is_coloured(&["events", "a", "--color", "never"], "").await);
     assert!(is_coloured(&["events", "a", "--color", "always"], "1").await, "a flag is stronger");
     assert!(!is_coloured(&["events", "a", "--json"], "").await);
+    assert!(is_coloured(&["events", "a", "--json", "--log", "info"], "").await, "the log is");
+    assert!(!is_coloured(&["events", "a", "--json", "--log", "info"], "1").await);
     assert!(!w.run(&["events", "a"]).await.exits(0).out.contains('\x1b'));
     assert!(w.run(&["events", "a", "--color", "always"]).await.exits(0).out.contains('\x1b'));
 }
