@@ -44,7 +44,15 @@ impl<'a> Members<'a> {
         if batch.is_none() && !is_watched {
             return Ok(None);
         }
-        let began = client.broker().journal_end().await?;
+        let began = match client.broker().journal_end().await {
+            Ok(n) => n,
+            // Who only enqueues need not see the journal: whoever follows the batch then begins at its start.
+            Err(error) if !is_watched => {
+                tracing::debug!(%error, "the place in the journal is not known");
+                1
+            }
+            Err(e) => return Err(e.into()),
+        };
         let list = batch.map(|batch| List {
             batch,
             run: Ulid::generate().to_string(),

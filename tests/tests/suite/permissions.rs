@@ -109,6 +109,20 @@ async fn each_role_does_its_work() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_reader_follows_the_batch_of_a_producer() {
+    let g = Guarded::with("").await;
+    let _c = g.operator().await;
+    let file = g.world.path("jobs.ndjson");
+    std::fs::write(&file, "{\"type\":\"noop\"}\n{\"type\":\"noop\",\"id\":\"named\"}\n").unwrap();
+    let said = g.surety("producer", &["batch", &file, "--batch-id", "b"]).await.exits(0);
+    assert!(said.err.contains("surety watch --batch b"), "{}", said.err);
+    let worker = ready(g.worker("worker", "a")).await;
+    let said = g.surety("reader", &["watch", "--batch", "b"]).await.exits(0);
+    assert!(said.out.contains("2 jobs: 2 done"), "{}", said.out);
+    assert_eq!(refused(&worker), [""; 0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_reaper_rescues_with_its_own_rights() {
     let g = Guarded::with(HANDLERS).await;
     let c = g.operator().await;
