@@ -172,3 +172,16 @@ fn surplus_delay(delivered: u64) -> Duration {
 fn jitter() -> f64 {
     (ulid::Ulid::generate().random() & 0xffff) as f64 / f64::from(0x1_0000)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_job_that_goes_from_one_full_worker_to_the_next_keeps_its_deliveries() {
+        assert_eq!((surplus_delay(1), surplus_delay(2)), (Duration::ZERO, Duration::ZERO));
+        // All but the last of a hundred deliveries, the broker's default limit, take more than half a minute.
+        let total: Duration = (1..100).map(surplus_delay).sum();
+        assert!(total > Duration::from_secs(30), "{total:?}");
+    }
+}

@@ -140,14 +140,14 @@ async fn a_job_for_later_starts_when_it_is_due_though_the_worker_was_restarted()
 #[tokio::test]
 async fn each_firing_of_a_recurring_schedule_is_a_job_of_its_own_and_runs_once() {
     let mut i = idle().await;
-    let sequence = schedule(&i.world, "critical", "beat", "@every 1s", r#"{"type":"work"}"#).await.unwrap();
+    let added = ["schedule", "add", "beat", "work", "--queue", "critical", "--cron", "* * * * * *"];
+    let sequence = i.world.ask(&added).await["sequence"].as_u64().unwrap();
     let firings = async || {
         let h = i.world.history(&i.c).await;
         h.jobs.keys().cloned().collect::<Vec<_>>()
     };
     wait("three firings", async || firings().await.len() >= 3).await;
-    let js = async_nats::jetstream::new(i.world.plain().await);
-    js.get_stream("SURETY_SCHED").await.unwrap().delete_message(sequence).await.unwrap();
+    i.world.surety(&["schedule", "rm", "beat", "--yes"]).await.exits(0);
     sched_empty(&i.world).await;
     i.world.drained(&i.c).await;
     let h = i.world.history(&i.c).await;
@@ -241,6 +241,31 @@ async fn a_due_job_whose_last_attempt_is_lost_is_a_dead_letter_and_its_message_g
     let carrier = letters[0].headers.get("Surety-Carrier").unwrap().to_string();
     assert!(carrier.starts_with("SCHED:"), "{carrier}");
     assert!(letters[0].headers.get("Nats-Scheduler").is_none());
+}
+
+// Shows: J-04, A-05
+#[tokio::test]
+async fn a_due_job_that_fails_is_a_dead_letter_and_its_replay_runs() {
+    let witness = Witness::default();
+    let world = World::with(&witness.handler("mended", "[ -e $W.go ] || exit 64")).await;
+    let c = world.connect().await;
+    // Takes away what the command leaves in the outbox.
+    let _reaper = world.reaper(&[]);
+    let mut one = world.worker(&[], &[]);
+    world.surety(&["enqueue", "mended", "--id", "a", "--in", "300ms"]).await.exits(0);
+    let failed = world.ended(&c, "a").await;
+    assert_eq!((failed.status, failed.code.as_str()), (Status::Failed, "exit_code"));
+    assert!(failed.carrier.starts_with("SCHED:"), "{}", failed.carrier);
+    sched_empty(&world).await;
+    witness.touch("go");
+    let replayed = world.ask(&["dlq", "replay", "a"]).await;
+    assert!(replayed["replayed"][0]["carrier"].as_str().unwrap().starts_with("JOBS:"), "{replayed}");
+    let done = world.until(&c, "a", |r| r.status == Status::Done).await;
+    assert_eq!((done.generation, done.attempt), (2, 1));
+    world.drained(&c).await;
+    world.history(&c).await.check().unwrap();
+    assert!(dead_letters(&world).await.is_empty());
+    assert_eq!(one.stop().await, Some(0));
 }
 
 // Shows: J-04, A-06, D-06
