@@ -179,7 +179,8 @@ pub(crate) enum Event {
 /// loop that waits for the other jobs next to nothing.
 pub(crate) struct Due {
     looks: Looks,
-    queues: Vec<QueueName>,
+    /// Each with whether its consumer was found to be gone, which is said once.
+    queues: Vec<(QueueName, bool)>,
     asks: mpsc::UnboundedSender<Ask>,
     events: mpsc::Receiver<Event>,
     tick: Pin<Box<Sleep>>,
@@ -199,7 +200,7 @@ impl Due {
         w.tracker.spawn(pull(pullers, orders, send, w.c.broker.reconnects()));
         Ok(Self {
             looks: Looks::new(queues.len()),
-            queues: queues.iter().map(|(q, _)| q.clone()).collect(),
+            queues: queues.iter().map(|(q, _)| (q.clone(), false)).collect(),
             asks,
             events,
             tick: Box::pin(sleep(TICK)),
@@ -252,19 +253,28 @@ impl Due {
     }
 
     pub(crate) fn on_message(&mut self, queue: usize) {
+        self.is_there(queue);
         self.looks.on_message(queue);
+    }
+
+    fn is_there(&mut self, queue: usize) {
+        if let Some((_, is_gone)) = self.queues.get_mut(queue) {
+            *is_gone = false;
+        }
     }
 
     /// A pull ended without a message.
     pub(crate) fn on_end(&mut self, queue: usize, how: &Pulled) {
         match how {
-            Pulled::Message(_) | Pulled::Ended => self.looks.on_end(queue),
+            Pulled::Message(_) | Pulled::Ended => {
+                self.is_there(queue);
+                self.looks.on_end(queue);
+            }
             Pulled::Silent => self.looks.on_loss(queue, 0),
             Pulled::Gone(why) => {
-                if let Some(queue) = self.queues.get(queue) {
-                    tracing::warn!(
-                        %queue, why, "no consumer for due jobs; if this stays, run `surety provision`"
-                    );
+                if let Some((queue, is_gone @ false)) = self.queues.get_mut(queue) {
+                    tracing::warn!(%queue, why, "no consumer for due jobs; run `surety provision`, unless NATS is starting");
+                    *is_gone = true;
                 }
                 self.looks.on_loss(queue, AWAY);
             }
