@@ -57,6 +57,12 @@ async fn each_role_does_its_work() {
     for (kind, id) in [("noop", "fine"), ("bad", "broken")] {
         g.surety("producer", &["enqueue", kind, "--id", id]).await.exits(0);
     }
+    g.surety("producer", &["enqueue", "noop", "--id", "soon", "--in", "1s"]).await.exits(0);
+    let lines = g.world.path("jobs");
+    std::fs::write(&lines, "{\"type\":\"noop\",\"id\":\"of-a-batch\"}\n").unwrap();
+    g.surety("producer", &["batch", &lines]).await.exits(0);
+    let add = &["schedule", "add", "nightly", "noop", "--cron", "0 0 3 * * *"];
+    g.surety("operator", add).await.exits(0);
     // A producer in any language gets its acknowledgement.
     let (plain, _) = g.nats("producer").await;
     let js = async_nats::jetstream::new(plain);
@@ -67,9 +73,14 @@ async fn each_role_does_its_work() {
     later.insert("Nats-Schedule-Target", "surety.due.default.later");
     let body = r#"{"type":"noop"}"#;
     js.publish_with_headers("surety.sched.default.later", later, body.into()).await.unwrap().await.unwrap();
-    for (id, status) in
-        [("fine", Status::Done), ("plain", Status::Done), ("later", Status::Done), ("broken", Status::Failed)]
-    {
+    for (id, status) in [
+        ("fine", Status::Done),
+        ("plain", Status::Done),
+        ("later", Status::Done),
+        ("soon", Status::Done),
+        ("of-a-batch", Status::Done),
+        ("broken", Status::Failed),
+    ] {
         g.world.status(&c, id, status).await;
     }
     wait("every carrier to be settled", async || jobs_left(&g).await == 0).await;
@@ -81,6 +92,8 @@ async fn each_role_does_its_work() {
         &["dlq", "list"],
         &["dlq", "show", "broken"],
         &["doctor"],
+        &["schedule", "list"],
+        &["schedule", "next", "nightly"],
     ] {
         let said = g.surety("reader", args).await.exits(0);
         assert!(!said.out.is_empty(), "{args:?}");
@@ -93,6 +106,7 @@ async fn each_role_does_its_work() {
     })
     .await;
     g.surety("operator", &["dlq", "purge", "--yes"]).await.exits(0);
+    g.surety("operator", &["schedule", "rm", "nightly", "--yes"]).await.exits(0);
     // Both look at the servers when they are asked how it goes.
     for p in [&mut worker, &mut reaper] {
         let at = scrape::address(p).await;
@@ -355,6 +369,12 @@ async fn without_permission_a_command_says_at_once_what_it_may_not() {
         ("reader", &["enqueue", "noop", "--id", "x"][..], "publish to \"surety.jobs.default.x\""),
         ("reader", &["dlq", "purge", "--yes"], "publish to \"$JS.API.STREAM.PURGE.SURETY_DLQ\""),
         ("producer", &["queues"], "publish to \"$JS.API.STREAM.INFO.SURETY_JOBS\""),
+        ("producer", &["watch"], "publish to \"$JS.API.STREAM.INFO.SURETY_JOBS\""),
+        (
+            "reader",
+            &["schedule", "add", "x", "noop", "--cron", "0 0 3 * * *"],
+            "publish to \"surety.sched.default.x\"",
+        ),
         ("producer", &["events", "x"], "publish to \"$JS.API.STREAM.INFO.SURETY_JOBS\""),
         ("worker", &["provision"], "publish to \"$JS.API.CONSUMER.INFO.SURETY_ADVISORIES.reaper\""),
         ("worker", &["dlq", "list"], "publish to \"$JS.API.DIRECT.GET.SURETY_DLQ\""),
