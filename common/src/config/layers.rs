@@ -297,11 +297,19 @@ mod tests {
         }
     }
 
+    // Shows: G-03
     #[test]
-    fn zero_means_the_default() {
-        let s = with("[attempt]\ntimeout = \"0\"\n[lease]\nextend = 0", &[], &vec![]).unwrap();
-        assert_eq!(s.attempt.timeout, Duration::from_secs(600));
-        assert_eq!(s.lease.extend, Duration::from_secs(20));
+    fn zero_of_any_duration_means_the_default() {
+        let default = with("", &[], &vec![]).unwrap().values();
+        let mut n = 0;
+        for row in table().iter().filter(|r| r.kind == "duration") {
+            for zero in ["0", "\"0\"", "\"0s\""] {
+                let file = format!("[{}]\n{} = {zero}", row.section, row.key);
+                assert_eq!(with(&file, &[], &vec![]).unwrap().values(), default, "{file}");
+            }
+            n += 1;
+        }
+        assert!(n > 15, "only {n} durations found");
     }
 
     // Shows: G-07

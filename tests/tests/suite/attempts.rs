@@ -297,6 +297,32 @@ async fn a_timeout_kills_the_tree_and_nothing_of_it_happens_later() {
     assert_eq!(one.stop().await, Some(0));
 }
 
+// Shows: G-05
+#[tokio::test]
+async fn limits_are_settings_and_a_job_may_have_its_own_schedule_of_retries() {
+    let witness = Witness::default();
+    let body =
+        "if [ $SURETY_ATTEMPT = 1 ]; then exec sleep 60; fi; head -c 5000 /dev/zero | tr '\\000' x; exit 3";
+    let world = World::with(&witness.handler("odd", body)).await;
+    let c = world.connect().await;
+    let env = [("SURETY_ATTEMPT_TIMEOUT", "700ms"), ("SURETY_ATTEMPT_OUTPUT_LIMIT", "1KiB")];
+    let mut one = world.worker(&[], &env);
+    let body = r#"{"type":"odd","retry":{"max_retries":1,"backoff":["300ms"]}}"#;
+    world.publish("default", "a", body).await;
+    assert_eq!(world.ended(&c, "a").await.code, "attempts_exhausted");
+    let h = world.history(&c).await;
+    let of = |kind: &str| h.jobs["a"].events.iter().filter(|e| e.kind == kind).collect::<Vec<_>>();
+    let (starts, failed) = (of("started"), of("attempt_failed"));
+    assert_eq!(failed[0].data["message"], "time limit of 700ms reached");
+    assert!(ms(&starts[1].at) - ms(&failed[0].at) >= 270, "the backoff of the job, less its jitter");
+    let detail: serde_json::Value =
+        serde_json::from_str(&c.store.detail(&id("a")).await.unwrap().unwrap()).unwrap();
+    assert_eq!(detail["output_truncated"], true, "{detail}");
+    // The threshold after which a silent worker counts as dead is a setting as well; the tests of `lost` run with a short one.
+    assert_eq!(world.settings().lease.ttl, Duration::from_secs(2));
+    assert_eq!(one.stop().await, Some(0));
+}
+
 // Shows: P-09
 #[tokio::test]
 async fn output_over_the_limit_is_cut_and_the_job_ends_normally() {
