@@ -95,8 +95,8 @@ async fn pull(
             (i, first) = next_of(&mut pullers) => {
                 let mut pulled = Some(first);
                 // What is here already is taken in one go, up to what one call claims.
-                for _ in 0..GROUP_CAP {
-                    match pulled.take() {
+                for n in 1.. {
+                    match pulled {
                         Some(Pulled::Message(d)) => {
                             plan.on_message(i);
                             due.on_other();
@@ -112,6 +112,10 @@ async fn pull(
                         Some(Pulled::Gone(why)) => return Err(BrokerError::Unreachable(why)),
                         Some(Pulled::Denied(e)) => return Err(e),
                         None => break,
+                    }
+                    // Ordering: nothing is taken from the puller that is not handled: it would sit there for an ack-wait.
+                    if n == GROUP_CAP {
+                        break;
                     }
                     pulled = pullers.get_mut(i).and_then(Puller::next_here);
                 }
