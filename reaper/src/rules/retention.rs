@@ -18,7 +18,8 @@ impl Rule for Retention {
         Box::pin(async move {
             let mut done = Done::default();
             let keep = x.settings.reaper.keep;
-            let n = isize::try_from(x.batch).unwrap_or(100);
+            // The first element is the time of a group, not a job.
+            let n = isize::try_from(x.batch).unwrap_or(100) + 1;
             for p in 0..x.c.store.keys().partitions() {
                 let head = x.c.store.ended(p, n).await?;
                 if !is_old(head.first().map(String::as_str), x.c.store.now_ms().await?, keep) {
