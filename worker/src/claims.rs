@@ -42,7 +42,7 @@ pub(crate) async fn claim(w: Arc<Shared>, p: u32, jobs: Vec<InHand>, permit: Own
         let Some(session) = jobs.first().map(|j| j.held.session.clone()) else { continue };
         let items: Vec<_> = jobs.iter().map(|j| claim_item(&w, j)).collect();
         let asked = Instant::now();
-        let claimed = w.c.store.claim(p, &session.id, w.settings.worker.outbox_cap.0, "", &items).await;
+        let claimed = w.c.store.claim(p, &session.id, w.settings.worker.outbox_cap.0, &items).await;
         since(&w.meters.claim, asked);
         drop(items);
         match claimed {

@@ -35,8 +35,6 @@ struct Head<'a> {
     queue: &'a str,
     /// Stands for `=` in an event.
     session: &'a str,
-    /// Data of `started` events that have none of their own.
-    started: &'a str,
 }
 
 /// A text of a moment that many events share, made once.
@@ -72,7 +70,6 @@ impl OutboxEntry {
             at: iso_millis(at_ms).unwrap_or_default(),
             queue: suffix.strip_suffix(".ended").unwrap_or(suffix),
             session: u.text("session")?,
-            started: u.text("started")?,
         };
         // Packed events have about a quarter of their JSON.
         let mut body = String::with_capacity(packed.len() * 5 + 2);
@@ -157,7 +154,6 @@ fn event(
         }
         return Ok(());
     }
-    let data = if data.is_empty() && kind == "started" { head.started } else { data };
     if !data.is_empty() {
         out.push_str(r#","data":"#);
         out.push_str(data);
@@ -193,7 +189,7 @@ mod tests {
 
     fn entry(suffix: &str) -> Packer {
         let mut p = Packer::default();
-        p.byte(1).u48(9).u48(1_795_261_790_120).text(suffix).text("s1").text(r#"{"host":"h"}"#);
+        p.byte(1).u48(9).u48(1_795_261_790_120).text(suffix).text("s1");
         p
     }
 
@@ -222,7 +218,7 @@ mod tests {
         assert_eq!((a.job.as_str(), a.rev, a.epoch, a.attempt), ("a", 3, 5, 2));
         assert_eq!((a.at.as_str(), a.key.as_deref()), ("2026-11-21T11:49:50.120Z", Some("k\"1")));
         assert_eq!((a.session.as_deref(), b.session.as_deref()), (Some("s1"), Some("s2")));
-        assert_eq!((&a.data["host"], &b.data["x"]), (&"h".into(), &1.into()));
+        assert_eq!((&a.data, &b.data["x"]), (&serde_json::Value::Null, &1.into()));
     }
 
     // Shows: C-10

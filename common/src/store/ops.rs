@@ -288,12 +288,11 @@ impl Store {
         p: u32,
         session: &SessionId,
         outbox_cap: u64,
-        started: &str,
         items: &[ClaimItem<'_>],
     ) -> Result<Answer<Vec<ClaimReply>>, StoreError> {
         let (inc, call, s, keep) = self.frame(p, Some(session));
         let keys = self.job_keys(items.iter().map(|i| i.id.as_ref()), p);
-        let frame = (inc, call, s, keep, outbox_cap, started);
+        let frame = (inc, call, s, keep, outbox_cap);
         let mut packed = Packer::with_capacity(items.len() * 160);
         for it in items {
             packed

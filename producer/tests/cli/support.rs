@@ -214,7 +214,7 @@ impl Hand {
             adopt: String::new().into(),
             expires_ms: 0,
         };
-        let a = self.c.store.claim(0, &self.session, 1000, "{}", &[item]).await.unwrap();
+        let a = self.c.store.claim(0, &self.session, 1000, &[item]).await.unwrap();
         self.journal(&a).await;
         a.results.into_iter().next().unwrap()
     }

@@ -362,7 +362,7 @@ impl Case {
         }
         let items = [item.clone()];
         let claim = async |st: &Store| {
-            let mut a = st.claim(0, &s, 1_000_000, "{}", &items).await?;
+            let mut a = st.claim(0, &s, 1_000_000, &items).await?;
             // Spans are made points in time, so that a repeated call answers the same.
             for r in &mut a.results {
                 match r {
@@ -564,7 +564,7 @@ impl Case {
         let again = self.store.lost(0, &s, &items).await.unwrap();
         prop_assert!(again.results.iter().all(|r| *r == LostReply::NotApplied));
         let claim = [self.claim_item(0, "JOBS:0", 1)];
-        let refused = self.store.claim(0, &s, 1_000_000, "{}", &claim).await;
+        let refused = self.store.claim(0, &s, 1_000_000, &claim).await;
         prop_assert!(matches!(refused, Err(StoreError::SessionLost)), "{refused:?}");
         let refused = self.store.renew(0, &s, TTL, &[]).await;
         prop_assert!(matches!(refused, Err(StoreError::SessionLost)), "{refused:?}");

@@ -90,7 +90,7 @@ impl World {
     }
 
     pub(super) async fn claim(&self, items: &[ClaimItem<'_>]) -> Vec<ClaimReply> {
-        self.store.claim(0, &self.session, CAP, "{}", items).await.unwrap().results
+        self.store.claim(0, &self.session, CAP, items).await.unwrap().results
     }
 
     pub(super) async fn finish(&self, items: &[FinishItem]) -> Vec<FinishReply> {
@@ -248,7 +248,7 @@ async fn a_repeated_call_gives_the_same_answer_and_writes_nothing_twice() {
     }
     let (st, s) = (&w.store, &w.session);
     let claims = [claim("a"), claim("b"), claim("c"), claim("d"), claim("e"), claim("f")];
-    let granted = twice!(st.claim(0, s, CAP, "{}", &claims));
+    let granted = twice!(st.claim(0, s, CAP, &claims));
     assert!(granted.iter().all(|r| epoch(r) == 1));
     twice!(st.progress(0, s, &[progress("a", 1, 1)]));
     let detail =
@@ -310,7 +310,7 @@ async fn fifty_claimers_over_two_hundred_jobs_get_each_job_once() {
             let mut mine = Vec::new();
             for group in jobs.chunks(7) {
                 let items: Vec<_> = group.iter().map(|j| claim(j)).collect();
-                let a = store.claim(0, &me, CAP, "{}", &items).await.unwrap();
+                let a = store.claim(0, &me, CAP, &items).await.unwrap();
                 for (item, reply) in items.into_iter().zip(a.results) {
                     match reply {
                         ClaimReply::Granted(g) => mine.push((item.id, g.epoch)),
@@ -388,7 +388,7 @@ async fn what_the_state_does_not_allow_writes_neither_attempt_nor_event() {
     let old = ClaimItem { generation: 0, ..claim("wait") };
     let late = ClaimItem { expires_ms: 1, ..claim("never-seen") };
     let items = [claim("run"), second, claim("done"), claim("later"), old, late];
-    let a = w.store.claim(0, &other, CAP, "{}", &items).await.unwrap();
+    let a = w.store.claim(0, &other, CAP, &items).await.unwrap();
     assert!(matches!(a.results[0], ClaimReply::LiveOwner { lease_ms } if lease_ms > 0));
     assert!(matches!(&a.results[1], ClaimReply::SecondCarrier { recorded } if recorded == "JOBS:wait"));
     assert!(matches!(&a.results[2], ClaimReply::Ended(e) if e.status == Status::Done));
@@ -510,6 +510,7 @@ async fn every_scripts_events_are_readable_whatever_the_key_and_have_the_same_fi
                 assert_eq!(e.data["message"], wanted[&e.job].as_str());
             }
             "progress" => assert_eq!(e.data["message"], wanted[&e.job].as_str()),
+            "started" => assert!(e.data.is_null(), "{}", e.data),
             _ => assert!(e.data.is_object()),
         }
     }
@@ -557,7 +558,7 @@ async fn entries_are_cut_by_queue_and_size_and_an_outcome_comes_last() {
     let in_queue = |job: &str, queue: &str| ClaimItem { queue: queue.to_owned().into(), ..claim(job) };
     let a = w
         .store
-        .claim(0, &w.session, CAP, "{}", &[in_queue("a", "one"), in_queue("b", "two"), in_queue("c", "one")])
+        .claim(0, &w.session, CAP, &[in_queue("a", "one"), in_queue("b", "two"), in_queue("c", "one")])
         .await
         .unwrap();
     let cut: Vec<_> =
@@ -620,12 +621,12 @@ async fn two_items_of_one_job_in_one_call_see_each_other() {
     let w = World::start().await;
     let second = ClaimItem { carrier: "JOBS:99".into(), ..claim("a") };
     let items = [claim("a"), claim("a"), second];
-    let a = w.store.claim(0, &w.session, CAP, "{}", &items).await.unwrap();
+    let a = w.store.claim(0, &w.session, CAP, &items).await.unwrap();
     assert_eq!(epoch(&a.results[0]), 1);
     assert!(matches!(a.results[1], ClaimReply::LiveOwner { .. }));
     assert!(matches!(a.results[2], ClaimReply::SecondCarrier { .. }));
     w.store.repeat_last_call();
-    let b = w.store.claim(0, &w.session, CAP, "{}", &items).await.unwrap();
+    let b = w.store.claim(0, &w.session, CAP, &items).await.unwrap();
     assert_eq!(b.results[0], a.results[0]);
     assert!(matches!(b.results[1], ClaimReply::LiveOwner { .. }));
     assert_eq!(w.store.running(0, &w.session).await.unwrap().len(), 1);
@@ -664,7 +665,7 @@ async fn another_or_an_empty_data_set_is_not_written_to() {
         let is_other = |e: Option<StoreError>| matches!(e, Some(StoreError::OtherStore(_)));
         let lost = [LostItem { id: "a".into(), epoch: 1, receipt: "{".into(), data: "{".into() }];
         st.confirm(0, ["1-1".to_owned()]);
-        assert!(is_other(st.claim(0, s, CAP, "{}", &[claim("a"), claim("b")]).await.err()));
+        assert!(is_other(st.claim(0, s, CAP, &[claim("a"), claim("b")]).await.err()));
         assert!(is_other(st.finish(0, s, &[finish("a", 1, Verdict::Done)]).await.err()));
         assert!(is_other(st.progress(0, s, &[progress("a", 1, 1)]).await.err()));
         assert!(is_other(st.lost(0, s, &lost).await.err()));
@@ -690,14 +691,14 @@ async fn nothing_new_starts_while_the_outbox_is_full_and_confirmed_entries_make_
         w.claim(&[claim(&format!("a{n}"))]).await;
     }
     let before = w.dump().await;
-    let full = w.store.claim(0, &w.session, 3, "{}", &[claim("b")]).await;
+    let full = w.store.claim(0, &w.session, 3, &[claim("b")]).await;
     assert!(matches!(full, Err(StoreError::OutboxFull)), "{full:?}");
     w.unchanged(&before, "a refusal").await;
     // What runs may end: the bound is for starts.
     assert!(matches!(w.finish(&[finish("a0", 1, Verdict::Done)]).await[0], FinishReply::Applied { .. }));
     let entries = w.outbox().await;
     w.store.confirm(0, entries.iter().take(2).map(|e| e.id.clone()));
-    let a = w.store.claim(0, &w.session, 3, "{}", &[claim("b")]).await.unwrap();
+    let a = w.store.claim(0, &w.session, 3, &[claim("b")]).await.unwrap();
     assert_eq!(epoch(&a.results[0]), 1);
     assert_eq!(w.store.outbox_len(0).await.unwrap(), 4);
     // Opening a session trims as any other call does, and forgets nothing that was confirmed.
@@ -734,7 +735,7 @@ async fn a_corrupt_record_is_named_not_replaced_and_nothing_of_its_group_is_writ
         let (st, s) = (&w.store, &w.session);
         let named = |e: StoreError| matches!(&e, StoreError::Refused(text) if text.contains("job:bad"));
         let lost = LostItem { id: "bad".into(), epoch: 1, receipt: "{".into(), data: "{".into() };
-        assert!(named(st.claim(0, s, CAP, "{}", &[claim("good"), claim("bad")]).await.unwrap_err()));
+        assert!(named(st.claim(0, s, CAP, &[claim("good"), claim("bad")]).await.unwrap_err()));
         assert!(named(st.finish(0, s, &[finish("bad", 1, Verdict::Done)]).await.unwrap_err()));
         assert!(named(st.progress(0, s, &[progress("bad", 1, 1)]).await.unwrap_err()));
         assert!(named(st.settle(0, &[bury("bad")]).await.unwrap_err()));
@@ -768,7 +769,7 @@ async fn an_expired_session_neither_claims_nor_renews_and_its_attempts_are_taken
         !w.store.sessions(0, w.store.now_ms().await.unwrap(), 10).await.unwrap().is_empty()
     })
     .await;
-    let e = w.store.claim(0, &short, CAP, "{}", &[claim("c")]).await.unwrap_err();
+    let e = w.store.claim(0, &short, CAP, &[claim("c")]).await.unwrap_err();
     assert!(matches!(e, StoreError::SessionLost), "{e}");
     assert!(matches!(w.store.renew(0, &short, HOUR, &[]).await, Err(StoreError::SessionLost)));
     assert!(w.store.record(&id("c")).await.unwrap().is_none());
@@ -780,7 +781,7 @@ async fn an_expired_session_neither_claims_nor_renews_and_its_attempts_are_taken
         data: "{".into(),
     };
     w.store.expire_session(0, &w.session).await.unwrap();
-    let e = w.store.claim(0, &w.session, CAP, "{}", &[claim("c")]).await.unwrap_err();
+    let e = w.store.claim(0, &w.session, CAP, &[claim("c")]).await.unwrap_err();
     assert!(matches!(e, StoreError::SessionLost), "{e}");
     let first = w.store.lost(0, &w.session, &[lost("a"), lost("b")]).await.unwrap().results;
     assert!(first.iter().all(|r| matches!(r, LostReply::Applied(l) if l.status == Status::RetryWait)));
@@ -810,7 +811,7 @@ async fn ten_thousand_operations_use_one_connection_which_heals_itself() {
             callers.spawn(async move {
                 for k in 0..20 {
                     let job = format!("j{round}-{n}-{k}");
-                    let a = store.claim(0, &s, CAP, "{}", &[claim(&job)]).await.unwrap();
+                    let a = store.claim(0, &s, CAP, &[claim(&job)]).await.unwrap();
                     assert_eq!(epoch(&a.results[0]), 1);
                     let a = store.finish(0, &s, &[finish(&job, 1, Verdict::Done)]).await.unwrap();
                     assert!(matches!(a.results[0], FinishReply::Applied { .. }));
@@ -848,7 +849,7 @@ async fn times_are_the_stores_and_are_written_as_everybody_writes_them() {
     let before = w.store.now_ms().await.unwrap();
     // A carrier's time may be any: it only sets the finish deadline.
     let skewed = ClaimItem { created_ms: before - 3_600_000, ..claim("a") };
-    let a = w.store.claim(0, &w.session, CAP, "{}", &[skewed]).await.unwrap();
+    let a = w.store.claim(0, &w.session, CAP, &[skewed]).await.unwrap();
     let retry = [finish("a", 1, Verdict::Retry { code: ErrorCode::Oom, delay: HOUR })];
     let f = w.store.finish(0, &w.session, &retry).await.unwrap();
     let after = w.store.now_ms().await.unwrap();

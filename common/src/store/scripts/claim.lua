@@ -1,5 +1,5 @@
 -- claim: the right to run one attempt of each job, or the reason why not.
--- ARGV[1] adds: [5] most outbox entries (count), [6] data of the started event (JSON object, or '').
+-- ARGV[1] adds: [5] most outbox entries (count).
 -- Item, packed: id, queue, type, key (JSON string or ''), trace, carrier, ack subject, adopt (carrier that vanished, or ''),
 --        created ms, finish ms, max retries, timeout ms, generation, expires ms (0 = never)
 -- Result: {0, epoch, attempt, charged, gen, started ms, rev, start failures} granted
@@ -17,7 +17,6 @@ local lease = redis.call('ZSCORE', KEYS[4], session)
 if not lease or tonumber(lease) <= now then return reply(3) end
 if redis.call('XLEN', KEYS[3]) > frame[5] then return reply(4) end
 raise_commit()
-started_data = frame[6]
 
 local function grant(rec)
   return { 0, rec[EPOCH], rec[ATTEMPT], rec[CHARGED], rec[GEN], rec[STARTED], rec[REV], rec[STARTFAILS] }

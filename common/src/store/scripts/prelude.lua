@@ -93,13 +93,11 @@ end
 
 -- Journal: events gather in one bucket per subject; a bucket becomes one outbox entry, one journal message. An entry is a
 -- head and its events, packed; whoever publishes it writes them out as JSON (`store/entry.rs`).
-local ENTRY_HEAD, EVENT = '<BI6I6sss', '<BBI4I6I4I6I6ssssssss'
+local ENTRY_HEAD, EVENT = '<BI6I6ss', '<BBI4I6I4I6I6ssssssss'
 -- What an event may become as JSON, beyond its texts.
 local EVENT_JSON = 700
 local commit = 0
 local buckets, plain, ending = {}, {}, {}
--- Data of `started` events that say none of their own.
-local started_data = ''
 
 -- Appends an entry to the reply.
 local function give(id, text)
@@ -110,7 +108,7 @@ end
 local function flush(bucket)
   local events = bucket.events
   if #events < 2 then return end
-  events[1] = struct.pack(ENTRY_HEAD, 1, commit, now, bucket.suffix, session, started_data)
+  events[1] = struct.pack(ENTRY_HEAD, 1, commit, now, bucket.suffix, session)
   local text = table.concat(events)
   local id = redis.call('XADD', KEYS[3], '*', 'e', text)
   for i = 1, #bucket.recs do bucket.recs[i][ENTRY] = id end
