@@ -24,6 +24,10 @@ pub(crate) struct StreamInfo {
 #[derive(Debug, Clone, Copy, Deserialize)]
 pub(crate) struct StreamState {
     pub(crate) messages: u64,
+    #[serde(default)]
+    pub(crate) first_seq: u64,
+    #[serde(default)]
+    pub(crate) last_seq: u64,
 }
 
 /// A consumer as it is now.

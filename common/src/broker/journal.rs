@@ -6,7 +6,7 @@ use bytes::Bytes;
 use super::{
     Broker, BrokerError,
     publish::{Pending, Publisher},
-    scan::Scan,
+    scan::{Place, Scan},
 };
 use crate::wire::{event, headers};
 
@@ -21,6 +21,20 @@ pub struct Entry<'a> {
     /// Ids of the jobs that end in it, separated by commas; may be empty.
     pub ended: &'a str,
     pub commit: u64,
+}
+
+/// How much of the journal is kept: its first and last message. Nothing: `last` is below `first`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Kept {
+    pub first: u64,
+    pub last: u64,
+}
+
+impl Kept {
+    /// Whether the oldest messages are gone.
+    pub fn is_cut(self) -> bool {
+        self.first > 1
+    }
 }
 
 /// Longest list of ended ids in a header: longer ones are left out (readers then read the body).
@@ -54,16 +68,34 @@ impl Broker {
     /// The whole journal, each event with the time its message was stored (nanoseconds of the stream's clock).
     pub async fn read_journal_stored(
         &self,
-        visit: impl FnMut(i128, event::Event) + Send,
+        mut visit: impl FnMut(i128, event::Event) + Send,
     ) -> Result<u64, BrokerError> {
-        self.read_journal_from(None, 0, visit).await
+        self.read_journal_from(None, 0, |place, e| visit(place.stored_ns, e)).await
+    }
+
+    /// The journal of all queues from a time on (milliseconds, 0: from the start), each event with the sequence of its message.
+    pub async fn read_journal_placed(
+        &self,
+        from_ms: u64,
+        mut visit: impl FnMut(u64, event::Event) + Send,
+    ) -> Result<u64, BrokerError> {
+        self.read_journal_from(None, from_ms, |place, e| visit(place.sequence, e)).await
+    }
+
+    /// What the journal holds now.
+    pub async fn journal_kept(&self) -> Result<Kept, BrokerError> {
+        let info = self.stream_info(&self.names().events()).await?;
+        let state = info.map(|i| i.state);
+        state
+            .map(|s| Kept { first: s.first_seq, last: s.last_seq })
+            .ok_or_else(|| BrokerError::Unfit("stream EVENTS is missing: run `surety provision`".into()))
     }
 
     async fn read_journal_from(
         &self,
         queue: Option<&str>,
         from_ms: u64,
-        mut visit: impl FnMut(i128, event::Event) + Send,
+        mut visit: impl FnMut(Place, event::Event) + Send,
     ) -> Result<u64, BrokerError> {
         let n = self.names();
         let ns = n.namespace();
@@ -74,7 +106,7 @@ impl Broker {
         let mut unreadable = 0;
         self.scan(Scan { stream: n.events(), filters, from_ms, headers_only: false }, |place, m| {
             let (good, bad) = event::read_message(&m.payload);
-            good.into_iter().for_each(|e| visit(place.stored_ns, e));
+            good.into_iter().for_each(|e| visit(place, e));
             if !bad.is_empty() {
                 unreadable += 1;
                 tracing::warn!(subject = %m.subject, problems = bad.join("; "), "unreadable journal events were skipped");

@@ -19,6 +19,24 @@ impl Store {
             .transpose()
     }
 
+    /// Records of many jobs, in the order of the ids: one call for each partition among them.
+    pub async fn records_of(&self, ids: &[JobId]) -> Result<Vec<Option<Record>>, StoreError> {
+        let mut found: Vec<Option<Record>> = vec![None; ids.len()];
+        for p in 0..self.keys().partitions() {
+            let here: Vec<usize> = (0..ids.len())
+                .filter(|i| ids.get(*i).is_some_and(|id| self.keys().partition(id) == p))
+                .collect();
+            let keys: Vec<String> =
+                here.iter().filter_map(|i| ids.get(*i)).map(|id| self.keys().job(id)).collect();
+            for (i, record) in here.into_iter().zip(self.records(&keys).await?) {
+                if let Some(place) = found.get_mut(i) {
+                    *place = record;
+                }
+            }
+        }
+        Ok(found)
+    }
+
     /// Error text and tails of a job's last failed attempt (JSON), if any.
     pub async fn detail(&self, id: &JobId) -> Result<Option<String>, StoreError> {
         Ok(self.connection().get(self.keys().data(id)).await?)

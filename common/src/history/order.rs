@@ -1,0 +1,192 @@
+//! The order of one job's events: by `rev`, without gaps, each once. Several processes publish, so an event may be read
+//! before one with a smaller revision, and twice.
+
+use super::{
+    fact::{Fact, Kind},
+    moves::Life,
+};
+use crate::domain::EventKind;
+
+/// Revisions whose content is remembered, to tell a copy from another event of the same revision.
+const REMEMBERED: usize = 64;
+/// Events that may have been read before one with a smaller revision.
+const EARLY: usize = 1024;
+
+/// What an event turned out to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Taken {
+    New,
+    /// It was read before.
+    Copy,
+    /// Its revision was read before, so long ago that its content is not remembered.
+    OldCopy,
+}
+
+/// What is wrong with a job.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Broken {
+    /// Two different events have this revision.
+    Ambiguous(u64),
+    Rule(String),
+}
+
+impl From<String> for Broken {
+    fn from(rule: String) -> Self {
+        Self::Rule(rule)
+    }
+}
+
+/// The checker of one job.
+#[derive(Debug, Clone)]
+pub(super) struct Line {
+    /// `None`: its first event was not read yet.
+    life: Option<Life>,
+    /// The revision that comes next.
+    next: u64,
+    /// Hashes of the last revisions before `next`, by revision modulo their number.
+    hashes: Vec<u64>,
+    /// Events after a gap, by revision.
+    early: Vec<Fact>,
+}
+
+impl Default for Line {
+    fn default() -> Self {
+        Self { life: None, next: 1, hashes: Vec::new(), early: Vec::new() }
+    }
+}
+
+impl Line {
+    /// The next event as it was read. `is_cut`: the journal has lost its oldest events, so a job may begin with any.
+    pub(super) fn take(&mut self, f: Fact, is_cut: bool) -> Result<Taken, Broken> {
+        if f.rev == 0 {
+            return Err(Broken::Rule("revision 0".into()));
+        }
+        if f.rev < self.next {
+            return self.again(f, is_cut);
+        }
+        if f.rev == self.next {
+            if self.is_reborn_unseen(is_cut) {
+                self.begin_amid()?;
+                return self.take(f, is_cut);
+            }
+            self.apply(f)?;
+            self.follow_on()?;
+            return Ok(Taken::New);
+        }
+        let early = &mut self.early;
+        match early.binary_search_by_key(&f.rev, |e| e.rev) {
+            Ok(i) if early.get(i).is_some_and(|e| e.hash == f.hash) => return Ok(Taken::Copy),
+            Ok(_) => return Err(Broken::Ambiguous(f.rev)),
+            Err(i) => early.insert(i, f),
+        }
+        if early.len() > EARLY {
+            self.close(is_cut)?;
+        }
+        Ok(Taken::New)
+    }
+
+    /// Nothing more comes: what is missing now is missing.
+    pub(super) fn close(&mut self, is_cut: bool) -> Result<(), Broken> {
+        let Some(first) = self.early.first() else { return Ok(()) };
+        if self.life.is_none() && is_cut {
+            return self.begin_amid();
+        }
+        Err(missing(self.next, first.rev))
+    }
+
+    /// Whether events are held back because one before them was not read.
+    pub(super) fn has_gap(&self) -> bool {
+        !self.early.is_empty()
+    }
+
+    pub(super) fn life(&self) -> Option<&Life> {
+        self.life.as_ref()
+    }
+
+    /// The highest revision that was read, with everything before it.
+    pub(super) fn rev(&self) -> u64 {
+        self.next - 1
+    }
+
+    /// A revision that was read before.
+    fn again(&mut self, f: Fact, is_cut: bool) -> Result<Taken, Broken> {
+        match self.remembered(f.rev) {
+            Some(hash) if hash == f.hash => Ok(Taken::Copy),
+            // A job of a deleted job's id is a new one, and counts from 1.
+            _ if self.life.as_ref().is_some_and(Life::is_deleted) && f.rev <= EARLY as u64 => {
+                *self = Self::default();
+                self.take(f, is_cut)
+            }
+            Some(_) => Err(Broken::Ambiguous(f.rev)),
+            None => Ok(Taken::OldCopy),
+        }
+    }
+
+    fn remembered(&self, rev: u64) -> Option<u64> {
+        let is_near = rev + REMEMBERED as u64 >= self.next;
+        self.hashes.get(place(rev)).copied().filter(|h| is_near && *h != 0)
+    }
+
+    /// The first that was read of the job is the end of its life, and now another one begins.
+    fn is_reborn_unseen(&self, is_cut: bool) -> bool {
+        let is_deleted = |f: &Fact| f.kind == Kind::Known(EventKind::Deleted);
+        is_cut && self.life.is_none() && self.early.iter().any(is_deleted)
+    }
+
+    /// The oldest events are gone. At the head of what is left an entry that was published late may have outlived one that
+    /// was published in time, so what stands there before a gap is left out.
+    fn begin_amid(&mut self) -> Result<(), Broken> {
+        let mut rest: Vec<Fact> = Vec::new();
+        for f in std::mem::take(&mut self.early) {
+            if let Some(last) = rest.last().filter(|l| l.rev + 1 != f.rev) {
+                if !rest.iter().all(|f| f.is_at_head) {
+                    return Err(missing(last.rev + 1, f.rev));
+                }
+                rest.clear();
+            }
+            rest.push(f);
+        }
+        let mut rest = rest.into_iter();
+        if let Some(first) = rest.next() {
+            self.life = Some(Life::amid(&first));
+            self.remember(&first);
+        }
+        rest.try_for_each(|f| self.apply(f))
+    }
+
+    fn apply(&mut self, f: Fact) -> Result<(), Broken> {
+        match &mut self.life {
+            Some(life) => life.apply(&f)?,
+            None => self.life = Some(Life::begin(&f)?),
+        }
+        self.remember(&f);
+        Ok(())
+    }
+
+    fn remember(&mut self, f: &Fact) {
+        let i = place(f.rev);
+        if self.hashes.len() <= i {
+            self.hashes.resize(i + 1, 0);
+        }
+        if let Some(h) = self.hashes.get_mut(i) {
+            *h = f.hash;
+        }
+        self.next = f.rev + 1;
+    }
+
+    /// The events that waited for the one that just came.
+    fn follow_on(&mut self) -> Result<(), Broken> {
+        let mut revs = self.next..;
+        let n = self.early.iter().take_while(|f| Some(f.rev) == revs.next()).count();
+        let ready: Vec<Fact> = self.early.drain(..n).collect();
+        ready.into_iter().try_for_each(|f| self.apply(f))
+    }
+}
+
+fn missing(rev: u64, next: u64) -> Broken {
+    Broken::Rule(format!("revision {rev} is missing, {next} follows"))
+}
+
+fn place(rev: u64) -> usize {
+    (rev % REMEMBERED as u64) as usize
+}
