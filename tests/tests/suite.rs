@@ -3,6 +3,7 @@
 
 mod suite {
     mod attempts;
+    mod audit;
     mod basics;
     mod compose;
     mod dashboards;

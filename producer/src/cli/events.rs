@@ -17,7 +17,7 @@ use super::{
 use crate::render::{Row, Tone};
 
 /// Most events of one page.
-const PAGE_CAP: usize = 500;
+pub(super) const PAGE_CAP: usize = 500;
 /// A record's creation time is the stream's clock, the journal's another server's: this much they may differ.
 const SKEW_MS: u64 = 60_000;
 
@@ -57,7 +57,7 @@ pub(super) struct Page {
 
 /// A line of the journal of one job.
 #[derive(Serialize)]
-struct OfJob<'a>(&'a Event);
+pub(super) struct OfJob<'a>(pub(super) &'a Event);
 
 /// A line of the journal of a key: of several jobs.
 #[derive(Serialize)]

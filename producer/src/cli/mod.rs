@@ -1,5 +1,6 @@
 //! The `surety` command: arguments, settings, exit codes. One file per command.
 
+mod audit;
 mod batch;
 mod bench;
 mod cancel;
@@ -100,6 +101,7 @@ enum Command {
     Status(status::StatusArgs),
     Events(events::EventsArgs),
     Watch(watch::WatchArgs),
+    Audit(audit::AuditArgs),
     Cancel(cancel::CancelArgs),
     Queues(queues::QueuesArgs),
     Workers(workers::WorkersArgs),
@@ -194,6 +196,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Status(a) => status::run(&cx, a).await,
         Command::Events(a) => events::run(&cx, a).await,
         Command::Watch(a) => watch::run(&cx, a).await,
+        Command::Audit(a) => Box::pin(audit::run(&cx, a)).await,
         Command::Cancel(a) => cancel::run(&cx, a).await,
         Command::Queues(a) => queues::run(&cx, a).await,
         Command::Workers(a) => workers::run(&cx, a).await,

@@ -9,8 +9,8 @@ use serde_json::Value;
 use surety_common::wire::event::Event;
 
 use super::{
-    Cli, EXIT_CODES, batch, cancel, dev, dlq, doctor, enqueue, events, provision, purge, queues, replay,
-    schedule, shell, status, watch, workers,
+    Cli, EXIT_CODES, audit, batch, cancel, dev, dlq, doctor, enqueue, events, provision, purge, queues,
+    replay, schedule, shell, status, watch, workers,
 };
 use crate::{bench, demo};
 
@@ -41,6 +41,7 @@ fn shapes() -> Vec<(&'static str, &'static str, Value)> {
         ("events", "", of::<events::Page>()),
         ("watch", "One line for each event", of::<Event>()),
         ("watch", "With --batch, at the end", of::<watch::batch::Outcomes>()),
+        ("audit", "", of::<audit::Answer>()),
         ("cancel", "", of::<cancel::Answer>()),
         ("queues", "", of::<queues::Answer>()),
         ("workers", "", of::<workers::Answer>()),

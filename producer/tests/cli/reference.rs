@@ -3,6 +3,7 @@
 use std::{collections::BTreeSet, process::Stdio};
 
 use serde_json::Value;
+use surety_common::broker::journal::Entry;
 use tokio::io::{AsyncBufReadExt, BufReader};
 
 use super::support::{Hand, Said, World};
@@ -136,6 +137,8 @@ async fn json_is_what_the_reference_says() {
     compare("status", "", &run(&["status", "a"]).await);
     compare("enqueue", "", &run(&["enqueue", "thumbnail", "--id", "a", "--wait"]).await);
     compare("events", "", &run(&["events", "a"]).await);
+    compare("audit", "", &run(&["audit"]).await);
+    compare("audit", "", &run(&["audit", "--running"]).await);
     compare("events", "", &run(&["events", "--key", "k", "--limit", "1"]).await);
 
     let lines = "{\"type\":\"a\",\"id\":\"b\"}\n{\"type\":\"a\",\"id\":\"c\"}\n{\"type\":\"Bad\"}\n";
@@ -178,6 +181,22 @@ async fn json_is_what_the_reference_says() {
     compare("completions", "", &run(&["completions", "bash"]).await);
     compare("man", "", &run(&["man"]).await);
     compare("man", "With --out", &run(&["man", "--out", "pages"]).await);
+
+    // An outcome of a job that never started.
+    let event = serde_json::json!([{
+        "v": 1, "job": "forged", "gen": 1, "rev": 1, "kind": "finished", "at": "2026-11-21T08:00:00.000Z", "queue": "default",
+        "type": "a", "status": "done", "contract": "acked", "attempt": 1, "epoch": 1, "data": {"receipt": {"outcome": "done"}}
+    }]);
+    let c = w.connect().await;
+    let entry = Entry {
+        message_id: "forged".into(),
+        suffix: "default.ended",
+        body: &event.to_string(),
+        ended: "forged",
+        commit: 1,
+    };
+    c.broker.journal(&c.publisher, &entry).await.unwrap().stored().await.unwrap();
+    compare("audit", "", &run(&["audit"]).await.exits(1));
 
     // These start servers of their own, and their own tests read what they write.
     let elsewhere = ["dev", "bench", "demo"];
