@@ -94,6 +94,7 @@ pub(crate) async fn store(s: &Settings, partitions: u32) -> Result<Store, Connec
         call_timeout: s.connection.call_timeout,
         retry_limit: s.connection.retry_limit,
         keep: std::time::Duration::from_secs(7 * 24 * 3600),
+        look_after: s.reaper.carrier_check,
     }))
     .await?)
 }

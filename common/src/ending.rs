@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::{
     broker::{dead::Obituary, pull::Delivery},
     connect::Connected,
-    domain::{ErrorCode, JobId, Status, TypeName, text},
+    domain::{ErrorCode, JobId, Requester, Status, TypeName, text},
     fault,
     pace::Pace,
     recover::RecoverError,
@@ -23,6 +23,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 pub enum By {
     Cancel,
     Burial,
+    /// Nobody: its finish deadline passed.
+    Deadline,
 }
 
 /// A job to end. `generation`, `key` and `trace` matter only where the store has not seen the job.
@@ -40,6 +42,8 @@ pub struct Ending<'a> {
     pub carrier: &'a str,
     pub code: ErrorCode,
     pub why: &'a str,
+    /// Who is to be told; matters only where the store has not seen the job.
+    pub requester: &'a Requester,
 }
 
 /// What became of it.
@@ -66,6 +70,7 @@ pub async fn end_job(c: &Connected, raw: Option<&Delivery>, e: &Ending<'_>) -> R
     let (verdict, status) = match e.by {
         By::Cancel => (1, Status::Cancelled),
         By::Burial => (2, Status::Failed),
+        By::Deadline => (3, Status::TimedOut),
     };
     let mut receipt = Draft::new(e.id, e.generation, e.kind, status.name());
     receipt.error_code = Some(e.code);
@@ -85,6 +90,7 @@ pub async fn end_job(c: &Connected, raw: Option<&Delivery>, e: &Ending<'_>) -> R
         ack_subject: raw.map(|r| r.ack_subject.to_string()).unwrap_or_default(),
         created_ms: raw.map_or(0, |r| r.stored_ms),
         generation: e.generation,
+        notify: e.requester.to_json().into_owned(),
     };
     let answer = c.store.settle(p, &[item]).await?;
     fault::point("settle_committed");

@@ -17,7 +17,7 @@ pub struct Pace {
 
 impl Pace {
     /// For one call that somebody waits for: 20 ms doubling to 1 s, for `limit` in all.
-    pub fn call(limit: Duration) -> Self {
+    pub const fn call(limit: Duration) -> Self {
         Self { first: Duration::from_millis(20), most: Duration::from_secs(1), limit: Some(limit) }
     }
 

@@ -8,7 +8,7 @@ use crate::{
     connect::Connected,
     domain::{ErrorCode, JobId, Status, TypeName, ids::SessionId},
     pace::Pace,
-    store::{LostItem, LostReply, Record, StoreError},
+    store::{LostItem, LostReply, Record, StoreError, ops::Settled},
     telemetry::metrics::{attempt_lost, job_ended},
     wire::receipt::Draft,
 };
@@ -68,35 +68,69 @@ pub async fn lost_session(
         done.lost += 1;
         attempt_lost(queue, kind);
         tracing::warn!(job_id = %id, epoch, %session, status = s.status.name(), "attempt lost");
-        if s.status == Status::RetryWait {
-            if let Some(ack) = c.broker.recorded_ack(queue, &s.carrier, &s.ack_subject) {
-                c.broker.nak(&ack, Duration::ZERO).await?;
-            }
-            continue;
+        if s.status != Status::RetryWait {
+            done.failed += 1;
+            tracing::error!(job_id = %id, alert = "attempts_exhausted", "the job failed: its last attempt was lost");
         }
-        done.failed += 1;
-        job_ended(queue, kind, s.status, ErrorCode::AttemptsExhausted.name());
-        tracing::error!(job_id = %id, alert = "attempts_exhausted", "the job failed: its last attempt was lost");
-        if let Some(raw) = c.broker.carrier_message(&s.carrier).await? {
-            let obituary = Obituary {
-                job: id,
-                queue,
-                generation: s.generation,
-                epoch: *epoch,
-                reason: ErrorCode::AttemptsExhausted.name(),
-                message: LOST,
-                carrier: &s.carrier,
-            };
-            c.broker.bury(&c.publisher, &raw, &obituary, Pace::call(PATIENCE)).await?;
-            crate::fault::point("buried");
-            // An ack and not a deletion, which a worker may not do. Where the broker does not take it, because it forgot
-            // the delivery, the message comes once more and is told that the job has ended.
-            if let Some(ack) = c.broker.recorded_ack(queue, &s.carrier, &s.ack_subject) {
-                c.broker.ack(&ack).await?;
-            }
-        }
+        let left = Left { job: id, queue, kind, code: ended_code(s.status), why: LOST };
+        settle_carrier(c, &left, &Settled { epoch: *epoch, ..s }, Duration::ZERO).await?;
     }
     Ok(done)
+}
+
+/// Why a job whose attempt is gone has an outcome.
+pub fn ended_code(status: Status) -> ErrorCode {
+    if status == Status::Cancelled { ErrorCode::Cancelled } else { ErrorCode::AttemptsExhausted }
+}
+
+/// A job whose state was changed by somebody who does not run it.
+#[derive(Debug, Clone, Copy)]
+pub struct Left<'a> {
+    pub job: &'a JobId,
+    pub queue: &'a str,
+    /// Its type.
+    pub kind: &'a str,
+    /// Why it ended, if it did.
+    pub code: ErrorCode,
+    /// The same, for people.
+    pub why: &'a str,
+}
+
+/// Settles the carrier of a job after its verdict is committed and journaled: given back after `delay` where the job is tried
+/// again; else kept as a dead letter, and removed. A repeat does no harm.
+pub async fn settle_carrier(
+    c: &Connected,
+    left: &Left<'_>,
+    s: &Settled,
+    delay: Duration,
+) -> Result<(), RecoverError> {
+    let ack = c.broker.recorded_ack(left.queue, &s.carrier, &s.ack_subject);
+    if !s.status.is_terminal() {
+        if let Some(ack) = ack {
+            c.broker.nak(&ack, delay).await?;
+        }
+        return Ok(());
+    }
+    let code = left.code;
+    job_ended(left.queue, left.kind, s.status, code.name());
+    let Some(raw) = c.broker.carrier_message(&s.carrier).await? else { return Ok(()) };
+    let obituary = Obituary {
+        job: left.job,
+        queue: left.queue,
+        generation: s.generation,
+        epoch: s.epoch,
+        reason: code.name(),
+        message: left.why,
+        carrier: &s.carrier,
+    };
+    c.broker.bury(&c.publisher, &raw, &obituary, Pace::call(PATIENCE)).await?;
+    crate::fault::point("buried");
+    // An ack and not a deletion, which a worker may not do. Where the broker does not take it, because it forgot the delivery or
+    // never made one, the message comes once more and is told that the job has ended.
+    if let Some(ack) = ack {
+        c.broker.ack(&ack).await?;
+    }
+    Ok(())
 }
 
 const LOST: &str = "the worker of the last attempt died, froze or lost its lease";

@@ -1,10 +1,10 @@
 //! One attempt: from the grant to the verdict. Begin here: `intake` pulls, `claims` asks for the grant, `finishes` writes the
 //! verdict and settles the carrier last.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use futures::FutureExt;
-use surety_common::{fault, store::ops::Grant};
+use surety_common::{domain::ErrorCode, fault, store::ops::Grant};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
@@ -52,7 +52,13 @@ async fn hand_back(w: &Arc<Shared>, p: u32, job: InHand, grant: &Grant) {
 async fn run(w: Arc<Shared>, p: u32, job: InHand, grant: Grant, stop: Stop) {
     let mut track =
         Track::start(&w.meters, &job.held.d, &job.decoded, &grant, &job.held.session.id, &job.handler);
-    let ended = execute(&w, p, &job, &grant, stop).instrument(track.span()).await;
+    let mut ended = execute(&w, p, &job, &grant, stop).instrument(track.span()).await;
+    if let (Ended::Failed { code, class, .. }, true) = (&mut ended, grant.limit_ms > 0)
+        && *code == ErrorCode::Timeout
+    {
+        // Its time limit was what was left until the finish deadline of the job.
+        (*code, *class) = (ErrorCode::FinishDeadline, ErrorCode::FinishDeadline.class());
+    }
     track.handler_ended(&ended);
     let id = &job.decoded.job.id;
     w.finishing(id);
@@ -81,10 +87,14 @@ async fn execute(w: &Arc<Shared>, p: u32, job: &InHand, grant: &Grant, stop: Sto
                 session: session.clone(),
                 id: document.id.clone(),
                 epoch: grant.epoch,
+                progress_ms: w.progress_ms(document),
                 fence: stop.fence.clone(),
             },
         },
-        timeout: w.timeout(document),
+        timeout: match grant.limit_ms {
+            0 => w.timeout(document),
+            left => Duration::from_millis(left),
+        },
         session,
         stop,
         trace: (!trace.is_empty()).then(|| trace.clone()),

@@ -96,8 +96,17 @@ fn claim_item<'a>(w: &Shared, j: &'a InHand) -> ClaimItem<'a> {
         timeout_ms: ms(w.timeout(job)),
         generation: decoded.generation,
         adopt: j.adopt.as_str().into(),
+        ack_ms: short(job.terms.ack.unwrap_or(w.settings.contract.ack)),
+        progress_ms: w.progress_ms(job),
+        requester: &job.requester,
+        summary: job.summary.as_deref().unwrap_or_default().into(),
         expires_ms: job.expires_at.and_then(|t| u64::try_from(t.as_millisecond()).ok()).unwrap_or(0),
     }
+}
+
+/// Milliseconds of a promise; seven weeks are as good as for ever.
+pub(crate) fn short(d: Duration) -> u32 {
+    u32::try_from(d.as_millis()).unwrap_or(u32::MAX)
 }
 
 /// Begins what was granted; gives everything else its task, but for what must wait for the journal, which is given back.
@@ -149,6 +158,10 @@ async fn refused(w: &Arc<Shared>, p: u32, mut job: InHand, reply: ClaimReply) {
         ClaimReply::Expired => {
             let why = "it was not started by its `expires_at`";
             bury(w, &job.held.queue, &job.held.d, &job.decoded, ErrorCode::Expired, why).await
+        }
+        ClaimReply::Overdue => {
+            let why = "it was not ended by its finish deadline";
+            bury(w, &job.held.queue, &job.held.d, &job.decoded, ErrorCode::FinishDeadline, why).await
         }
         ClaimReply::StaleGeneration => Settle::Ack,
         // Granted jobs do not come here.

@@ -7,7 +7,7 @@ use std::{
 
 use surety_common::{
     broker::dead::Obituary,
-    domain::{Status, ids::SessionId},
+    domain::{ErrorCode, Status, ids::SessionId},
     fault,
     pace::Pace,
     store::{FinishItem, FinishReply, StoreError, Verdict},
@@ -210,8 +210,14 @@ async fn verdict_of(w: &Shared, c: &Concluded, reply: &FinishReply, is_journaled
         | (Status::Deferred, Verdict::StartFailed { delay }) => Settle::Nak(delay),
         // Ordering: nobody acks before the outcome is journaled; the reaper's relay and a redelivery finish it.
         _ if !is_journaled => Settle::Leave,
-        (_, Verdict::Fail(code)) => {
-            tracing::error!(job_id = %item.id, error_code = code.name(), alert = "job_failed", "job failed");
+        (_, verdict) if status != Status::Done => {
+            let code = match verdict {
+                Verdict::Fail(code) => {
+                    tracing::error!(job_id = %item.id, error_code = code.name(), alert = "job_failed", "job failed");
+                    code
+                }
+                _ => ErrorCode::Cancelled,
+            };
             let message = serde_json::from_str::<serde_json::Value>(&format!("{}}}", item.receipt))
                 .ok()
                 .and_then(|v| v.get("message").and_then(|m| m.as_str()).map(str::to_owned))

@@ -216,6 +216,13 @@ async fn renew(w: &Arc<Shared>, session: &Session, suspects: &mut HashSet<String
                 }
             }
         }
+        for member in answer.stops {
+            if let Some((id, epoch)) = parse_member(&member)
+                && w.cancel(&id, epoch)
+            {
+                tracing::info!(job_id = %id, epoch, "asked to stop: the job is to be cancelled");
+            }
+        }
         for member in answer.orphans {
             let Some((id, epoch)) = parse_member(&member) else { continue };
             if w.is_running(&id) {

@@ -8,7 +8,7 @@ use surety_common::{
         decode::{Decoded, Undecoded},
         pull::Delivery,
     },
-    domain::{ErrorCode, QueueName},
+    domain::{ErrorCode, QueueName, Requester},
     ending::{By, Ending, Outcome, end_job, json_string},
     fault,
     pace::Pace,
@@ -43,8 +43,9 @@ pub(crate) async fn bury(
     code: ErrorCode,
     why: &str,
 ) -> Settle {
+    let by = if code == ErrorCode::FinishDeadline { By::Deadline } else { By::Burial };
     let end = Ending {
-        by: By::Burial,
+        by,
         id: &decoded.job.id,
         kind: &decoded.job.kind,
         queue: queue.as_str(),
@@ -54,6 +55,7 @@ pub(crate) async fn bury(
         carrier: &decoded.carrier,
         code,
         why,
+        requester: &decoded.job.requester,
     };
     settle(w, d, &end).await
 }
@@ -73,6 +75,7 @@ pub(crate) async fn bury_undecoded(w: &Shared, queue: &QueueName, d: &Delivery, 
         carrier: &u.carrier,
         code: u.refused.code,
         why: &why,
+        requester: &Requester::Nobody,
     };
     settle(w, d, &end).await
 }

@@ -16,6 +16,7 @@ use tokio::sync::{Notify, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
+    claims::short,
     handler::{RustHandler, Stop, command::CommandHandler},
     keeper::Keeper,
     lanes::Lanes,
@@ -78,7 +79,7 @@ impl Shared {
         if running.contains_key(id) {
             return None;
         }
-        let stop = Stop { abort: self.abort.clone(), fence: CancellationToken::new() };
+        let stop = Stop { abort: self.abort.clone(), ..Stop::default() };
         running.insert(id.clone(), Live { epoch, partition, is_finishing: false, stop: stop.clone() });
         Some(stop)
     }
@@ -121,6 +122,16 @@ impl Shared {
         let live = running.get(id).filter(|l| l.epoch == epoch && !l.is_finishing);
         if let Some(l) = live {
             l.stop.fence.cancel();
+        }
+        live.is_some()
+    }
+
+    /// Stops an attempt because its job is to be cancelled, if it runs under this epoch; says whether it does.
+    pub(crate) fn cancel(&self, id: &JobId, epoch: u64) -> bool {
+        let running = lock(&self.running);
+        let live = running.get(id).filter(|l| l.epoch == epoch && !l.is_finishing);
+        if let Some(l) = live {
+            l.stop.cancel.cancel();
         }
         live.is_some()
     }
@@ -169,6 +180,11 @@ impl Shared {
                 }
             }
         }
+    }
+
+    /// Within this many milliseconds a running job promises progress.
+    pub(crate) fn progress_ms(&self, job: &surety_common::domain::Job) -> u32 {
+        short(job.terms.progress.unwrap_or(self.settings.contract.progress))
     }
 
     /// Time limit of an attempt of this job.

@@ -53,6 +53,11 @@ pub(crate) fn finish_item(
         Ended::Stopped | Ended::Fenced => {
             item(Verdict::Release, "{".into(), r#"{"reason":"shutdown"}"#.into(), String::new())
         }
+        Ended::Cancelled => {
+            let code = Some(ErrorCode::Cancelled);
+            let receipt = receipt(Status::Cancelled, code, Some("cancelled while it ran"), None);
+            item(Verdict::CancelObeyed, receipt, "{}".into(), String::new())
+        }
         Ended::NotStarted { message } => {
             let delay = start_delay(start_retry, grant.start_failures);
             let data = failure_data(ErrorCode::StartFailed, message, &Detail::default());
@@ -72,7 +77,8 @@ pub(crate) fn finish_item(
                 return item(Verdict::Retry { code: *code, delay }, "{".into(), data, stored);
             }
             let (last, text_) = final_error(*code, *class, grant, message);
-            let status = if last == ErrorCode::Timeout { Status::TimedOut } else { Status::Failed };
+            let is_late = matches!(last, ErrorCode::Timeout | ErrorCode::FinishDeadline);
+            let status = if is_late { Status::TimedOut } else { Status::Failed };
             item(Verdict::Fail(last), receipt(status, Some(last), Some(&text_), None), "{}".into(), stored)
         }
     }
@@ -145,7 +151,16 @@ mod tests {
     use super::*;
 
     fn grant(charged: u32) -> Grant {
-        Grant { epoch: 9, attempt: 4, charged, generation: 1, started_ms: 1, rev: 1, start_failures: 0 }
+        Grant {
+            epoch: 9,
+            attempt: 4,
+            charged,
+            generation: 1,
+            started_ms: 1,
+            rev: 1,
+            start_failures: 0,
+            limit_ms: 0,
+        }
     }
 
     // Shows: A-05

@@ -52,6 +52,7 @@ Checked when the configuration is loaded:
 - `lease.ttl` < `layout.ack_wait`, and `lease.extend` × 2 < `layout.ack_wait`: a session is found dead before the broker
   hands its messages out again, and one lost extension is no reason to do so.
 - `layout.events_age` > `attempt.finish`: the journal still holds the beginning of every open job.
+- `reaper.overstay` > `attempt.kill_grace`: an attempt that is being stopped is not taken from its worker meanwhile.
 - `worker.hand_on_limit` < `layout.max_deliver`: a worker buries a job of unknown type before the broker gives it up.
 - `connection.call_timeout` < `lease.ttl` − `lease.margin`: one call that hangs does not cost the lease.
 - One way to log in to NATS; user with password, certificate with key; `redis_ca` and `redis_cert` with `rediss://` only.

@@ -149,6 +149,13 @@ settings! {
         /// First delay after a start that failed; it doubles up to ten minutes.
         start_retry: Span = "2s";
     }
+    /// What a requester is promised, for jobs that say nothing themselves.
+    ["contract"] Contract {
+        /// Within this time after the first start the requester is told of it.
+        ack: Span = "5s";
+        /// A running job shows progress at least this often, or its requester is told.
+        progress: Span = "45s";
+    }
     /// One worker process.
     ["worker"] WorkerSettings {
         /// Queues to pull from, in rank order; `name:weight` where `order` is weighted. Empty: all declared ones.
@@ -174,6 +181,10 @@ settings! {
     ["reaper"] Reaper {
         /// How often each rule looks for work.
         tick: Span = "2s";
+        /// An attempt that goes on this long after its time limit is taken from its worker; above `attempt.kill_grace`.
+        overstay: Span = "30s";
+        /// A job that could be claimed and was not for this long is looked at: whether its message is still there.
+        carrier_check: Span = "60s";
         /// Journal entries older than this are published by the reaper.
         relay_age: Span = "5s";
         /// How long the record of an ended job is kept: what `surety status` shows, and what refuses a second run of the same id.
@@ -200,6 +211,7 @@ pub struct Settings {
     pub layout: LayoutSettings,
     pub lease: Lease,
     pub attempt: Attempt,
+    pub contract: Contract,
     pub worker: WorkerSettings,
     pub reaper: Reaper,
     pub telemetry: Telemetry,
@@ -223,6 +235,7 @@ impl Settings {
         let layout = LayoutSettings::take(layers);
         let lease = Lease::take(layers);
         let attempt = Attempt::take(layers);
+        let contract = Contract::take(layers);
         let worker = WorkerSettings::take(layers);
         let reaper = Reaper::take(layers);
         let telemetry = Telemetry::take(layers);
@@ -232,6 +245,7 @@ impl Settings {
             layout: layout?,
             lease: lease?,
             attempt: attempt?,
+            contract: contract?,
             worker: worker?,
             reaper: reaper?,
             telemetry: telemetry?,
@@ -254,6 +268,10 @@ impl Settings {
         );
         must(ttl < self.layout.ack_wait, "lease.ttl < layout.ack_wait");
         must(extend * 2 < self.layout.ack_wait, "lease.extend × 2 < layout.ack_wait");
+        must(
+            self.reaper.overstay > self.attempt.kill_grace,
+            "reaper.overstay > attempt.kill_grace (or an attempt that is being stopped is taken from its worker)",
+        );
         must(self.layout.events_age > self.attempt.finish, "layout.events_age > attempt.finish");
         must(
             self.worker.hand_on_limit.0 < self.layout.max_deliver.0,
@@ -295,6 +313,7 @@ impl Settings {
         self.layout.values(&mut out);
         self.lease.values(&mut out);
         self.attempt.values(&mut out);
+        self.contract.values(&mut out);
         self.worker.values(&mut out);
         self.reaper.values(&mut out);
         self.telemetry.values(&mut out);

@@ -7,6 +7,7 @@ use serde_json::value::RawValue;
 
 use super::{
     ids::{JobId, QueueName, TypeName},
+    requester::Requester,
     retry::RetryPolicy,
 };
 
@@ -55,6 +56,8 @@ pub struct Job {
     pub parent: Option<JobId>,
     pub retry: RetryPolicy,
     pub terms: Terms,
+    /// Who is told how it goes.
+    pub requester: Requester,
     /// Failed (`expired`) when not started by then.
     pub expires_at: Option<Timestamp>,
 }

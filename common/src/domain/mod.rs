@@ -2,10 +2,13 @@
 
 pub mod contract;
 pub mod cron;
+pub mod deadline;
 pub mod event;
+pub mod fingerprint;
 pub mod ids;
 pub mod job;
 pub mod outcome;
+pub mod requester;
 pub mod retry;
 pub mod schedule;
 pub mod status;
@@ -13,8 +16,10 @@ pub mod text;
 
 pub use contract::Contract;
 pub use event::EventKind;
+pub use fingerprint::fingerprint;
 pub use ids::{BatchId, JobId, QueueName, TypeName};
 pub use job::{Job, Terms};
 pub use outcome::{ErrorCode, FailureClass};
+pub use requester::Requester;
 pub use retry::RetryPolicy;
 pub use status::{Input, JobState, Refusal, Status, Transition};

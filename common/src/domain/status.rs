@@ -9,6 +9,7 @@ use super::{
     contract::{Contract, ContractInput},
     event::EventKind,
     outcome::ErrorCode,
+    requester::Requester,
 };
 
 /// Where a job is.
@@ -100,6 +101,8 @@ pub struct JobState {
     pub start_failures: u32,
     /// When `retry_wait`, `deferred` and `scheduled` become claimable; 0 otherwise.
     pub due_ms: u64,
+    /// The attempt that runs was asked to stop.
+    pub is_cancelling: bool,
     /// Why the job failed, when it did.
     pub error: Option<ErrorCode>,
 }
@@ -118,6 +121,7 @@ impl JobState {
             max_retries,
             start_failures: 0,
             due_ms: 0,
+            is_cancelling: false,
             error: None,
         }
     }
@@ -150,10 +154,24 @@ pub enum Input {
     CancelObeyed { epoch: u64 },
     /// The worker gives the attempt back at shutdown.
     Release { epoch: u64 },
-    /// The session of the attempt expired, or the attempt was fenced for overstaying.
+    /// The session of the attempt expired.
     Lost { epoch: u64 },
+    /// The attempt went on past its time limit and is fenced; again from `at_ms` on, when it is dead.
+    Overstayed { at_ms: u64 },
     /// Cancel of a job that is not running.
     Cancel,
+    /// Cancel of a running job: its attempt is asked to stop.
+    AskToStop { epoch: u64 },
+    /// The start surfaced at the requester.
+    Surfaced,
+    /// No progress within the promise.
+    Missed,
+    /// The requester was nudged.
+    Nudged,
+    /// The receipt was delivered.
+    Delivered,
+    /// The delivery of the receipt was given up.
+    GivenUp,
     /// Poison, expired, unknown, or given up by the broker: the job ends without (another) attempt.
     Bury { code: ErrorCode },
     /// The finish deadline of a job that is not running passed.
@@ -191,12 +209,27 @@ pub struct Transition {
 
 /// The machine.
 ///
-/// `job` is `None` for a job that the store has not seen. `someone` says whether there is a requester to tell.
-pub fn next(job: &JobState, input: Input, now_ms: u64, someone: bool) -> Result<Transition, Refusal> {
+/// A move of the contract that would go backwards, come twice or come too late is `NotApplicable`.
+pub fn next(job: &JobState, input: Input, now_ms: u64, requester: &Requester) -> Result<Transition, Refusal> {
     use EventKind as E;
     use Status as S;
 
     let mut n = job.clone();
+    if let Some((told, event)) = telling(input) {
+        let is_about_running = matches!(input, Input::Missed | Input::Nudged);
+        if is_about_running && !job.status.is_running()
+            || input == Input::Surfaced && job.status.is_terminal()
+        {
+            return Err(Refusal::NotApplicable);
+        }
+        n.contract = match input {
+            // Said of the contract, and moves it no further.
+            Input::Nudged if job.contract == Contract::SlaMissed => job.contract,
+            _ => job.contract.next(told).ok_or(Refusal::NotApplicable)?,
+        };
+        n.rev += event.len() as u64;
+        return Ok(Transition { state: n, events: event });
+    }
     // Every write of an attempt carries its epoch; any other is fenced, whatever the job's status.
     if let Some(epoch) = epoch_of(input)
         && !(job.status.is_running() && job.epoch == epoch)
@@ -216,6 +249,10 @@ pub fn next(job: &JobState, input: Input, now_ms: u64, someone: bool) -> Result<
         (S::Scheduled, Input::Fired) => (S::Queued, &[]),
 
         // From here to `Lost` the epoch was compared above: the job is running and the attempt owns it.
+        (_, Input::StartFailed { .. } | Input::Retry { .. } | Input::Release { .. }) if job.is_cancelling => {
+            n.error = Some(ErrorCode::Cancelled);
+            (S::Cancelled, &[E::Finished])
+        }
         (_, Input::StartFailed { until_ms, .. }) => {
             n.start_failures += 1;
             // It never ran, so it is neither counted nor charged.
@@ -230,6 +267,18 @@ pub fn next(job: &JobState, input: Input, now_ms: u64, someone: bool) -> Result<
         (S::Running, Input::Waiting { .. }) => (S::WaitingInput, &[E::WaitingInput]),
         (S::WaitingInput, Input::Answered { .. }) => (S::Running, &[E::Answered]),
         (_, Input::Waiting { .. } | Input::Answered { .. }) => return Err(Refusal::NotApplicable),
+        (_, Input::AskToStop { .. }) if job.is_cancelling => (job.status, &[]),
+        (_, Input::AskToStop { .. }) => {
+            n.is_cancelling = true;
+            (job.status, &[E::CancelRequested])
+        }
+        (S::Running | S::WaitingInput, Input::Lost { .. } | Input::Overstayed { .. })
+            if job.is_cancelling =>
+        {
+            n.charged += 1;
+            n.error = Some(ErrorCode::Cancelled);
+            (S::Cancelled, &[E::Finished])
+        }
         (_, Input::Retry { at_ms, .. }) => {
             if job.charged >= job.max_retries {
                 return Err(Refusal::Budget);
@@ -241,7 +290,8 @@ pub fn next(job: &JobState, input: Input, now_ms: u64, someone: bool) -> Result<
         (_, Input::Fail { code, .. }) => {
             n.charged += 1;
             n.error = Some(code);
-            (if code == ErrorCode::Timeout { S::TimedOut } else { S::Failed }, &[E::Finished])
+            let is_late = matches!(code, ErrorCode::Timeout | ErrorCode::FinishDeadline);
+            (if is_late { S::TimedOut } else { S::Failed }, &[E::Finished])
         }
         (_, Input::Finish { .. }) => (S::Done, &[E::Finished]),
         (_, Input::CancelObeyed { .. }) => {
@@ -249,16 +299,21 @@ pub fn next(job: &JobState, input: Input, now_ms: u64, someone: bool) -> Result<
             (S::Cancelled, &[E::Finished])
         }
         (_, Input::Release { .. }) => (S::Queued, &[E::Released]),
-        (_, Input::Lost { .. }) => {
+        (S::Running | S::WaitingInput, Input::Lost { .. } | Input::Overstayed { .. }) => {
             n.charged += 1;
             if job.charged >= job.max_retries {
                 n.error = Some(ErrorCode::AttemptsExhausted);
                 (S::Failed, &[E::Finished])
             } else {
-                n.due_ms = now_ms;
+                n.due_ms = if let Input::Overstayed { at_ms } = input { at_ms } else { now_ms };
                 (S::RetryWait, &[E::Lost])
             }
         }
+        (S::Queued | S::Scheduled | S::Deferred | S::RetryWait, Input::Overstayed { .. }) => {
+            return Err(Refusal::NotApplicable);
+        }
+        // Fenced above: an attempt that is lost was running.
+        (_, Input::Lost { .. }) => return Err(Refusal::Fenced),
 
         (S::Done | S::Failed | S::Cancelled | S::TimedOut, Input::Replay) => {
             n.generation += 1;
@@ -294,27 +349,51 @@ pub fn next(job: &JobState, input: Input, now_ms: u64, someone: bool) -> Result<
         | (S::Queued | S::Deferred | S::RetryWait | S::Running | S::WaitingInput, Input::Fired) => {
             return Err(Refusal::NotApplicable);
         }
+        // Answered above: they move the contract and nothing else.
+        (_, Input::Surfaced | Input::Missed | Input::Nudged | Input::Delivered | Input::GivenUp) => {
+            return Err(Refusal::NotApplicable);
+        }
     };
 
     if matches!(input, Input::Claim) {
         n.epoch += 1;
         n.attempt += 1;
-        if !someone {
+        if !requester.wants_notices() {
             n.contract = n.contract.next(ContractInput::Surfaced).unwrap_or(n.contract);
         }
     }
-    if !matches!(input, Input::StartFailed { .. } | Input::Claim | Input::Progress { .. }) {
+    let keeps_failed_starts = matches!(
+        input,
+        Input::StartFailed { .. } | Input::Claim | Input::Progress { .. } | Input::AskToStop { .. }
+    );
+    if !keeps_failed_starts || status.is_terminal() {
         n.start_failures = 0;
+    }
+    if !status.is_running() {
+        n.is_cancelling = false;
     }
     if !matches!(status, S::RetryWait | S::Deferred) {
         n.due_ms = 0;
     }
     if status.is_terminal() {
-        n.contract = n.contract.next(ContractInput::Ended { someone }).unwrap_or(n.contract);
+        n.contract =
+            n.contract.next(ContractInput::Ended { someone: !requester.is_nobody() }).unwrap_or(n.contract);
     }
     n.status = status;
     n.rev += events.len() as u64;
     Ok(Transition { state: n, events })
+}
+
+/// What an input says of the contract alone, with its event.
+fn telling(input: Input) -> Option<(ContractInput, &'static [EventKind])> {
+    Some(match input {
+        Input::Surfaced => (ContractInput::Surfaced, &[EventKind::Acked]),
+        Input::Missed => (ContractInput::Missed, &[EventKind::SlaMissed]),
+        Input::Nudged => (ContractInput::Missed, &[EventKind::Nudged]),
+        Input::Delivered => (ContractInput::Delivered, &[EventKind::ReceiptDelivered]),
+        Input::GivenUp => (ContractInput::GivenUp, &[EventKind::ReceiptFailed]),
+        _ => return None,
+    })
 }
 
 fn epoch_of(input: Input) -> Option<u64> {
@@ -328,13 +407,20 @@ fn epoch_of(input: Input) -> Option<u64> {
         | Input::Finish { epoch }
         | Input::CancelObeyed { epoch }
         | Input::Release { epoch }
+        | Input::AskToStop { epoch }
         | Input::Lost { epoch } => Some(epoch),
         Input::Claim
         | Input::Defer { .. }
         | Input::Fired
+        | Input::Overstayed { .. }
         | Input::Cancel
         | Input::Bury { .. }
         | Input::Overdue
+        | Input::Surfaced
+        | Input::Missed
+        | Input::Nudged
+        | Input::Delivered
+        | Input::GivenUp
         | Input::Replay => None,
     }
 }
@@ -346,7 +432,7 @@ mod tests {
     use super::*;
 
     fn running() -> JobState {
-        next(&JobState::queued(3), Input::Claim, 1000, false).unwrap().state
+        next(&JobState::queued(3), Input::Claim, 1000, &Requester::Nobody).unwrap().state
     }
 
     #[test]
@@ -356,14 +442,15 @@ mod tests {
             (j.status, j.epoch, j.attempt, j.rev, j.contract),
             (Status::Running, 1, 1, 1, Contract::Acked)
         );
-        assert_eq!(next(&j, Input::Claim, 1000, false), Err(Refusal::LiveOwner));
+        assert_eq!(next(&j, Input::Claim, 1000, &Requester::Nobody), Err(Refusal::LiveOwner));
     }
 
     #[test]
     fn a_job_in_backoff_is_claimable_at_its_time_and_not_before() {
-        let j = next(&running(), Input::Retry { epoch: 1, at_ms: 5000 }, 1000, false).unwrap().state;
-        assert_eq!(next(&j, Input::Claim, 4999, false), Err(Refusal::NotDue));
-        assert_eq!(next(&j, Input::Claim, 5000, false).unwrap().state.epoch, 2);
+        let j =
+            next(&running(), Input::Retry { epoch: 1, at_ms: 5000 }, 1000, &Requester::Nobody).unwrap().state;
+        assert_eq!(next(&j, Input::Claim, 4999, &Requester::Nobody), Err(Refusal::NotDue));
+        assert_eq!(next(&j, Input::Claim, 5000, &Requester::Nobody).unwrap().state.epoch, 2);
     }
 
     // Shows
@@ -371,14 +458,14 @@ mod tests {
     fn budget_counts_charged_attempts_only() {
         let mut j = JobState::queued(3);
         for _ in 0..20 {
-            j = next(&j, Input::Claim, 1000, false).unwrap().state;
-            j = next(&j, Input::Release { epoch: j.epoch }, 1000, false).unwrap().state;
+            j = next(&j, Input::Claim, 1000, &Requester::Nobody).unwrap().state;
+            j = next(&j, Input::Release { epoch: j.epoch }, 1000, &Requester::Nobody).unwrap().state;
         }
         let mut runs = 0;
         loop {
-            j = next(&j, Input::Claim, u64::MAX, false).unwrap().state;
+            j = next(&j, Input::Claim, u64::MAX, &Requester::Nobody).unwrap().state;
             runs += 1;
-            match next(&j, Input::Retry { epoch: j.epoch, at_ms: 2000 }, 1000, false) {
+            match next(&j, Input::Retry { epoch: j.epoch, at_ms: 2000 }, 1000, &Requester::Nobody) {
                 Ok(t) => j = t.state,
                 Err(r) => {
                     assert_eq!(r, Refusal::Budget);
@@ -392,18 +479,23 @@ mod tests {
     // Shows: X-03
     #[test]
     fn a_late_result_is_fenced() {
-        let j = next(&running(), Input::Lost { epoch: 1 }, 1000, false).unwrap().state;
-        let j = next(&j, Input::Claim, 1000, false).unwrap().state;
-        assert_eq!(next(&j, Input::Finish { epoch: 1 }, 1000, false), Err(Refusal::Fenced));
-        assert_eq!(next(&j, Input::Finish { epoch: 2 }, 1000, false).unwrap().state.status, Status::Done);
+        let j = next(&running(), Input::Lost { epoch: 1 }, 1000, &Requester::Nobody).unwrap().state;
+        let j = next(&j, Input::Claim, 1000, &Requester::Nobody).unwrap().state;
+        assert_eq!(next(&j, Input::Finish { epoch: 1 }, 1000, &Requester::Nobody), Err(Refusal::Fenced));
+        assert_eq!(
+            next(&j, Input::Finish { epoch: 2 }, 1000, &Requester::Nobody).unwrap().state.status,
+            Status::Done
+        );
     }
 
     // Shows: A-11
     #[test]
     fn replay_resets_exactly_what_a_new_generation_needs() {
         let done =
-            next(&running(), Input::Fail { epoch: 1, code: ErrorCode::ExitCode }, 1000, false).unwrap().state;
-        let again = next(&done, Input::Replay, 1000, false).unwrap().state;
+            next(&running(), Input::Fail { epoch: 1, code: ErrorCode::ExitCode }, 1000, &Requester::Nobody)
+                .unwrap()
+                .state;
+        let again = next(&done, Input::Replay, 1000, &Requester::Nobody).unwrap().state;
         let want = JobState {
             status: Status::Queued,
             contract: Contract::Created,
@@ -415,16 +507,19 @@ mod tests {
             max_retries: done.max_retries,
             start_failures: 0,
             due_ms: 0,
+            is_cancelling: false,
             error: None,
         };
         assert_eq!(again, want);
-        assert_eq!(next(&again, Input::Replay, 1000, false), Err(Refusal::Open));
+        assert_eq!(next(&again, Input::Replay, 1000, &Requester::Nobody), Err(Refusal::Open));
     }
 
     #[test]
     fn a_timeout_is_its_own_terminal_state() {
         let j =
-            next(&running(), Input::Fail { epoch: 1, code: ErrorCode::Timeout }, 1000, false).unwrap().state;
+            next(&running(), Input::Fail { epoch: 1, code: ErrorCode::Timeout }, 1000, &Requester::Nobody)
+                .unwrap()
+                .state;
         assert_eq!(j.status, Status::TimedOut);
     }
 
@@ -450,7 +545,7 @@ mod tests {
         fn whatever_happens_revisions_are_gapless_and_an_outcome_stays(inputs in prop::collection::vec(any_input(), 0..60)) {
             let mut j = JobState::queued(1);
             for i in inputs {
-                if let Ok(t) = next(&j, i, 100, false) {
+                if let Ok(t) = next(&j, i, 100, &Requester::Nobody) {
                     prop_assert_eq!(t.state.rev, j.rev + t.events.len() as u64);
                     prop_assert!(t.state.epoch >= j.epoch);
                     prop_assert!(t.state.charged <= t.state.max_retries + 1);

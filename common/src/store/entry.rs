@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     clock::iso_millis,
-    domain::{Contract, JobId, Status, TypeName},
+    domain::{Contract, ErrorCode, JobId, Status, TypeName},
     wire::receipt::Draft,
 };
 
@@ -26,6 +26,19 @@ pub struct OutboxEntry {
     pub ended: String,
     /// Commit counter of the data set.
     pub commit: u64,
+    /// Receipts of the outcomes in it whose requesters wait: published with it, and confirmed before it is.
+    pub receipts: Vec<OutboxReceipt>,
+}
+
+/// A receipt on its way to a requester.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OutboxReceipt {
+    pub job: JobId,
+    pub generation: u32,
+    /// Who is to be told ([`crate::domain::Requester`] as JSON).
+    pub notify: String,
+    /// The receipt, byte for byte as the `finished` event has it.
+    pub body: String,
 }
 
 /// What all events of an entry share.
@@ -62,7 +75,7 @@ impl OutboxEntry {
 
     fn read(id: &str, packed: &[u8]) -> Result<Self, Unreadable> {
         let mut u = Unpacker::new(packed);
-        if u.byte("version")? != 1 {
+        if u.byte("version")? != 2 {
             return Err(Unreadable { field: "version", problem: "this release does not know it" });
         }
         let (commit, at_ms, suffix) = (u.u48("commit")?, u.u48("at")?, u.text("suffix")?);
@@ -74,27 +87,28 @@ impl OutboxEntry {
         // Packed events have about a quarter of their JSON.
         let mut body = String::with_capacity(packed.len() * 5 + 2);
         let (mut ended, mut started_at) = (String::new(), Moment::default());
+        let mut receipts = Vec::new();
         body.push('[');
         while !u.is_empty() {
             if body.len() > 1 {
                 body.push(',');
             }
-            event(&mut u, &head, &mut body, &mut ended, &mut started_at)?;
+            receipts.extend(event(&mut u, &head, &mut body, &mut ended, &mut started_at)?);
         }
         body.push(']');
-        Ok(Self { id: id.to_owned(), suffix: suffix.to_owned(), body, ended, commit })
+        Ok(Self { id: id.to_owned(), suffix: suffix.to_owned(), body, ended, commit, receipts })
     }
 }
 
 /// One event as JSON. Texts need no escaping: names have their alphabets, the key is a JSON string already, the trace context
-/// was checked by its form.
+/// was checked by its form. Gives the receipt of an outcome that somebody waits for.
 fn event(
     u: &mut Unpacker<'_>,
     head: &Head<'_>,
     out: &mut String,
     ended: &mut String,
     started_at: &mut Moment,
-) -> Result<(), Unreadable> {
+) -> Result<Option<OutboxReceipt>, Unreadable> {
     let unknown = |field| Unreadable { field, problem: "this release does not know it" };
     let status = Status::from_code(u.byte("status")?).ok_or(unknown("status"))?;
     let contract = Contract::from_code(u.byte("contract")?).ok_or(unknown("contract"))?;
@@ -102,7 +116,7 @@ fn event(
     let (epoch, started_ms) = (u.u48("epoch")?, u.u48("started")?);
     let (kind, job, job_type, key) = (u.text("kind")?, u.text("job")?, u.text("type")?, u.text("key")?);
     let (session, carrier, trace) = (u.text("session")?, u.text("carrier")?, u.text("trace")?);
-    let data = u.text("data")?;
+    let (data, notify) = (u.text("data")?, u.text("notify")?);
 
     let mut number = itoa::Buffer::new();
     for part in [r#"{"v":1,"job":""#, job, r#"","gen":"#, number.format(generation)] {
@@ -144,22 +158,35 @@ fn event(
         }
         ended.push_str(job);
         out.push_str(r#","data":{"receipt":"#);
+        let begin = out.len();
         if data.is_empty() {
             plain_receipt(out, job, generation, job_type, status, started_at.at(started_ms), trace)?;
         } else {
             out.push_str(data);
         }
-        for part in [r#","finished_at":""#, &head.at, r#""}}}"#] {
+        for part in [r#","finished_at":""#, &head.at, r#""}"#] {
             out.push_str(part);
         }
-        return Ok(());
+        let body = out.get(begin..).filter(|_| !notify.is_empty()).map(str::to_owned);
+        if body.is_some() {
+            out.push_str(r#","notify":"#);
+            out.push_str(notify);
+        }
+        out.push_str("}}");
+        let invalid = |_| Unreadable { field: "job", problem: "it is out of its range" };
+        return body
+            .map(|body| {
+                let job = JobId::new(job).map_err(invalid)?;
+                Ok(OutboxReceipt { job, generation, notify: notify.to_owned(), body })
+            })
+            .transpose();
     }
     if !data.is_empty() {
         out.push_str(r#","data":"#);
         out.push_str(data);
     }
     out.push('}');
-    Ok(())
+    Ok(None)
 }
 
 /// A receipt that says only what its event says, without its last brace.
@@ -176,6 +203,9 @@ fn plain_receipt(
     let id = JobId::new(job).map_err(|_| invalid("job"))?;
     let kind = TypeName::new(job_type).map_err(|_| invalid("type"))?;
     let mut draft = Draft::new(&id, generation, &kind, status.name());
+    if status == Status::Cancelled {
+        draft.error_code = Some(ErrorCode::Cancelled);
+    }
     draft.started_at = started_at;
     draft.trace = (!trace.is_empty()).then_some(trace);
     out.push_str(&draft.open_json());
@@ -189,7 +219,7 @@ mod tests {
 
     fn entry(suffix: &str) -> Packer {
         let mut p = Packer::default();
-        p.byte(1).u48(9).u48(1_795_261_790_120).text(suffix).text("s1");
+        p.byte(2).u48(9).u48(1_795_261_790_120).text(suffix).text("s1");
         p
     }
 
@@ -202,7 +232,8 @@ mod tests {
             .text(session)
             .text("JOBS:7")
             .text("")
-            .text(data);
+            .text(data)
+            .text("");
     }
 
     #[test]
@@ -247,6 +278,6 @@ mod tests {
         let mut bytes = p.into_bytes();
         bytes.truncate(bytes.len() - 1);
         let e = OutboxEntry::decode("1-0".into(), &bytes).unwrap_err().to_string();
-        assert!(e.contains("1-0") && e.contains("data"), "{e}");
+        assert!(e.contains("1-0") && e.contains("notify"), "{e}");
     }
 }

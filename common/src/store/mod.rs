@@ -4,6 +4,7 @@
 //! a retry of a call whose reply was lost gets the same answer. Owner of the layout: [`keys`], [`record`] and `entry`.
 //! Deliberately absent: publishing what the outbox holds (that is [`crate::relay`]).
 
+pub mod deadlines;
 mod entry;
 pub mod group;
 pub mod keys;
@@ -19,7 +20,8 @@ pub mod script;
 pub mod server;
 pub mod sessions;
 
-pub use entry::OutboxEntry;
+pub use deadlines::{DueAct, DueItem, DueReply, StopItem, StopReply, Telling, ToldItem, ToldReply};
+pub use entry::{OutboxEntry, OutboxReceipt};
 pub use group::Group;
 pub use keys::Keys;
 pub use login::Login;

@@ -12,7 +12,7 @@ use super::{
     packed::Packer,
     script::{Answer, Store, StoreError, pack},
 };
-use crate::domain::{ErrorCode, JobId, Status, ids::SessionId};
+use crate::domain::{ErrorCode, JobId, Requester, Status, ids::SessionId};
 
 /// One job to claim.
 #[derive(Debug, Clone)]
@@ -36,6 +36,13 @@ pub struct ClaimItem<'a> {
     pub adopt: Cow<'a, str>,
     /// 0: never.
     pub expires_ms: u64,
+    /// Within this time the start is told to a requester who wants notices.
+    pub ack_ms: u32,
+    /// Within this time progress is promised.
+    pub progress_ms: u32,
+    /// Who is to be told.
+    pub requester: &'a Requester,
+    pub summary: Cow<'a, str>,
 }
 
 /// The right to run one attempt.
@@ -50,6 +57,8 @@ pub struct Grant {
     pub rev: u64,
     /// Failed starts in a row before this one.
     pub start_failures: u32,
+    /// Until the finish deadline, where it comes before the time limit of the attempt; else 0.
+    pub limit_ms: u64,
 }
 
 /// A job that has its outcome.
@@ -84,6 +93,8 @@ pub enum ClaimReply {
     StaleGeneration,
     /// `expires_at` passed before the first start.
     Expired,
+    /// The finish deadline passed.
+    Overdue,
 }
 
 /// What became of an attempt, as its worker says.
@@ -165,6 +176,10 @@ pub struct ProgressItem {
     pub kind: &'static str,
     /// JSON object.
     pub data: String,
+    /// Within this time the next progress is promised.
+    pub progress_ms: u32,
+    /// Fingerprint of what it says ([`crate::domain::fingerprint`]).
+    pub print: String,
 }
 
 /// What became of a report.
@@ -178,7 +193,7 @@ pub enum ProgressReply {
 #[derive(Debug, Clone, Serialize)]
 pub struct SettleItem {
     pub id: String,
-    /// 1 cancel, 2 bury.
+    /// 1 cancel, 2 bury, 3 the finish deadline passed.
     pub verdict: u8,
     pub code: &'static str,
     pub receipt: String,
@@ -192,6 +207,8 @@ pub struct SettleItem {
     pub ack_subject: String,
     pub created_ms: u64,
     pub generation: u32,
+    /// Who is to be told ([`Requester`] as JSON), or empty.
+    pub notify: String,
 }
 
 /// What became of it.
@@ -243,6 +260,8 @@ pub struct Renewed {
     pub fenced: Vec<String>,
     /// `<id>:<epoch>` that Redis gives to the session and the worker does not run.
     pub orphans: Vec<String>,
+    /// `<id>:<epoch>` that somebody wants stopped.
+    pub stops: Vec<String>,
 }
 
 /// What opening a session told.
@@ -265,18 +284,22 @@ enum SessionAct {
     Expire = 3,
 }
 
+/// What every script is told: incarnation, call id, session, `keep` and `look` in milliseconds.
+pub(super) type Frame = (String, String, String, u64, u64);
+
 impl Store {
-    fn frame(&self, p: u32, session: Option<&SessionId>) -> (String, String, String, u64) {
-        let keep = u64::try_from(self.inner.options.keep.as_millis()).unwrap_or(u64::MAX / 2);
+    pub(super) fn frame(&self, p: u32, session: Option<&SessionId>) -> Frame {
+        let options = &self.inner.options;
         (
             self.incarnation(p),
             self.call_id(),
             session.map(ToString::to_string).unwrap_or_default(),
-            keep.max(1),
+            millis(options.keep).max(1),
+            millis(options.look_after).max(1),
         )
     }
 
-    fn job_keys<'a>(&self, ids: impl Iterator<Item = &'a str>, p: u32) -> Vec<String> {
+    pub(super) fn job_keys<'a>(&self, ids: impl Iterator<Item = &'a str>, p: u32) -> Vec<String> {
         ids.map(|id| self.keys().job_in(p, id)).collect()
     }
 
@@ -290,9 +313,9 @@ impl Store {
         outbox_cap: u64,
         items: &[ClaimItem<'_>],
     ) -> Result<Answer<Vec<ClaimReply>>, StoreError> {
-        let (inc, call, s, keep) = self.frame(p, Some(session));
+        let (inc, call, s, keep, look) = self.frame(p, Some(session));
         let keys = self.job_keys(items.iter().map(|i| i.id.as_ref()), p);
-        let frame = (inc, call, s, keep, outbox_cap);
+        let frame = (inc, call, s, keep, look, outbox_cap);
         let mut packed = Packer::with_capacity(items.len() * 160);
         for it in items {
             packed
@@ -309,7 +332,12 @@ impl Store {
                 .u32(it.max_retries)
                 .u48(it.timeout_ms)
                 .u32(it.generation)
-                .u48(it.expires_ms);
+                .u48(it.expires_ms)
+                .u32(it.ack_ms)
+                .u32(it.progress_ms)
+                .byte(u8::from(it.requester.wants_notices()))
+                .text(&it.requester.to_json())
+                .text(&it.summary);
         }
         self.call(&self.inner.scripts.claim, p, Some(session), &keys, &frame, packed.into_bytes()).await
     }
@@ -352,8 +380,8 @@ impl Store {
                 .text(&it.detail)
                 .u32(data_key);
         }
-        let (inc, call, s, keep) = self.frame(p, Some(session));
-        let frame = (inc, call, s, keep, n);
+        let (inc, call, s, keep, look) = self.frame(p, Some(session));
+        let frame = (inc, call, s, keep, look, n);
         self.call(&self.inner.scripts.finish, p, Some(session), &keys, &frame, packed.into_bytes()).await
     }
 
@@ -420,8 +448,8 @@ impl Store {
         let ids = || head.iter().filter(|h| !h.starts_with('@')).map(String::as_str);
         let mut keys = self.job_keys(ids(), p);
         keys.extend(ids().map(|id| self.keys().data_in(p, id)));
-        let (inc, call, s, _) = self.frame(p, None);
-        let frame = (inc, call, s, millis(keep));
+        let (inc, call, s, _, look) = self.frame(p, None);
+        let frame = (inc, call, s, millis(keep), look);
         let a: Answer<Vec<(u8, usize, usize, usize)>> =
             self.call(&self.inner.scripts.forget, p, None, &keys, &frame, pack(head)?).await?;
         let read = |(code, taken, deleted, kept)| (code == 0).then_some(Forgotten { taken, deleted, kept });
@@ -440,8 +468,8 @@ impl Store {
         ttl: Duration,
         running: &[String],
     ) -> Result<Renewed, StoreError> {
-        let (inc, call, s, keep) = self.frame(p, Some(session));
-        let frame = (inc, call, s, keep, millis(ttl));
+        let (inc, call, s, keep, look) = self.frame(p, Some(session));
+        let frame = (inc, call, s, keep, look, millis(ttl));
         only(self.call(&self.inner.scripts.renew, p, Some(session), &[], &frame, pack(running)?).await?)
     }
 
@@ -451,12 +479,13 @@ impl Store {
     pub async fn open(&self, jobs_created: &str, may_create: bool) -> Result<(), StoreError> {
         for p in 0..self.keys().partitions() {
             let fresh = ulid::Ulid::generate().to_string();
-            let (_, call, s, keep) = self.frame(p, None);
+            let (_, call, s, keep, look) = self.frame(p, None);
             let frame = (
                 fresh,
                 call,
                 s,
                 keep,
+                look,
                 SessionAct::Identity as u8,
                 0u64,
                 "",
@@ -517,8 +546,8 @@ impl Store {
         ttl: Duration,
         info: &str,
     ) -> Result<SessionState, StoreError> {
-        let (inc, call, s, keep) = self.frame(p, Some(session));
-        let frame = (inc, call, s, keep, act as u8, millis(ttl), info, "", 0u8);
+        let (inc, call, s, keep, look) = self.frame(p, Some(session));
+        let frame = (inc, call, s, keep, look, act as u8, millis(ttl), info, "", 0u8);
         let keys = [self.keys().session_info(p)];
         only(self.call(&self.inner.scripts.session, p, Some(session), &keys, &frame, Vec::new()).await?)
     }
@@ -535,6 +564,6 @@ fn only<R>(answer: Answer<Vec<R>>) -> Result<R, StoreError> {
     answer.results.into_iter().next().ok_or_else(|| StoreError::Decode("the reply has no result".into()))
 }
 
-fn millis(d: Duration) -> u64 {
+pub(super) fn millis(d: Duration) -> u64 {
     u64::try_from(d.as_millis()).unwrap_or(u64::MAX / 2)
 }

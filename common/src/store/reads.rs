@@ -68,6 +68,13 @@ impl Store {
         Ok(())
     }
 
+    /// The first `n` members of the due index whose deadline has passed by `now_ms`: earliest first.
+    pub async fn due(&self, p: u32, now_ms: u64, n: isize) -> Result<Vec<JobId>, StoreError> {
+        let ids: Vec<String> =
+            self.connection().zrangebyscore_limit(self.keys().due(p), 0, now_ms, 0, n).await?;
+        ids.iter().map(|id| JobId::new(id).map_err(|e| StoreError::Decode(e.to_string()))).collect()
+    }
+
     /// The first `n` elements of the list of ended jobs: `@<ms>`, then the ids of the jobs that ended at that moment.
     pub async fn ended(&self, p: u32, n: isize) -> Result<Vec<String>, StoreError> {
         Ok(self.connection().lrange(self.keys().ended(p), 0, n - 1).await?)
@@ -109,6 +116,8 @@ impl Store {
         let members: Vec<String> = self.connection().smembers(self.keys().run(p, session)).await?;
         members
             .iter()
+            // What begins so asks for a stop of the attempt.
+            .filter(|m| !m.starts_with('!'))
             .map(|m| parse_member(m).ok_or_else(|| StoreError::Decode(format!("run member {m:?}"))))
             .collect()
     }

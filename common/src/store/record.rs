@@ -5,7 +5,7 @@ use super::packed::{Unpacker, Unreadable};
 use crate::domain::{Contract, ErrorCode, JobState, Status};
 
 /// First byte of a record.
-const VERSION: u8 = 2;
+const VERSION: u8 = 3;
 
 /// What Redis knows of a job. Times are milliseconds of the store's clock, 0 for "not set"; texts are empty for "not set".
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,10 +21,17 @@ pub struct Record {
     pub start_failures: u32,
     pub due_ms: u64,
     pub started_ms: u64,
+    /// Time limit of the attempt that runs; before the first one: `expires_at`.
     pub deadline_ms: u64,
     pub created_ms: u64,
     pub finish_by_ms: u64,
     pub ended_ms: u64,
+    /// By when the next thing that is promised has to happen; the contract and the status say what ([`Record::state`]).
+    pub promise_ms: u64,
+    /// Tries of what is being told: the start, the nudge, the receipt.
+    pub told: u32,
+    /// The attempt that runs was asked to stop.
+    pub is_cancelling: bool,
     pub queue: String,
     pub job_type: String,
     /// A JSON string literal, or empty.
@@ -37,6 +44,14 @@ pub struct Record {
     pub code: String,
     /// Outbox entry of the last transition.
     pub entry: String,
+    /// Who is to be told ([`crate::domain::Requester`] as JSON), or empty.
+    pub notify: String,
+    /// Public, one line.
+    pub summary: String,
+    /// Fingerprint of the last report ([`crate::domain::fingerprint`]).
+    pub print: String,
+    /// Why the last try to tell did not surface.
+    pub tell_error: String,
 }
 
 impl Record {
@@ -61,10 +76,14 @@ impl Record {
         let (max_retries, start_failures) = (u.u32("max_retries")?, u.u32("start_failures")?);
         let (due_ms, started_ms, deadline_ms) = (u.u48("due")?, u.u48("started")?, u.u48("deadline")?);
         let (created_ms, finish_by_ms, ended_ms) = (u.u48("created")?, u.u48("finish_by")?, u.u48("ended")?);
+        let (promise_ms, told) = (u.u48("promise")?, u.u32("told")?);
+        let is_cancelling = u.byte("cancel")? == 1;
         let mut text = |field| u.text(field).map(str::to_owned);
         let (queue, job_type, key, trace) = (text("queue")?, text("type")?, text("key")?, text("trace")?);
         let (carrier, ack_subject, session) = (text("carrier")?, text("reply")?, text("session")?);
         let (code, _call, entry) = (text("code")?, text("call")?, text("entry")?);
+        let (notify, summary) = (text("notify")?, text("summary")?);
+        let (print, tell_error) = (text("print")?, text("tell_error")?);
         Ok(Self {
             status,
             contract,
@@ -81,6 +100,9 @@ impl Record {
             created_ms,
             finish_by_ms,
             ended_ms,
+            promise_ms,
+            told,
+            is_cancelling,
             queue,
             job_type,
             key,
@@ -90,6 +112,10 @@ impl Record {
             session,
             code,
             entry,
+            notify,
+            summary,
+            print,
+            tell_error,
         })
     }
 
@@ -106,6 +132,7 @@ impl Record {
             max_retries: self.max_retries,
             start_failures: self.start_failures,
             due_ms: self.due_ms,
+            is_cancelling: self.is_cancelling,
             error: if self.status.is_terminal() { ErrorCode::from_name(&self.code) } else { None },
         }
     }
@@ -122,7 +149,8 @@ mod tests {
         p.byte(VERSION).byte(4).byte(2).u32(1).u48(7).u48(2);
         p.u32(2).u32(1).u32(3).u32(0);
         p.u48(0).u48(10).u48(20).u48(5).u48(30).u48(0);
-        for s in ["default", "thumb", "", "", "JOBS:1", "ack", "s1", "", "call", "1-0"] {
+        p.u48(15).u32(1).byte(0);
+        for s in ["default", "thumb", "", "", "JOBS:1", "ack", "s1", "", "call", "1-0", "", "", "", ""] {
             p.text(s);
         }
         let mut bytes = p.into_bytes();

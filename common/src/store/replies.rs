@@ -5,10 +5,13 @@ use serde::{
     de::{self, SeqAccess, Visitor},
 };
 
-use super::ops::{
-    ClaimReply, Ended, FinishReply, Grant, LostReply, ProgressReply, ReplayReply, SettleReply, Settled,
+use super::{
+    deadlines::{DueReply, StopReply, ToldReply},
+    ops::{
+        ClaimReply, Ended, FinishReply, Grant, LostReply, ProgressReply, ReplayReply, SettleReply, Settled,
+    },
 };
-use crate::domain::Status;
+use crate::domain::{Contract, Status};
 
 macro_rules! tagged {
     ($type:ty, $what:literal, |$seq:ident| { $($tag:literal => $make:expr),+ $(,)? }) => {
@@ -62,6 +65,7 @@ tagged!(ClaimReply, "claim reply", |s| {
         started_ms: take(&mut s)?,
         rev: take(&mut s)?,
         start_failures: take(&mut s)?,
+        limit_ms: take(&mut s)?,
     }),
     1 => ClaimReply::LiveOwner { lease_ms: take(&mut s)? },
     2 => ClaimReply::NotDue { due_in_ms: take(&mut s)? },
@@ -70,6 +74,7 @@ tagged!(ClaimReply, "claim reply", |s| {
     5 => ClaimReply::Ended(ended(&mut s, false)?),
     6 => ClaimReply::StaleGeneration,
     7 => ClaimReply::Expired,
+    8 => ClaimReply::Overdue,
 });
 
 tagged!(FinishReply, "finish reply", |s| {
@@ -107,6 +112,35 @@ tagged!(SettleReply, "settle reply", |s| {
     }),
     1 => SettleReply::Running { status: status(&mut s)? },
     2 => SettleReply::Ended(ended(&mut s, true)?),
+});
+
+tagged!(DueReply, "due reply", |s| {
+    0 => DueReply::Applied(Settled {
+        status: status(&mut s)?,
+        ack_subject: take(&mut s)?,
+        carrier: take(&mut s)?,
+        generation: take(&mut s)?,
+        rev: take(&mut s)?,
+        epoch: take(&mut s)?,
+    }),
+    1 => DueReply::NotApplied,
+});
+
+fn contract<'de, A: SeqAccess<'de>>(seq: &mut A) -> Result<Contract, A::Error> {
+    let code: u8 = take(seq)?;
+    Contract::from_code(code).ok_or_else(|| de::Error::custom(format!("contract {code} is unknown")))
+}
+
+tagged!(ToldReply, "told reply", |s| {
+    0 => ToldReply::Applied { contract: contract(&mut s)?, rev: take(&mut s)?, tries: take(&mut s)? },
+    1 => ToldReply::NotApplied { contract: contract(&mut s)? },
+    2 => ToldReply::NoRecord,
+});
+
+tagged!(StopReply, "stop reply", |s| {
+    0 => StopReply::Asked { rev: take(&mut s)? },
+    1 => StopReply::NotRunning { status: status(&mut s)?, epoch: take(&mut s)? },
+    2 => StopReply::NoRecord,
 });
 
 tagged!(ReplayReply, "replay reply", |s| {

@@ -96,8 +96,10 @@ pub struct StoreOptions {
     pub call_timeout: Duration,
     /// How long a call is repeated before its error is given to the caller.
     pub retry_limit: Duration,
-    /// How long the record of an ended job is kept.
+    /// How long what is kept beside the record of a failed attempt is kept.
     pub keep: Duration,
+    /// What could be claimed and was not within this time is looked at.
+    pub look_after: Duration,
 }
 
 /// What a script answered.
@@ -122,6 +124,9 @@ pub(super) struct Scripts {
     pub(super) renew: Script,
     pub(super) session: Script,
     pub(super) forget: Script,
+    pub(super) due: Script,
+    pub(super) told: Script,
+    pub(super) stop: Script,
 }
 
 macro_rules! script {
@@ -146,6 +151,9 @@ impl Scripts {
             renew: script!("renew"),
             session: script!("session"),
             forget: script!("forget"),
+            due: script!("due"),
+            told: script!("told"),
+            stop: script!("stop"),
         }
     }
 }

@@ -141,7 +141,7 @@ impl Store {
     }
 
     /// Records by key; `None` where there is none.
-    pub(super) async fn records(&self, keys: &[String]) -> Result<Vec<Option<Record>>, StoreError> {
+    pub async fn records(&self, keys: &[String]) -> Result<Vec<Option<Record>>, StoreError> {
         if keys.is_empty() {
             return Ok(Vec::new());
         }

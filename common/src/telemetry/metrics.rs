@@ -114,6 +114,8 @@ metrics! {
     Reaper as reaper in "reaper" {
         /// Things that a rule repaired.
         actions: IntCounterVec = "surety_reaper_actions_total" ["rule"];
+        /// Deadlines of jobs that passed and were acted on, by kind.
+        deadlines: IntCounterVec = "surety_deadlines_total" ["kind"];
         /// Sessions that were not renewed in time and are taken apart: their worker died, froze or was cut off.
         sessions_expired: IntCounter = "surety_sessions_expired_total" [];
         /// Steps of a rule, by result (`ok`, `failed`, `timed_out`).

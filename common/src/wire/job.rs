@@ -10,7 +10,7 @@ use serde_json::value::RawValue;
 use crate::{
     clock::{format_span, parse_span},
     domain::{
-        ErrorCode, Job, JobId, QueueName, RetryPolicy, Terms, TypeName,
+        ErrorCode, Job, JobId, QueueName, Requester, RetryPolicy, Terms, TypeName,
         job::{KEY_CAP, META_CAP, META_ENTRIES, PAYLOAD_CAP, SUMMARY_CAP},
         text,
     },
@@ -52,6 +52,8 @@ pub struct JobDocument {
     pub retry: Option<RetryDocument>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub contract: Option<ContractDocument>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub notify: Option<NotifyDocument>,
     /// RFC 3339; a job that was not started by then fails with `expired`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<String>,
@@ -88,8 +90,20 @@ pub struct ContractDocument {
     pub timeout: Option<String>,
 }
 
+/// Who is told how the job goes.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NotifyDocument {
+    /// A NATS subject without wildcards, 1 to 256 bytes: gets each notice and the receipt as a request; the reply says that
+    /// it was seen.
+    pub subject: String,
+    /// Whether the start, and silence, are told besides the outcome; true when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub notices: Option<bool>,
+}
+
 /// Known fields by the object they stand in, for messages that name the nearest one.
-const FIELDS: [(&str, &[&str]); 3] = [
+const FIELDS: [(&str, &[&str]); 4] = [
     (
         "",
         &[
@@ -103,11 +117,13 @@ const FIELDS: [(&str, &[&str]); 3] = [
             "parent",
             "retry",
             "contract",
+            "notify",
             "expires_at",
         ],
     ),
     ("retry", &["max_retries", "backoff", "jitter"]),
     ("contract", &["ack", "progress", "finish", "timeout"]),
+    ("notify", &["subject", "notices"]),
 ];
 
 /// Why a document was refused.
@@ -256,6 +272,14 @@ pub fn check(doc: JobDocument, id: JobId, queue: QueueName) -> Result<Job, Refus
             note("retry.backoff", &"needs at least one delay above 0");
         }
     }
+    let requester =
+        match doc.notify.map(|n| Requester::new(&n.subject, n.notices.unwrap_or(true))).transpose() {
+            Ok(r) => r.unwrap_or_default(),
+            Err(e) => {
+                note("notify.subject", &e);
+                Requester::Nobody
+            }
+        };
     let expires_at = match doc.expires_at.as_deref().map(str::parse::<Timestamp>).transpose() {
         Ok(t) => t,
         Err(e) => {
@@ -275,6 +299,7 @@ pub fn check(doc: JobDocument, id: JobId, queue: QueueName) -> Result<Job, Refus
             parent,
             retry,
             terms,
+            requester,
             expires_at,
         }),
         _ => Err(Refused { code: ErrorCode::InvalidJob, problems }),
@@ -307,6 +332,12 @@ pub fn document(job: &Job) -> JobDocument {
         parent: job.parent.as_ref().map(ToString::to_string),
         retry,
         contract,
+        notify: match &job.requester {
+            Requester::Nobody => None,
+            Requester::Subject { subject, notices } => {
+                Some(NotifyDocument { subject: subject.clone(), notices: (!notices).then_some(false) })
+            }
+        },
         expires_at: job.expires_at.map(|t| t.to_string()),
     }
 }

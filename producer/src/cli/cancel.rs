@@ -5,10 +5,10 @@ use serde::Serialize;
 use surety_common::{
     broker::{BrokerError, dead::Obituary, pull::Delivery},
     connect::Connected,
-    domain::{ErrorCode, JobId, QueueName, Status, TypeName},
+    domain::{ErrorCode, JobId, QueueName, Requester, Status, TypeName},
     pace::Pace,
     store::{SettleItem, SettleReply, ops::Settled},
-    wire::{headers, receipt::Draft},
+    wire::{headers, job::parse, receipt::Draft},
 };
 
 use super::{
@@ -68,6 +68,7 @@ struct Target {
     job_type: TypeName,
     key: String,
     trace: String,
+    notify: String,
     carrier: String,
     created_ms: u64,
     generation: u32,
@@ -83,6 +84,7 @@ impl Target {
             // Records and events hold the key as a JSON string literal.
             key: field("key").map(|k| serde_json::Value::from(k).to_string()).unwrap_or_default(),
             trace: m.header(headers::TRACEPARENT).filter(|t| is_plain(t)).unwrap_or_default().to_owned(),
+            notify: requester(&m.payload),
             carrier: m.carrier().to_string(),
             created_ms: m.stored_ms,
             generation: generation(m),
@@ -95,11 +97,19 @@ impl Target {
             job_type: TypeName::unknown(),
             key: String::new(),
             trace: String::new(),
+            notify: String::new(),
             carrier: String::new(),
             created_ms: now_ms,
             generation: 1,
         }
     }
+}
+
+/// Who is to be told, as far as the document says it in a form that can be read.
+fn requester(document: &[u8]) -> String {
+    let read = parse(document).ok().and_then(|d| d.notify);
+    let requester = read.and_then(|n| Requester::new(&n.subject, n.notices.unwrap_or(true)).ok());
+    requester.unwrap_or_default().to_json().into_owned()
 }
 
 /// Whether a text can stand in an event as it is.
@@ -119,6 +129,7 @@ pub(super) async fn run(cx: &Context, args: CancelArgs) -> Result<(), Failure> {
             queue: r.queue,
             key: r.key,
             trace: r.trace,
+            notify: r.notify,
             carrier: r.carrier,
             created_ms: r.created_ms,
             generation: r.generation,
@@ -158,6 +169,7 @@ pub(super) async fn run(cx: &Context, args: CancelArgs) -> Result<(), Failure> {
         ack_subject: String::new(),
         created_ms: target.created_ms,
         generation: target.generation,
+        notify: target.notify,
     };
     let p = c.store.keys().partition(&id);
     let answer = c.store.settle(p, &[item]).await?;

@@ -199,6 +199,10 @@ impl Hand {
     async fn claim_carrier(&self, id: &JobId, queue: &str, m: &Delivery) -> ClaimReply {
         let body: serde_json::Value = serde_json::from_slice(&m.payload).unwrap();
         let item = ClaimItem {
+            ack_ms: 60_000,
+            progress_ms: 60_000,
+            requester: &surety_common::domain::Requester::Nobody,
+            summary: "".into(),
             id: id.to_string().into(),
             queue: queue.to_owned().into(),
             job_type: body["type"].as_str().unwrap().to_owned().into(),

@@ -3,7 +3,7 @@
 
 use surety_common::{
     broker::{decode::decode, place::Carrier},
-    domain::{ErrorCode, QueueName, TypeName},
+    domain::{ErrorCode, QueueName, Requester, TypeName},
     ending::{By, Ending, Outcome, end_job, json_string},
 };
 use tokio::sync::Mutex;
@@ -52,6 +52,10 @@ async fn bury(x: &Context, at: Carrier) -> Result<bool, RuleError> {
     let why = "the broker gave up: every worker that had the job died with it";
     let unknown = TypeName::unknown();
     let read = decode(&x.c.broker, &queue, &raw, &x.c.found.jobs_created);
+    let mut requester = Requester::Nobody;
+    if let Ok(d) = &read {
+        requester.clone_from(&d.job.requester);
+    }
     let (id, kind, key, generation, carrier) = match &read {
         Ok(d) => (&d.job.id, &d.job.kind, json_string(d.job.key.as_deref()), d.generation, &d.carrier),
         Err(u) => (&u.id, &unknown, String::new(), u.generation, &u.carrier),
@@ -76,6 +80,7 @@ async fn bury(x: &Context, at: Carrier) -> Result<bool, RuleError> {
         carrier,
         code: ErrorCode::MaxDeliver,
         why,
+        requester: &requester,
     };
     match end_job(&x.c, Some(&raw), &end).await? {
         Outcome::Running(_) => Ok(false),

@@ -1,5 +1,6 @@
 //! The rules, one file each.
 
+mod deadlines;
 mod expired_sessions;
 mod max_deliver;
 mod outbox_relay;
@@ -11,6 +12,7 @@ use crate::rule::Rule;
 pub(crate) fn all() -> Vec<Box<dyn Rule>> {
     vec![
         Box::new(expired_sessions::ExpiredSessions),
+        Box::new(deadlines::Deadlines),
         Box::new(outbox_relay::OutboxRelay::default()),
         Box::new(max_deliver::MaxDeliver::default()),
         Box::new(retention::Retention),

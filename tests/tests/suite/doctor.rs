@@ -154,8 +154,8 @@ async fn redis_is_watched_for_memory_persistence_and_its_data() {
     redis(&world, &["CONFIG", "SET", "maxmemory", "0"]).await;
 
     // A journal entry that nobody publishes, and a worker that nobody takes back.
-    // Version 1, no commit, no time; then the queue, no session, no events.
-    let entry = format!("\u{1}{}default\0\0", "\0".repeat(12));
+    // Version 2, no commit, no time; then the queue, no session, no events.
+    let entry = format!("\u{2}{}default\0\0", "\0".repeat(12));
     redis(&world, &["XADD", "surety:{p00}:outbox", "1-1", "e", &entry]).await;
     redis(&world, &["ZADD", "surety:{p00}:sessions", "1", "dead"]).await;
     let report = examine(&world, 1).await;

@@ -17,7 +17,7 @@ use proptest::{
 use redis::AsyncCommands;
 use surety_common::{
     domain::{
-        ErrorCode, EventKind, Input, JobId, JobState, Refusal, Status,
+        ErrorCode, EventKind, Input, JobId, JobState, Refusal, Requester, Status,
         ids::{Namespace, SessionId, TypeName},
         status::next,
     },
@@ -165,7 +165,7 @@ impl Known {
 
     /// Lets the machine decide, and keeps what it decided.
     fn apply(&mut self, state: &JobState, input: Input, now_ms: u64) -> Result<(), Refusal> {
-        let t = next(state, input, now_ms, false)?;
+        let t = next(state, input, now_ms, &Requester::Nobody)?;
         let told = t.events.iter().map(|e| {
             // A burial is told as failed already by its first event.
             (e.name(), t.state.generation, t.state.status.name())
@@ -222,6 +222,7 @@ impl Case {
             call_timeout: Duration::from_secs(5),
             retry_limit: Duration::from_secs(5),
             keep: HOUR,
+            look_after: HOUR,
         })
         .await
         .unwrap();
@@ -291,6 +292,10 @@ impl Case {
 
     fn claim_item(&self, job: usize, carrier: &str, generation: u32) -> ClaimItem<'static> {
         ClaimItem {
+            ack_ms: 60_000,
+            progress_ms: 60_000,
+            requester: &Requester::Nobody,
+            summary: "".into(),
             id: id(job).to_string().into(),
             queue: "default".into(),
             job_type: "t".into(),
@@ -404,7 +409,7 @@ impl Case {
         }
         let is_late = item.expires_ms != 0 && state.epoch == 0;
         let with_budget = JobState { max_retries: item.max_retries, ..state.clone() };
-        match (next(&with_budget, Input::Claim, now, false), reply) {
+        match (next(&with_budget, Input::Claim, now, &Requester::Nobody), reply) {
             (Err(Refusal::Terminal), ClaimReply::Ended(e)) => {
                 prop_assert_eq!(
                     (e.status, e.generation, e.epoch),
@@ -508,8 +513,14 @@ impl Case {
         let known = self.jobs[job].clone();
         let s = self.sessions[session].clone();
         let epoch = known.epoch(back);
-        let items =
-            [ProgressItem { id: id(job).to_string(), epoch, kind: "progress", data: r#"{"p":0.5}"#.into() }];
+        let items = [ProgressItem {
+            id: id(job).to_string(),
+            epoch,
+            kind: "progress",
+            data: r#"{"p":0.5}"#.into(),
+            progress_ms: 60_000,
+            print: String::new(),
+        }];
         let a = self.call(is_repeated, async |st| st.progress(0, &s, &items).await).await?;
         let k = &mut self.jobs[job];
         let done = match &known.state {
@@ -595,6 +606,7 @@ impl Case {
         let status = if is_cancel { Status::Cancelled } else { Status::Failed };
         let code = if is_cancel { ErrorCode::Cancelled } else { ErrorCode::InvalidJob };
         let items = [SettleItem {
+            notify: String::new(),
             id: id(job).to_string(),
             verdict: if is_cancel { 1 } else { 2 },
             code: code.name(),
@@ -715,8 +727,9 @@ impl Case {
                 "an ended job is in the list by which retention finds it"
             );
             if !r.status.is_terminal() {
+                prop_assert!(r.promise_ms > 0, "something is promised of every open job");
                 let deadline = if r.status.is_running() { r.deadline_ms } else { u64::MAX };
-                due_wanted.insert(id(job).to_string(), r.finish_by_ms.min(deadline));
+                due_wanted.insert(id(job).to_string(), r.finish_by_ms.min(deadline).min(r.promise_ms));
             }
         }
         let due: Vec<(String, f64)> = self.redis.zrange_withscores(keys.due(0), 0, -1).await.unwrap();

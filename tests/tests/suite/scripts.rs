@@ -56,6 +56,7 @@ pub(super) struct World {
 
 async fn connect(url: &str) -> Store {
     let store = Store::connect(StoreOptions {
+        look_after: Duration::from_secs(3600),
         url: url.into(),
         login: Default::default(),
         namespace: Namespace::new("surety").unwrap(),
@@ -144,6 +145,10 @@ impl World {
 
 pub(super) fn claim(job: &str) -> ClaimItem<'static> {
     ClaimItem {
+        ack_ms: 60_000,
+        progress_ms: 60_000,
+        requester: &surety_common::domain::Requester::Nobody,
+        summary: "".into(),
         id: job.to_owned().into(),
         queue: "default".into(),
         job_type: "t".into(),
@@ -181,12 +186,20 @@ fn retry(job: &str, epoch: u64) -> FinishItem {
 }
 
 fn progress(job: &str, epoch: u64, n: usize) -> ProgressItem {
-    ProgressItem { id: job.to_owned(), epoch, kind: "progress", data: format!(r#"{{"n":{n}}}"#) }
+    ProgressItem {
+        id: job.to_owned(),
+        epoch,
+        kind: "progress",
+        data: format!(r#"{{"n":{n}}}"#),
+        progress_ms: 60_000,
+        print: format!("{n}"),
+    }
 }
 
 fn bury(job: &str) -> SettleItem {
     let c = claim(job);
     SettleItem {
+        notify: String::new(),
         id: c.id.into_owned(),
         verdict: 2,
         code: ErrorCode::InvalidJob.name(),
@@ -568,6 +581,7 @@ async fn entries_are_cut_by_queue_and_size_and_an_outcome_comes_last() {
     // 40 burials with receipts of 20 KB: two subjects, several entries each, none over the cap.
     let before = w.outbox().await.len();
     let big = |n: usize| SettleItem {
+        notify: String::new(),
         receipt: format!(
             r#"{},"message":"{}""#,
             receipt(&format!("big{n}"), Status::Failed),

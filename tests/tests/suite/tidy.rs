@@ -404,7 +404,10 @@ fn the_layout_of_redis_is_documented() {
     let prelude = read("common/src/store/scripts/prelude.lua");
     let mut fields = Vec::new();
     for line in prelude.lines().filter(|l| {
-        l.starts_with("local V, ") || l.starts_with("local DUE, ") || l.starts_with("local QUEUE, ")
+        l.starts_with("local V, ")
+            || l.starts_with("local DUE, ")
+            || l.starts_with("local QUEUE, ")
+            || l.starts_with("local NOTIFY, ")
     }) {
         let names = line.trim_start_matches("local ").split(" = ").next().unwrap();
         fields.extend(names.split(", ").map(str::to_lowercase));

@@ -115,7 +115,8 @@ impl CommandHandler {
 
     fn judge(&self, heard: Heard, exit: Exit, timeout: Duration) -> Ended {
         let end = match (&exit.cause, exit.status) {
-            (Cause::Stopped(StopReason::Shutdown | StopReason::Cancelled), _) => return Ended::Stopped,
+            (Cause::Stopped(StopReason::Shutdown), _) => return Ended::Stopped,
+            (Cause::Stopped(StopReason::Cancelled), _) => return Ended::Cancelled,
             (Cause::Stopped(StopReason::Fenced) | Cause::TrustLost, _) => return Ended::Fenced,
             (Cause::TimedOut, _) => CommandEnd::TimedOut,
             (Cause::KeeperLost, _) => CommandEnd::Signal { oom: false },
@@ -179,6 +180,10 @@ async fn follow(running: &RunningAttempt, a: &Attempt) -> (Heard, Exit) {
             () = a.stop.fence.cancelled(), if !stopping => {
                 stopping = true;
                 stopper.stop(StopReason::Fenced);
+            }
+            () = a.stop.cancel.cancelled(), if !stopping => {
+                stopping = true;
+                stopper.stop(StopReason::Cancelled);
             }
             () = a.stop.abort.cancelled(), if !stopping => {
                 stopping = true;

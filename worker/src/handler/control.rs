@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde::Deserialize;
 use serde_json::{Value, value::RawValue};
 use surety_common::{
-    domain::{EventKind, JobId, ids::SessionId, job::EVENT_CAP, outcome::Said, text},
+    domain::{EventKind, JobId, fingerprint, ids::SessionId, job::EVENT_CAP, outcome::Said, text},
     store::{ProgressItem, ProgressReply},
 };
 use tokio_util::sync::CancellationToken;
@@ -110,6 +110,8 @@ pub(crate) struct Reports {
     pub(crate) session: Arc<SessionId>,
     pub(crate) id: JobId,
     pub(crate) epoch: u64,
+    /// Within this many milliseconds of a report the next one is promised.
+    pub(crate) progress_ms: u32,
     /// Cancelled when the store says that the attempt does not own the job any more.
     pub(crate) fence: CancellationToken,
 }
@@ -125,7 +127,9 @@ impl Reports {
     /// logged and costs the report, not the attempt (H-03).
     pub(crate) async fn send(&self, line: &Line) -> bool {
         let Some((kind, data)) = line.event() else { return true };
-        let item = ProgressItem { id: self.id.to_string(), epoch: self.epoch, kind: kind.name(), data };
+        let print = fingerprint(kind.name(), &data);
+        let (id, epoch, progress_ms) = (self.id.to_string(), self.epoch, self.progress_ms);
+        let item = ProgressItem { id, epoch, kind: kind.name(), data, progress_ms, print };
         match self.groups.report(self.partition, self.session.clone(), item).await {
             Ok(ProgressReply::Journaled { .. }) => true,
             Ok(ProgressReply::Fenced) => {

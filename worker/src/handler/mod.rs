@@ -100,6 +100,8 @@ pub(crate) enum Ended {
     },
     /// The attempt was stopped at shutdown: to be handed back.
     Stopped,
+    /// The attempt was stopped because its job is to be cancelled.
+    Cancelled,
     /// The lease is gone: nothing may be written.
     Fenced,
 }
@@ -128,6 +130,8 @@ pub(crate) struct Stop {
     pub(crate) abort: CancellationToken,
     /// The lease is lost, or the attempt is fenced: die without a word.
     pub(crate) fence: CancellationToken,
+    /// The job is to be cancelled: stop, then say so.
+    pub(crate) cancel: CancellationToken,
 }
 
 /// One attempt, as handlers see it.

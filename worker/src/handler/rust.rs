@@ -59,6 +59,10 @@ impl RustHandler {
                 ask.cancel();
                 Ended::Stopped
             }
+            () = a.stop.cancel.cancelled() => {
+                ask.cancel();
+                Ended::Cancelled
+            }
             () = tokio::time::sleep(a.timeout) => {
                 ask.cancel();
                 failed(ErrorCode::Timeout, FailureClass::Retryable, format!("time limit of {} reached", format_span(a.timeout)))

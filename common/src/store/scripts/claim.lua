@@ -1,32 +1,37 @@
 -- claim: the right to run one attempt of each job, or the reason why not.
--- ARGV[1] adds: [5] most outbox entries (count).
+-- ARGV[1] adds: [6] most outbox entries (count).
 -- Item, packed: id, queue, type, key (JSON string or ''), trace, carrier, ack subject, adopt (carrier that vanished, or ''),
---        created ms, finish ms, max retries, timeout ms, generation, expires ms (0 = never)
--- Result: {0, epoch, attempt, charged, gen, started ms, rev, start failures} granted
+--        created ms, finish ms, max retries, timeout ms, generation, expires ms (0 = never), ack ms, progress ms, whether the
+--        requester gets notices (1; otherwise the claim itself acknowledges), notify (JSON object or ''), summary
+-- Result: {0, epoch, attempt, charged, gen, started ms, rev, start failures, limit ms} granted; the limit is 0 unless the
+--         finish deadline comes before the time limit of the attempt
 --         {1, ms} live owner: its lease ends in    {2, ms} not due: due in
 --         {3, carrier} second carrier: the recorded one
 --         {4, status, gen, epoch, code} ended and journaled    {5, status, gen, epoch, code} ended, its entry is in entries
---         {6} carrier of an older generation    {7} expires_at passed before the first start
+--         {6} carrier of an older generation    {7} expires_at passed before the first start    {8} finish deadline passed
 -- Second call: a job claimed by this very call id is granted again, with the same epoch.
 
-local ITEM = '<ssssssssI6I6I4I6I4I6'
+local ITEM = '<ssssssssI6I6I4I6I4I6I4I4Bss'
 local n = #KEYS - FIRST_JOB
 local code = open_frame(n)
 if code ~= 0 then return reply(code) end
 local lease = redis.call('ZSCORE', KEYS[4], session)
 if not lease or tonumber(lease) <= now then return reply(3) end
-if redis.call('XLEN', KEYS[3]) > frame[5] then return reply(4) end
+if redis.call('XLEN', KEYS[3]) > frame[6] then return reply(4) end
 raise_commit()
 
+-- Until the finish deadline, where it comes before the time limit of the attempt.
+local function cut_limit(rec) return rec[DEADLINE] == rec[FINISH_BY] and rec[DEADLINE] - rec[STARTED] or 0 end
+
 local function grant(rec)
-  return { 0, rec[EPOCH], rec[ATTEMPT], rec[CHARGED], rec[GEN], rec[STARTED], rec[REV], rec[STARTFAILS] }
+  return { 0, rec[EPOCH], rec[ATTEMPT], rec[CHARGED], rec[GEN], rec[STARTED], rec[REV], rec[STARTFAILS], cut_limit(rec) }
 end
 
 local running, granted = {}, {}
 local items, place = ARGV[3], 1
 for i = 1, n do
-  local id, queue, type_, key, trace, carrier, ack, adopt, created, finish_ms, max_retries, timeout_ms, generation, expires, after =
-    struct.unpack(ITEM, items, place)
+  local id, queue, type_, key, trace, carrier, ack, adopt, created, finish_ms, max_retries, timeout_ms, generation, expires,
+    ack_ms, progress_ms, notices, notify, summary, after = struct.unpack(ITEM, items, place)
   place = after
   local rec = record(i)
   if rec and rec[CALL] == call and is_running(rec) and rec[CARRIER] == carrier and not granted[id] then
@@ -35,7 +40,7 @@ for i = 1, n do
     result(i, grant(rec))
   else
     if not rec then
-      rec = fresh(queue, type_, key, trace, carrier, ack, created, created + finish_ms, max_retries)
+      rec = fresh(queue, type_, key, trace, carrier, ack, created, created + finish_ms, max_retries, notify, summary)
       rec[GEN] = generation
     elseif generation > rec[GEN] and is_terminal(rec) then
       -- The carrier of a replay arrived before the replay was recorded. Saved here, because the claim itself may be refused.
@@ -56,18 +61,26 @@ for i = 1, n do
       result(i, { 2, rec[DUE] - now })
     elseif expires > 0 and expires <= now and rec[EPOCH] == 0 then
       result(i, { 7 })
+    elseif rec[FINISH_BY] <= now then
+      result(i, { 8 })
     else
       rec[STATUS], rec[EPOCH], rec[ATTEMPT] = RUNNING, rec[EPOCH] + 1, rec[ATTEMPT] + 1
-      if rec[CONTRACT] == C_CREATED then rec[CONTRACT] = C_ACKED end
       rec[SESSION], rec[CARRIER], rec[REPLY], rec[TRACE] = session, carrier, ack, trace
-      rec[STARTED], rec[DEADLINE], rec[DUE], rec[MAXR] = now, now + timeout_ms, 0, max_retries
+      rec[STARTED], rec[DEADLINE], rec[DUE], rec[MAXR] = now, math.min(now + timeout_ms, rec[FINISH_BY]), 0, max_retries
+      rec[NOTIFY], rec[SUMMARY] = notify, summary
+      if rec[CONTRACT] == C_CREATED and notices == 1 then
+        rec[PROMISE], rec[TOLD] = now + ack_ms, 0
+      else
+        if rec[CONTRACT] == C_CREATED then rec[CONTRACT] = C_ACKED end
+        promise_progress(rec, progress_ms)
+      end
       emit(rec, id, 'started', '')
       save(i, rec, id)
       -- The same message may stand twice in one call: the second is a second owner like any other.
       granted[id] = true
       running[#running + 1] = id .. ':' .. text_of[rec[EPOCH]]
-      -- All first starts of first generations have one answer.
-      if rec[REV] == 1 and rec[GEN] == 1 then same_result(i, 'first', grant, rec) else result(i, grant(rec)) end
+      -- All first starts of first generations have one answer, where no finish deadline is near.
+      if rec[REV] == 1 and rec[GEN] == 1 and cut_limit(rec) == 0 then same_result(i, 'first', grant, rec) else result(i, grant(rec)) end
     end
   end
 end

@@ -1,14 +1,14 @@
 -- finish: what became of each attempt. Fenced by epoch and session.
--- ARGV[1] adds: [5] number of items.
+-- ARGV[1] adds: [6] number of items.
 -- Item, packed: id, epoch, verdict, code, delay ms, receipt (JSON object without its last brace, or ''),
 --        data (JSON object without its last brace), detail (JSON for the data key or ''), position of the data key (0 = none)
--- Verdict: 1 done, 2 failed for good (code timeout: timed out), 3 retry after delay, 4 released, 5 start failed, again
---          after delay, 6 cancel obeyed
+-- Verdict: 1 done, 2 failed for good (codes timeout, finish_deadline: timed out), 3 retry after delay, 4 released, 5 start
+--          failed, again after delay, 6 cancel obeyed. 3 to 5 of a job that was to be cancelled: it is.
 -- Result: {0, status, rev} applied    {1, status, epoch} fenced    {2} no record    {3} retry budget spent: nothing written
 -- Second call: a verdict that this very call id applied is answered as applied.
 
 local ITEM = '<sI6BsI6sssI4'
-local n = frame[5]
+local n = frame[6]
 local code = open_frame(n)
 if code ~= 0 then return reply(code) end
 raise_commit()
@@ -29,25 +29,34 @@ for i = 1, n do
     result(i, { 0, rec[STATUS], rec[REV] })
   elseif not owns(rec, epoch) then
     result(i, { 1, rec[STATUS], rec[EPOCH] })
-  elseif verdict == 3 and rec[CHARGED] >= rec[MAXR] then
+  elseif verdict == 3 and rec[CHARGED] >= rec[MAXR] and rec[CANCEL] == 0 then
     -- An attempt whose verdict was not taken still runs, and must be found when its session expires.
     is_taken = false
     result(i, { 3 })
   else
+    local was_asked = rec[CANCEL] == 1
+    if was_asked then
+      if verdict >= 3 then verdict, receipt = 6, verdict == 6 and receipt or '' end
+      gone[#gone + 1] = '!' .. id .. ':' .. text_of[epoch]
+    end
     if verdict ~= 5 then rec[STARTFAILS] = 0 end
     if verdict == 1 then
       emit_finished(rec, id, DONE, '', receipt)
     elseif verdict == 2 then
       rec[CHARGED] = rec[CHARGED] + 1
-      emit_finished(rec, id, error_code == 'timeout' and TIMED_OUT or FAILED, error_code, receipt)
+      local is_late = error_code == 'timeout' or error_code == 'finish_deadline'
+      emit_finished(rec, id, is_late and TIMED_OUT or FAILED, error_code, receipt)
     elseif verdict == 3 then
-      rec[CHARGED], rec[STATUS], rec[DUE], rec[CODE] = rec[CHARGED] + 1, RETRY_WAIT, now + delay_ms, error_code
+      rec[CHARGED], rec[STATUS], rec[CODE] = rec[CHARGED] + 1, RETRY_WAIT, error_code
+      wait_until(rec, now + delay_ms)
       emit(rec, id, 'attempt_failed', data .. ',"retry_at":"' .. iso(rec[DUE]) .. '"}')
     elseif verdict == 4 then
-      rec[STATUS], rec[DUE] = QUEUED, 0
+      rec[STATUS] = QUEUED
+      wait_until(rec, 0)
       emit(rec, id, 'released', data .. '}')
     elseif verdict == 5 then
-      rec[STATUS], rec[DUE], rec[CODE] = DEFERRED, now + delay_ms, error_code
+      rec[STATUS], rec[CODE] = DEFERRED, error_code
+      wait_until(rec, now + delay_ms)
       rec[STARTFAILS], rec[ATTEMPT] = rec[STARTFAILS] + 1, rec[ATTEMPT] - 1
       emit(rec, id, 'deferred', data .. ',"until":"' .. iso(rec[DUE]) .. '"}')
     else

@@ -3,7 +3,7 @@
 --        caller read them: "@<ms>", then ids.
 -- KEYS: the records of the ids in the items, then their `data` keys.
 -- Result: {0, elements taken, records deleted, jobs put back} or {1, 0, 0, 0}: the list begins otherwise by now
--- Put back at the end: what is not journaled yet, and what cannot be read. Passed over: what has ended again since (it stands in
+-- Put back at the end: what is not journaled yet, whose requester is not told yet, and what cannot be read. Passed over: what has ended again since (it stands in
 -- the list once more), is open again, or is gone.
 -- Second call: the list begins otherwise; {1}.
 
@@ -36,7 +36,9 @@ for h = 1, #head do
     if not ok then
       kept[#kept + 1] = id
     elseif rec and is_terminal(rec) and rec[ENDED] <= since then
-      if rec[ENTRY] ~= '' and #redis.call('XRANGE', KEYS[3], rec[ENTRY], rec[ENTRY]) > 0 then
+      if not is_told(rec) then
+        kept[#kept + 1] = id
+      elseif rec[ENTRY] ~= '' and #redis.call('XRANGE', KEYS[3], rec[ENTRY], rec[ENTRY]) > 0 then
         kept[#kept + 1] = id
       else
         emit(rec, id, 'deleted', '')

@@ -1,5 +1,6 @@
 -- lost: attempts of a session that expired. The session of the frame is the expired one.
--- Item: {id, epoch, receipt (JSON object without its last brace) in case the budget is spent, data (the same)}
+-- Item: {id, epoch, receipt (JSON object without its last brace) in case the budget is spent, data (the same)}. A job that was
+--       to be cancelled is, with a receipt that says only so.
 -- Result: {0, status, ack subject, carrier, gen, rev} applied    {1} not running under this session and epoch any more
 -- KEYS[7+n] adds: sessinfo, hash: forgets the session when it owns nothing any more.
 -- Reply code 3: the session is alive: nothing was written.
@@ -19,13 +20,8 @@ for i = 1, #items do
   local rec = record(i)
   if owns(rec, epoch) then
     local ack = rec[REPLY]
-    rec[CHARGED] = rec[CHARGED] + 1
-    if rec[CHARGED] > rec[MAXR] then
-      emit_finished(rec, id, FAILED, 'attempts_exhausted', it[3])
-    else
-      rec[STATUS], rec[DUE], rec[CODE], rec[STARTFAILS] = RETRY_WAIT, now, 'lost', 0
-      emit(rec, id, 'lost', it[4] .. '}')
-    end
+    if rec[CANCEL] == 1 then gone[#gone + 1] = '!' .. id .. ':' .. text_of[epoch] end
+    lose(rec, id, now, it[3], it[4])
     rec[SESSION] = ''
     save(i, rec, id)
     result(i, { 0, rec[STATUS], ack, rec[CARRIER], rec[GEN], rec[REV] })

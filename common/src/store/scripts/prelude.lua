@@ -9,7 +9,7 @@
 --   KEYS[6] ended     list    ended jobs in the order of their ends, for retention: "@<ms>", then the ids of that moment
 --   KEYS[7..6+n]      string  records of the n jobs, in the order of the items
 --   KEYS[7+n..]       string  their `data` keys, where an item names one by position
---   ARGV[1] msgpack array  {incarnation, call id, session, keep ms, ...script's own}
+--   ARGV[1] msgpack array  {incarnation, call id, session, keep ms, look ms, ...script's own}
 --   ARGV[2] msgpack array  outbox entry ids that JetStream confirmed: trimmed here
 --   ARGV[3] the items: a msgpack array, or packed one after the other where the script says so
 -- Reply: array of strings: msgpack {code, now ms}; the results, one msgpack value after the other; then for each entry: id, text.
@@ -20,20 +20,29 @@
 -- Second call with the same call id: the same results; nothing is written twice.
 
 -- A record in memory: `true` (what `pcall` said when it was read), the fields, then the bytes of a newer release's fields.
-local VERSION, RECORD = 2, '<BBBI4I6I6I4I4I4I4I6I6I6I6I6I6ssssssssss'
+local VERSION, RECORD = 3, '<BBBI4I6I6I4I4I4I4I6I6I6I6I6I6I6I4Bssssssssssssss'
 local V, STATUS, CONTRACT, GEN, REV, EPOCH, ATTEMPT, CHARGED, MAXR, STARTFAILS = 2, 3, 4, 5, 6, 7, 8, 9, 10, 11
-local DUE, STARTED, DEADLINE, CREATED, FINISH_BY, ENDED = 12, 13, 14, 15, 16, 17
-local QUEUE, TYPE, KEY, TRACE, CARRIER, REPLY, SESSION, CODE, CALL, ENTRY = 18, 19, 20, 21, 22, 23, 24, 25, 26, 27
-local MORE = 28
+-- DEADLINE: time limit of the attempt that runs; before the first one: `expires_at`, or 0. PROMISE: by when the next thing that
+-- is promised has to happen (0: nothing is): created: the start is told; acked, progressing: progress; sla_missed: the nudge;
+-- not running: the job is claimed (or somebody looks why not); terminal_pending: the receipt is delivered. TOLD: tries of what
+-- is being told. CANCEL: 1 once the attempt that runs was asked to stop.
+local DUE, STARTED, DEADLINE, CREATED, FINISH_BY, ENDED, PROMISE, TOLD, CANCEL = 12, 13, 14, 15, 16, 17, 18, 19, 20
+local QUEUE, TYPE, KEY, TRACE, CARRIER, REPLY, SESSION, CODE, CALL, ENTRY = 21, 22, 23, 24, 25, 26, 27, 28, 29, 30
+-- NOTIFY: who is to be told (JSON object, or '' for nobody). SUMMARY: public, one line. PRINT: fingerprint of the last report.
+-- TELL_ERROR: why the last try to tell did not surface.
+local NOTIFY, SUMMARY, PRINT, TELL_ERROR = 31, 32, 33, 34
+local MORE = 35
 
 local QUEUED, SCHEDULED, DEFERRED, RUNNING, WAITING_INPUT, RETRY_WAIT = 1, 2, 3, 4, 5, 6
 local DONE, FAILED, CANCELLED, TIMED_OUT = 7, 8, 9, 10
 local C_CREATED, C_ACKED, C_PROGRESSING, C_SLA_MISSED, C_TERMINAL_PENDING, C_TERMINAL_ACKED, C_TERMINAL_FAILED = 1, 2, 3, 4, 5, 6, 7
 local ENTRY_CAP = 262144
+-- Until its receipt is looked for, where a requester waits (ms).
+local RECEIPT_WITHIN = 60000
 local FIRST_JOB = 6
 
 local frame = cmsgpack.unpack(ARGV[1])
-local incarnation, call, session, keep = frame[1], frame[2], frame[3], frame[4]
+local incarnation, call, session, keep, look = frame[1], frame[2], frame[3], frame[4], frame[5]
 local clock = redis.call('TIME')
 local now = tonumber(clock[1]) * 1000 + math.floor(tonumber(clock[2]) / 1000)
 
@@ -84,16 +93,25 @@ local function iso(ms)
 end
 local function is_terminal(rec) return rec[STATUS] >= DONE end
 local function is_running(rec) return rec[STATUS] == RUNNING or rec[STATUS] == WAITING_INPUT end
+local function is_told(rec) return rec[CONTRACT] >= C_TERMINAL_ACKED end
 local function owns(rec, epoch) return rec and is_running(rec) and rec[EPOCH] == epoch and rec[SESSION] == session end
 
-local function fresh(queue, type_, key, trace, carrier, reply_, created, finish_by, max_retries)
-  return { true, VERSION, QUEUED, C_CREATED, 1, 0, 0, 0, 0, max_retries, 0, 0, 0, 0, created, finish_by, 0,
-    queue, type_, key, trace, carrier, reply_, '', '', '', '', '' }
+local function fresh(queue, type_, key, trace, carrier, reply_, created, finish_by, max_retries, notify, summary)
+  return { true, VERSION, QUEUED, C_CREATED, 1, 0, 0, 0, 0, max_retries, 0, 0, 0, 0, created, finish_by, 0, 0, 0, 0,
+    queue, type_, key, trace, carrier, reply_, '', '', '', '', notify, summary, '', '', '' }
+end
+
+-- The one place where progress is promised anew: by a start that was told, and by every kind of progress.
+local function promise_progress(rec, within) rec[PROMISE], rec[TOLD], rec[TELL_ERROR] = now + within, 0, '' end
+
+-- What waits is to be claimed when it is due; where it is not within `look`, the reaper looks why.
+local function wait_until(rec, due)
+  rec[DUE], rec[PROMISE], rec[DEADLINE] = due, math.max(due, now) + look, 0
 end
 
 -- Journal: events gather in one bucket per subject; a bucket becomes one outbox entry, one journal message. An entry is a
 -- head and its events, packed; whoever publishes it writes them out as JSON (`store/entry.rs`).
-local ENTRY_HEAD, EVENT = '<BI6I6ss', '<BBI4I6I4I6I6ssssssss'
+local ENTRY_HEAD, EVENT = '<BI6I6ss', '<BBI4I6I4I6I6sssssssss'
 -- What an event may become as JSON, beyond its texts.
 local EVENT_JSON = 700
 local commit = 0
@@ -108,7 +126,7 @@ end
 local function flush(bucket)
   local events = bucket.events
   if #events < 2 then return end
-  events[1] = struct.pack(ENTRY_HEAD, 1, commit, now, bucket.suffix, session)
+  events[1] = struct.pack(ENTRY_HEAD, 2, commit, now, bucket.suffix, session)
   local text = table.concat(events)
   local id = redis.call('XADD', KEYS[3], '*', 'e', text)
   for i = 1, #bucket.recs do bucket.recs[i][ENTRY] = id end
@@ -129,7 +147,8 @@ local function emit(rec, id, kind, data)
   local rev = rec[REV] + 1
   rec[REV] = rev
   local text = struct.pack(EVENT, rec[STATUS], rec[CONTRACT], rec[GEN], rev, rec[ATTEMPT], rec[EPOCH], rec[STARTED], kind, id,
-    rec[TYPE], rec[KEY], rec[SESSION] == session and '=' or rec[SESSION], rec[CARRIER], rec[TRACE], data)
+    rec[TYPE], rec[KEY], rec[SESSION] == session and '=' or rec[SESSION], rec[CARRIER], rec[TRACE], data,
+    kind == 'finished' and rec[NOTIFY] or '')
   local suffix = rec[QUEUE]
   if kind == 'finished' then suffix = suffix .. '.ended' end
   local bucket = buckets[suffix]
@@ -148,11 +167,30 @@ end
 
 -- The last event of a generation: its receipt's bytes are fixed here, by what stands in the event and the store's clock.
 local function emit_finished(rec, id, status, code, receipt)
-  rec[STATUS], rec[CODE], rec[ENDED], rec[DUE], rec[STARTFAILS] = status, code, now, 0, 0
-  -- Nobody to tell, so the notification is settled with the outcome (requesters come with the contract rules).
-  if rec[CONTRACT] < C_TERMINAL_PENDING then rec[CONTRACT] = C_TERMINAL_ACKED end
+  rec[STATUS], rec[CODE], rec[ENDED], rec[DUE], rec[STARTFAILS], rec[CANCEL] = status, code, now, 0, 0, 0
+  rec[PROMISE], rec[TOLD], rec[TELL_ERROR] = 0, 0, ''
+  if rec[CONTRACT] < C_TERMINAL_PENDING then
+    -- Nobody to tell: the notification is settled with the outcome.
+    rec[CONTRACT] = rec[NOTIFY] == '' and C_TERMINAL_ACKED or C_TERMINAL_PENDING
+  end
+  if rec[CONTRACT] == C_TERMINAL_PENDING then rec[PROMISE] = now + RECEIPT_WITHIN end
   emit(rec, id, 'finished', receipt)
-  rec[SESSION], rec[REPLY], rec[TRACE] = '', '', ''
+  rec[SESSION], rec[REPLY], rec[TRACE], rec[SUMMARY], rec[PRINT] = '', '', '', '', ''
+end
+
+-- The attempt that runs is no more: again from `due` on; not where the budget is spent, or somebody wants the job cancelled.
+-- `data`: a JSON object without its last brace.
+local function lose(rec, id, due, receipt, data)
+  rec[CHARGED] = rec[CHARGED] + 1
+  if rec[CANCEL] == 1 then
+    emit_finished(rec, id, CANCELLED, 'cancelled', '')
+  elseif rec[CHARGED] > rec[MAXR] then
+    emit_finished(rec, id, FAILED, 'attempts_exhausted', receipt)
+  else
+    rec[STATUS], rec[CODE], rec[STARTFAILS] = RETRY_WAIT, 'lost', 0
+    wait_until(rec, due)
+    emit(rec, id, 'lost', data .. '}')
+  end
 end
 
 -- Another generation of an ended job, carried by this message: everything that belongs to the one before is reset, but for
@@ -160,7 +198,7 @@ end
 local function regenerate(rec, id, carrier, reply_, created, finish_by, data)
   rec[STATUS], rec[CONTRACT], rec[GEN] = QUEUED, C_CREATED, rec[GEN] + 1
   rec[ATTEMPT], rec[CHARGED], rec[STARTFAILS], rec[CODE], rec[ENDED] = 0, 0, 0, '', 0
-  rec[STARTED], rec[DEADLINE] = 0, 0
+  rec[STARTED], rec[DEADLINE], rec[PROMISE], rec[TOLD], rec[CANCEL], rec[TELL_ERROR] = 0, 0, now + look, 0, 0, ''
   rec[CARRIER], rec[REPLY], rec[CREATED], rec[FINISH_BY] = carrier, reply_, created, finish_by
   emit(rec, id, 'replayed', data)
 end
@@ -178,7 +216,7 @@ local function unpack_record(raw, key)
 end
 
 local function pack_record(rec)
-  local text = struct.pack(RECORD, unpack(rec, V, ENTRY))
+  local text = struct.pack(RECORD, unpack(rec, V, TELL_ERROR))
   return rec[MORE] == '' and text or text .. rec[MORE]
 end
 
@@ -213,34 +251,37 @@ local function raise_commit() commit = redis.call('HINCRBY', KEYS[1], 'commit', 
 -- Two items of one call may name the same job: the second must see what the first did.
 local function record(i) return recs[first[i]] end
 
+-- The one member of a job in the due index: its earliest deadline.
+local function index(id, score)
+  local n = #due_add
+  due_add[n + 1], due_add[n + 2] = text_of[score], id
+end
+
 local function save(i, rec, id)
   rec[CALL] = call
   recs[first[i]] = rec
   changed[#changed + 1] = first[i]
   if is_terminal(rec) then
-    due_rem[#due_rem + 1] = id
-    ended[#ended + 1] = id
+    if rec[ENDED] == now then ended[#ended + 1] = id end
+    if is_told(rec) then due_rem[#due_rem + 1] = id else index(id, rec[PROMISE]) end
   else
     local score = rec[FINISH_BY]
-    if is_running(rec) and rec[DEADLINE] < score then score = rec[DEADLINE] end
-    local n = #due_add
-    due_add[n + 1], due_add[n + 2] = text_of[score], id
+    if rec[DEADLINE] > 0 and rec[DEADLINE] < score then score = rec[DEADLINE] end
+    if rec[PROMISE] > 0 and rec[PROMISE] < score then score = rec[PROMISE] end
+    index(id, score)
   end
 end
 
 local function write_back()
   flush_all()
-  if #changed == 0 then return end
   for c = 1, #changed do
     local i = changed[c]
     sets[2 * c - 1], sets[2 * c] = KEYS[FIRST_JOB + i], pack_record(recs[i])
   end
-  redis.call('MSET', unpack(sets))
+  if #changed > 0 then redis.call('MSET', unpack(sets)) end
   if #due_add > 0 then redis.call('ZADD', KEYS[2], unpack(due_add)) end
-  if #due_rem > 0 then
-    redis.call('ZREM', KEYS[2], unpack(due_rem))
-    redis.call('RPUSH', KEYS[6], '@' .. text_of[now], unpack(ended))
-  end
+  if #due_rem > 0 then redis.call('ZREM', KEYS[2], unpack(due_rem)) end
+  if #ended > 0 then redis.call('RPUSH', KEYS[6], '@' .. text_of[now], unpack(ended)) end
 end
 
 -- Entries of an earlier answer to this call, or of an outcome that is not journaled yet.

@@ -1,5 +1,5 @@
 -- progress: what running attempts said of themselves. Fenced by epoch and session.
--- Item: {id, epoch, event kind, data (JSON object)}
+-- Item: {id, epoch, event kind, data (JSON object), progress ms, fingerprint of the report}
 -- Result: {0, rev} journaled    {1} fenced
 -- Second call: a report that this very call id journaled is not journaled again.
 
@@ -19,7 +19,9 @@ for i = 1, #items do
     result(i, { 0, rec[REV] })
   else
     touched[it[1]] = true
-    if rec[CONTRACT] < C_TERMINAL_PENDING then rec[CONTRACT] = C_PROGRESSING end
+    rec[CONTRACT] = C_PROGRESSING
+    promise_progress(rec, it[5])
+    rec[PRINT] = it[6]
     emit(rec, it[1], it[3], it[4])
     save(i, rec, it[1])
     result(i, { 0, rec[REV] })

@@ -1,6 +1,7 @@
 -- renew: keeps a session alive and compares what it runs.
--- ARGV[1] adds: [5] session TTL (ms). Items: the "<id>:<epoch>" that the worker runs. No job keys.
--- Results: {fenced, orphans}: what the worker runs and may not; what Redis has and the worker does not.
+-- ARGV[1] adds: [6] session TTL (ms). Items: the "<id>:<epoch>" that the worker runs. No job keys.
+-- Results: {fenced, orphans, stops}: what the worker runs and may not; what Redis has and the worker does not; what somebody
+-- wants stopped (the members that begin with "!").
 -- Reply code 3: the session expired; a new one must be opened.
 -- Second call: the same; renewal is idempotent.
 
@@ -9,9 +10,9 @@ local code = open_frame(0)
 if code ~= 0 then return reply(code) end
 local lease = redis.call('ZSCORE', KEYS[4], session)
 if not lease or tonumber(lease) <= now then return reply(3) end
-redis.call('ZADD', KEYS[4], now + frame[5], session)
+redis.call('ZADD', KEYS[4], now + frame[6], session)
 
-local fenced, orphans, known = {}, {}, {}
+local fenced, orphans, stops, known = {}, {}, {}, {}
 local matched = 0
 -- In slices, because `unpack` has a limit.
 for from = 1, #running, 1000 do
@@ -25,8 +26,12 @@ for from = 1, #running, 1000 do
 end
 if redis.call('SCARD', KEYS[5]) > matched then
   for _, member in ipairs(redis.call('SMEMBERS', KEYS[5])) do
-    if not known[member] then orphans[#orphans + 1] = member end
+    if string.sub(member, 1, 1) == '!' then
+      stops[#stops + 1] = string.sub(member, 2)
+    elseif not known[member] then
+      orphans[#orphans + 1] = member
+    end
   end
 end
-result(1, { fenced, orphans })
+result(1, { fenced, orphans, stops })
 return reply(0)

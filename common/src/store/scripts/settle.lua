@@ -1,7 +1,7 @@
 -- settle: gives a job that nobody runs its outcome: cancel of an operator, burial of a poison message.
 -- Item: {id, verdict, code, receipt (JSON object without its last brace), reason (JSON object),
---        queue, type, key, trace, carrier, ack subject, created ms, generation}; the last eight for a job not seen before
--- Verdict: 1 cancel, 2 bury
+--        queue, type, key, trace, carrier, ack subject, created ms, generation, notify}; the last nine for a job not seen before
+-- Verdict: 1 cancel, 2 bury, 3 its finish deadline passed
 -- Result: {0, status, ack subject, carrier, gen, rev, epoch} applied
 --         {1, status} not applied: it is running, or (burial) another message carries it
 --         {2, status, gen, epoch, code} it has its outcome; its entry is in entries while not journaled
@@ -15,7 +15,7 @@ raise_commit()
 for i = 1, #items do
   local it = items[i]
   local id, verdict = it[1], it[2]
-  local rec = record(i) or fresh(it[6], it[7], it[8], it[9], it[10], it[11], it[12], it[12], 0)
+  local rec = record(i) or fresh(it[6], it[7], it[8], it[9], it[10], it[11], it[12], it[12], 0, it[14], '')
   if it[13] > rec[GEN] and rec[REV] == 0 then rec[GEN] = it[13] end
   if it[13] > rec[GEN] and is_terminal(rec) then
     -- The carrier of a replay that is not recorded yet: the new generation gets the outcome, not nobody.
@@ -37,7 +37,8 @@ for i = 1, #items do
       rec[STATUS], rec[CODE] = FAILED, it[3]
       emit(rec, id, 'buried', it[5])
     end
-    emit_finished(rec, id, verdict == 1 and CANCELLED or FAILED, it[3], it[4])
+    local status = verdict == 1 and CANCELLED or verdict == 2 and FAILED or TIMED_OUT
+    emit_finished(rec, id, status, it[3], it[4])
     -- Kept for a repeated call: the caller still has to settle the carrier.
     rec[REPLY] = ack
     save(i, rec, id)

@@ -1,0 +1,227 @@
+//! Deadlines that passed: the due index has one member for each open job, its earliest. What follows is decided by
+//! `domain::deadline` from the record, and judged again by the script, so that of several reapers one acts.
+
+use std::time::Duration;
+
+use surety_common::{
+    domain::{
+        Contract, ErrorCode, JobId, Status, TypeName,
+        deadline::{Due, Patience, Watched, decide},
+        ids::SessionId,
+    },
+    pace::Pace,
+    recover::{Left, ended_code, settle_carrier},
+    store::{DueAct, DueItem, DueReply, Record, ops::Settled},
+    telemetry::metrics::{attempt_lost, reaper},
+    wire::receipt::Draft,
+};
+
+use crate::rule::{Context, Done, Rule, RuleError, Step};
+
+/// How long a reaper that tells a requester has for it, before another one does.
+const TELL_WITHIN: Duration = Duration::from_secs(30);
+/// How often the start of a job is told by reapers before it is given up.
+const TRIES: u32 = 5;
+/// How long publishes of one step are tried before the next step goes on.
+const PATIENCE: Pace = Pace::call(Duration::from_secs(10));
+
+/// The rule.
+pub(crate) struct Deadlines;
+
+impl Rule for Deadlines {
+    fn name(&self) -> &'static str {
+        "deadlines"
+    }
+
+    fn step<'a>(&'a self, x: &'a Context) -> Step<'a> {
+        Box::pin(async move {
+            let mut done = Done::default();
+            for p in 0..x.c.store.keys().partitions() {
+                let now = x.c.store.now_ms().await?;
+                let ids = x.c.store.due(p, now, isize::try_from(x.batch).unwrap_or(100)).await?;
+                if ids.is_empty() {
+                    continue;
+                }
+                done.is_partial |= ids.len() >= x.batch;
+                let keys: Vec<String> = ids.iter().map(|id| x.c.store.keys().job(id)).collect();
+                let records = x.c.store.records(&keys).await?;
+                let judged: Vec<Judged> =
+                    ids.into_iter().zip(records).map(|(id, record)| judge(x, id, record, now)).collect();
+                done.acted += apply(x, p, &judged).await?;
+            }
+            Ok(done)
+        })
+    }
+}
+
+/// A due job with what is to be done about it.
+pub(crate) struct Judged {
+    pub(crate) id: JobId,
+    /// `None`: there is none, and the index is behind.
+    pub(crate) record: Option<Record>,
+    pub(crate) due: Due,
+}
+
+fn judge(x: &Context, id: JobId, record: Option<Record>, now_ms: u64) -> Judged {
+    let patience = Patience { overstay: x.settings.reaper.overstay, tries: TRIES };
+    let due = record.as_ref().map_or(Due::Drop, |r| decide(&watched(r), &patience, now_ms));
+    Judged { id, record, due }
+}
+
+fn watched(r: &Record) -> Watched {
+    Watched {
+        status: r.status,
+        contract: r.contract,
+        epoch: r.epoch,
+        deadline_ms: r.deadline_ms,
+        finish_by_ms: r.finish_by_ms,
+        promise_ms: r.promise_ms,
+        told: r.told,
+    }
+}
+
+/// Commits what was judged, journals it, and does what follows outside of the store. Returns the number of acts.
+async fn apply(x: &Context, p: u32, judged: &[Judged]) -> Result<usize, RuleError> {
+    let items: Vec<DueItem> = judged.iter().map(|j| item(x, j)).collect();
+    let answer = x.c.store.act_on_due(p, x.settings.reaper.overstay, &items).await?;
+    // Ordering: the verdicts are journaled before any carrier is touched.
+    x.c.relay.publish(p, &answer.entries, PATIENCE).await?;
+    let mut acted = 0;
+    for (j, reply) in judged.iter().zip(answer.results) {
+        let DueReply::Applied(s) = reply else { continue };
+        if matches!(j.due, Due::NotYet(_) | Due::Drop) {
+            continue;
+        }
+        acted += 1;
+        reaper().deadlines.with_label_values(&[name(j.due)]).inc();
+        follow(x, j, s).await?;
+    }
+    Ok(acted)
+}
+
+/// The label of a deadline.
+fn name(due: Due) -> &'static str {
+    match due {
+        Due::NotYet(_) => "not_yet",
+        Due::Expired => "expired",
+        Due::Overdue => "finish",
+        Due::Overstayed => "overstayed",
+        Due::Missed => "progress",
+        Due::TellStart => "ack",
+        Due::TellNudge => "nudge",
+        Due::SendReceipt => "receipt",
+        Due::CheckCarrier => "carrier",
+        Due::Forgo => "forgone",
+        Due::Drop => "drop",
+    }
+}
+
+fn item(x: &Context, j: &Judged) -> DueItem {
+    let act = match j.due {
+        Due::NotYet(after) => DueAct::LookAgain(after),
+        Due::Expired => DueAct::Expired,
+        Due::Overdue => DueAct::Overdue,
+        // By then its worker was told at a renewal and has killed it, or has lost its trust.
+        Due::Overstayed => DueAct::Overstayed(x.settings.lease.ttl),
+        Due::Missed => DueAct::Missed(TELL_WITHIN),
+        Due::TellStart | Due::TellNudge | Due::SendReceipt => DueAct::Tell(TELL_WITHIN),
+        Due::CheckCarrier => DueAct::LookAgain(x.settings.reaper.carrier_check),
+        Due::Forgo => DueAct::Forgo,
+        Due::Drop => DueAct::Drop,
+    };
+    let (receipt, data) = j.record.as_ref().map(|r| texts(&j.id, r, j.due)).unwrap_or_default();
+    DueItem {
+        id: j.id.clone(),
+        rev: j.record.as_ref().map_or(0, |r| r.rev),
+        promise_ms: j.record.as_ref().map_or(0, |r| r.promise_ms),
+        act,
+        receipt,
+        data,
+        session: j.record.as_ref().and_then(|r| SessionId::new(&r.session).ok()),
+    }
+}
+
+/// What a job is told that ended by a deadline, and why.
+fn outcome(due: Due, status: Status) -> Option<(Status, ErrorCode, &'static str)> {
+    match due {
+        Due::Expired => Some((Status::Failed, ErrorCode::Expired, "it was not started by its `expires_at`")),
+        Due::Overdue => {
+            Some((Status::TimedOut, ErrorCode::FinishDeadline, "it was not ended by its finish deadline"))
+        }
+        Due::Overstayed if status == Status::Cancelled => {
+            Some((status, ErrorCode::Cancelled, "cancelled; its worker did not stop the attempt"))
+        }
+        Due::Overstayed => Some((
+            Status::Failed,
+            ended_code(Status::Failed),
+            "the last attempt went on past its time limit and was taken from its worker",
+        )),
+        _ => None,
+    }
+}
+
+/// Receipt and data of the event, each as a JSON object without its closing brace.
+fn texts(id: &JobId, r: &Record, due: Due) -> (String, String) {
+    let open = |v: serde_json::Value| {
+        let mut text = v.to_string();
+        text.pop();
+        text
+    };
+    let receipt = outcome(due, Status::Failed).zip(TypeName::new(&r.job_type).ok()).map(
+        |((status, code, why), kind)| {
+            let started = surety_common::clock::iso_millis(r.started_ms);
+            let mut draft = Draft::new(id, r.generation, &kind, status.name());
+            draft.error_code = Some(code);
+            draft.message = Some(why);
+            draft.started_at = started.as_deref();
+            draft.open_json()
+        },
+    );
+    let data = match due {
+        Due::Overstayed => open(serde_json::json!({ "error_code": ErrorCode::Lost, "reason": "overstayed" })),
+        Due::Missed => {
+            let by = surety_common::clock::iso_millis(r.promise_ms);
+            open(serde_json::json!({ "promised_by": by }))
+        }
+        _ => match outcome(due, Status::Failed) {
+            Some((_, code, why)) => open(serde_json::json!({ "error_code": code, "message": why })),
+            None => "{".to_owned(),
+        },
+    };
+    (receipt.unwrap_or_else(|| "{".to_owned()), data)
+}
+
+/// What follows outside of the store.
+async fn follow(x: &Context, j: &Judged, s: Settled) -> Result<(), RuleError> {
+    let Some(r) = &j.record else { return Ok(()) };
+    match j.due {
+        Due::Expired | Due::Overdue | Due::Overstayed => {
+            let ended =
+                outcome(j.due, s.status).map_or((ErrorCode::Internal, ""), |(_, code, why)| (code, why));
+            let (code, why) = ended;
+            tracing::warn!(
+                job_id = %j.id, epoch = r.epoch, session = r.session, status = s.status.name(), error_code = code.name(), "{why}"
+            );
+            if j.due == Due::Overstayed {
+                attempt_lost(&r.queue, &r.job_type);
+            }
+            let left = Left { job: &j.id, queue: &r.queue, kind: &r.job_type, code, why };
+            settle_carrier(&x.c, &left, &s, x.settings.lease.ttl).await?;
+        }
+        Due::Missed => tracing::warn!(
+            job_id = %j.id, epoch = r.epoch, session = r.session,
+            was = if r.contract == Contract::Acked { "acked" } else { "progressing" },
+            "no progress within the promise"
+        ),
+        Due::Forgo => {
+            tracing::warn!(job_id = %j.id, tries = r.told, why = r.tell_error, "nobody could be told of the start")
+        }
+        Due::TellStart
+        | Due::TellNudge
+        | Due::SendReceipt
+        | Due::CheckCarrier
+        | Due::NotYet(_)
+        | Due::Drop => {}
+    }
+    Ok(())
+}
