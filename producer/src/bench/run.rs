@@ -2,28 +2,29 @@
 
 use std::{
     collections::HashMap,
-    ffi::OsString,
-    path::Path,
     process::Stdio,
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use futures::{StreamExt, stream::FuturesUnordered};
 use surety_common::{
     broker::{BrokerError, floor::Floor},
-    config::{ConfigError, Settings, load_text, private_servers},
-    connect::{ConnectError, Connected, provision},
+    config::ConfigError,
+    connect::ConnectError,
     domain::QueueName,
     store::StoreError,
 };
 use tokio::process::{Child, Command};
 
-use super::report::{Report, Round};
+use super::{
+    bed::{Bed, cpu_of},
+    report::{Report, Round},
+};
 use crate::{
     client::{Client, ClientError, JobBuilder},
     dev::{
         processes::{ProcessError, Processes, Programs},
-        servers::{NatsOptions, NatsServer, RedisOptions, RedisServer, ServerError},
+        servers::ServerError,
     },
 };
 
@@ -64,13 +65,13 @@ pub enum BenchError {
     Stuck(String),
 }
 
-fn io(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> BenchError {
+pub(super) fn io(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> BenchError {
     let what = what.into();
     move |cause| BenchError::Io { what, cause }
 }
 
 /// Longest that one measurement may take.
-const LIMIT: Duration = Duration::from_secs(120);
+pub(super) const LIMIT: Duration = Duration::from_secs(120);
 /// Publishes under way at once, in both the plain and our own measurement.
 const IN_FLIGHT: usize = 4096;
 
@@ -92,106 +93,6 @@ pub async fn bench(plan: &Plan, say: &dyn Fn(&str)) -> Result<Report, BenchError
         rounds.push(round);
     }
     Report::of(plan.jobs, version, rounds).ok_or_else(|| BenchError::Stuck("no round was asked for".into()))
-}
-
-/// Private servers, provisioned, with reaper and worker as processes. Everything ends when dropped.
-struct Bed {
-    // Fields are dropped in this order: processes before servers before their folder.
-    processes: Vec<Child>,
-    c: Connected,
-    settings: Settings,
-    nats: NatsServer,
-    redis: RedisServer,
-    dir: tempfile::TempDir,
-}
-
-const CONFIG: &str = "[handlers.true]\ncommand = [\"/bin/true\"]\n";
-
-impl Bed {
-    async fn make() -> Result<Self, BenchError> {
-        let dir = tempfile::tempdir().map_err(io("make a folder for the servers"))?;
-        let nats = NatsServer::start(NatsOptions {
-            port: None,
-            data: dir.path().join("nats"),
-            extra_config: String::new(),
-            log: None,
-        });
-        let redis = RedisServer::start(RedisOptions {
-            port: None,
-            data: dir.path().join("redis"),
-            // At the default of 64 MiB the append-only file is rewritten several times within one measurement.
-            extra_args: ["--auto-aof-rewrite-min-size", "1gb"].map(str::to_owned).to_vec(),
-            log: None,
-        });
-        let (nats, redis) = (nats.await?, redis.await?);
-        let flags = private_servers(nats.url(), redis.url(), "bench");
-        let settings = load_text(Some((CONFIG, "bench")), &|_| None, &flags)?;
-        std::fs::write(dir.path().join("surety.toml"), CONFIG).map_err(io("write the configuration"))?;
-        let (c, _) = provision(&settings, "surety-bench").await?;
-        Ok(Self { processes: Vec::new(), c, settings, nats, redis, dir })
-    }
-
-    fn start(&mut self, program: &Path, more: &[&str]) -> Result<(), BenchError> {
-        let config = self.dir.path().join("surety.toml");
-        let mut args: Vec<OsString> = vec!["--config".into(), config.into()];
-        args.extend(["--nats", &self.nats.url(), "--redis", &self.redis.url()].map(OsString::from));
-        args.extend(["--private-servers", "--log", "warn", "--listen", "off"].map(OsString::from));
-        args.extend(more.iter().map(OsString::from));
-        let child = Command::new(program)
-            .args(args)
-            .current_dir(self.dir.path())
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .kill_on_drop(true)
-            .spawn()
-            .map_err(io(format!("start {}", program.display())))?;
-        self.processes.push(child);
-        Ok(())
-    }
-
-    async fn client(&self) -> Result<Client, BenchError> {
-        Ok(Client::on(self.c.broker.clone(), &self.settings).await?)
-    }
-
-    async fn until_empty(&self) -> Result<SystemTime, BenchError> {
-        let jobs = self.c.broker.names().jobs();
-        let started = Instant::now();
-        loop {
-            if self.c.broker.stream_messages(&jobs).await? == 0 {
-                return Ok(surety_common::clock::wall_now().into());
-            }
-            if started.elapsed() > LIMIT {
-                return Err(BenchError::Stuck("the jobs did not end in time".into()));
-            }
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    }
-
-    /// When the first attempt started, by the journal (milliseconds of the store's clock, which is this machine's).
-    async fn first_start(&self) -> Result<SystemTime, BenchError> {
-        let mut first: Option<jiff::Timestamp> = None;
-        self.c
-            .broker
-            .read_journal(None, 0, |e| {
-                if e.kind == "started"
-                    && let Ok(at) = e.at.parse::<jiff::Timestamp>()
-                {
-                    first = Some(first.map_or(at, |f| f.min(at)));
-                }
-            })
-            .await?;
-        first.map(SystemTime::from).ok_or_else(|| BenchError::Stuck("no job was started".into()))
-    }
-
-    async fn stop(mut self) -> Result<(), BenchError> {
-        for p in &mut self.processes {
-            p.kill().await.map_err(io("stop a process"))?;
-        }
-        self.c.broker.close().await;
-        self.nats.stop().await?;
-        self.redis.stop().await?;
-        Ok(())
-    }
 }
 
 fn queue() -> Result<QueueName, BenchError> {
@@ -259,16 +160,6 @@ async fn noop(plan: &Plan, programs: &Programs, round: &mut Round) -> Result<(),
     round.noop = rate(plan.jobs, took);
     round.redis_cpu_us_per_job = 1e6 * cpu / plan.jobs as f64;
     bed.stop().await
-}
-
-/// CPU time of a process so far, in seconds.
-fn cpu_of(pid: u32) -> Result<f64, BenchError> {
-    let stat =
-        std::fs::read_to_string(format!("/proc/{pid}/stat")).map_err(io("read the CPU time of a process"))?;
-    // After the name in parentheses: state, then 10 numbers, then user and system time in clock ticks.
-    let rest = stat.rsplit_once(')').map_or("", |(_, r)| r);
-    let ticks: f64 = rest.split_whitespace().skip(11).take(2).filter_map(|t| t.parse::<f64>().ok()).sum();
-    Ok(ticks / rustix::param::clock_ticks_per_second() as f64)
 }
 
 async fn commands(plan: &Plan, programs: &Programs, round: &mut Round) -> Result<(), BenchError> {

@@ -3,7 +3,7 @@
 use clap::Args;
 
 use super::{Context, failure::Failure};
-use crate::bench::{Plan, bench};
+use crate::bench::{Plan, bench, open_records};
 
 /// Measure what the promises cost, against the plain broker, on private servers
 ///
@@ -28,9 +28,18 @@ pub(super) struct BenchArgs {
     /// Slots of the worker that runs the no-op jobs
     #[arg(long, default_value_t = 2000, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     slots: u32,
+    /// Instead of all that: what so many open jobs cost while 100 of them come due each second
+    #[arg(long, value_name = "N,…", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1_000..=2_000_000))]
+    open: Vec<u32>,
 }
 
 pub(super) async fn run(cx: &Context, a: BenchArgs) -> Result<(), Failure> {
+    if !a.open.is_empty() {
+        let report = Box::pin(open_records(&a.open, &|line| cx.screen.note(line)))
+            .await
+            .map_err(|e| Failure::no(e.to_string()))?;
+        return cx.screen.show(&report, || report.table());
+    }
     let plan = Plan {
         jobs: a.jobs as usize,
         commands: a.commands as usize,
