@@ -223,8 +223,9 @@ pub fn next(job: &JobState, input: Input, now_ms: u64, requester: &Requester) ->
             return Err(Refusal::NotApplicable);
         }
         n.contract = match input {
-            // Said of the contract, and moves it no further.
+            // Said of a missed promise, and moves the contract no further.
             Input::Nudged if job.contract == Contract::SlaMissed => job.contract,
+            Input::Nudged => return Err(Refusal::NotApplicable),
             _ => job.contract.next(told).ok_or(Refusal::NotApplicable)?,
         };
         n.rev += event.len() as u64;
@@ -533,28 +534,76 @@ mod tests {
             1 => epoch.clone().prop_map(|epoch| Input::Finish { epoch }),
             1 => epoch.clone().prop_map(|epoch| Input::Release { epoch }),
             1 => epoch.clone().prop_map(|epoch| Input::Progress { epoch }),
+            1 => epoch.clone().prop_map(|epoch| Input::AskToStop { epoch }),
+            1 => epoch.clone().prop_map(|epoch| Input::CancelObeyed { epoch }),
             1 => epoch.prop_map(|epoch| Input::Lost { epoch }),
             1 => Just(Input::Cancel),
             1 => Just(Input::Bury { code: ErrorCode::InvalidJob }),
+            1 => Just(Input::Overdue),
+            1 => Just(Input::Overstayed { at_ms: 10 }),
             1 => Just(Input::Replay),
+            // What is said to the requester, by whoever says it, early or late.
+            6 => prop::sample::select(vec![
+                Input::Surfaced,
+                Input::Missed,
+                Input::Nudged,
+                Input::Delivered,
+                Input::GivenUp,
+            ]),
         ]
     }
 
+    fn any_requester() -> impl Strategy<Value = Requester> {
+        prop::sample::select(vec![
+            Requester::Nobody,
+            Requester::new("replies", false).unwrap(),
+            Requester::new("replies", true).unwrap(),
+        ])
+    }
+
+    // Shows: C-02, C-08
+    #[test]
+    fn the_start_acknowledges_what_was_only_asked_for_and_a_nudge_needs_a_missed_promise() {
+        for contract in Contract::ALL {
+            let j = JobState { contract, ..running() };
+            let moved = |input| next(&j, input, 0, &Requester::Nobody).ok().map(|t| t.state.contract);
+            let is_open = contract < Contract::TerminalPending;
+            if is_open {
+                let acked = (contract == Contract::Created).then_some(Contract::Acked);
+                assert_eq!(moved(Input::Surfaced), acked, "{contract:?}");
+            }
+            let nudged = (contract == Contract::SlaMissed).then_some(contract);
+            assert_eq!(moved(Input::Nudged), nudged, "{contract:?}");
+        }
+    }
+
     proptest! {
+        // Shows: C-04, C-13, C-14
         #[test]
-        fn whatever_happens_revisions_are_gapless_and_an_outcome_stays(inputs in prop::collection::vec(any_input(), 0..60)) {
+        fn whatever_happens_revisions_are_gapless_and_an_outcome_stays(
+            inputs in prop::collection::vec(any_input(), 0..60),
+            who in any_requester(),
+        ) {
             let mut j = JobState::queued(1);
             for i in inputs {
-                if let Ok(t) = next(&j, i, 100, &Requester::Nobody) {
+                if let Ok(t) = next(&j, i, 100, &who) {
                     prop_assert_eq!(t.state.rev, j.rev + t.events.len() as u64);
                     prop_assert!(t.state.epoch >= j.epoch);
                     prop_assert!(t.state.charged <= t.state.max_retries + 1);
-                    if j.status.is_terminal() {
+                    let is_receipt = matches!(i, Input::Delivered | Input::GivenUp);
+                    if j.status.is_terminal() && !is_receipt {
                         prop_assert_eq!(i, Input::Replay);
                         prop_assert_eq!(t.state.generation, j.generation + 1);
                     }
                     let ends = t.events.iter().filter(|e| **e == EventKind::Finished).count();
-                    prop_assert_eq!(ends == 1, t.state.status.is_terminal());
+                    prop_assert_eq!(ends == 1, t.state.status.is_terminal() && !is_receipt);
+                    // A new generation is a new promise; within one the rank never falls, but by progress after a miss.
+                    let (was, is) = (j.contract, t.state.contract);
+                    let recovered = (was, is) == (Contract::SlaMissed, Contract::Progressing);
+                    prop_assert!(i == Input::Replay || is >= was || recovered, "{:?}: {:?} to {:?}", i, was, is);
+                    // The outcome and the notification are told apart.
+                    prop_assert_eq!(is >= Contract::TerminalPending, t.state.status.is_terminal());
+                    prop_assert!(!is_receipt || t.state.status == j.status);
                     j = t.state;
                 }
             }

@@ -1,7 +1,13 @@
 //! The same random sequences through the Lua scripts on a real Redis and through `domain::status::next`: after every step
 //! the records, the refusals, the journal and the indexes must say the same.
 //!
-//! What is not driven here, because no script has it yet: `Waiting`, `Answered`, `Fired`, `Defer`, `Overdue`.
+//! Driven are both machines, the job's and its contract's, with the promises and deadlines that the record keeps beside them
+//! (`model/promise.rs`) and the index that they make. Times pass for real: what is to be over is given no time.
+//!
+//! What is not driven here, because no script has it yet: `Waiting`, `Answered`, `Fired`, `Defer`.
+
+mod acts;
+mod promise;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -17,18 +23,20 @@ use proptest::{
 use redis::AsyncCommands;
 use surety_common::{
     domain::{
-        ErrorCode, EventKind, Input, JobId, JobState, Refusal, Requester, Status,
+        ErrorCode, EventKind, Input, JobId, JobState, Refusal, Status,
         ids::{Namespace, SessionId, TypeName},
         status::next,
     },
     store::{
-        Answer, ClaimItem, ClaimReply, FinishItem, FinishReply, LostItem, LostReply, ProgressItem,
-        ProgressReply, ReplayItem, ReplayReply, SettleItem, SettleReply, Store, StoreError, StoreOptions,
-        Verdict,
+        Answer, ClaimItem, ClaimReply, DueAct, FinishItem, FinishReply, LostItem, LostReply, OutboxEntry,
+        ProgressItem, ProgressReply, ReplayItem, ReplayReply, SettleItem, SettleReply, Store, StoreError,
+        StoreOptions, Telling, Verdict,
     },
     wire::{event::read_message, receipt::Draft},
 };
 use surety_tests::history::History;
+
+use promise::{Promise, Terms, Times, requester};
 
 const JOBS: usize = 3;
 const SESSIONS: usize = 2;
@@ -54,12 +62,21 @@ enum Carrier {
     Late,
 }
 
+/// Why a job ends that nobody runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum By {
+    Cancel,
+    Burial,
+    Deadline,
+}
+
 #[derive(Debug, Clone, Copy)]
 enum Op {
     Claim {
         job: usize,
         session: usize,
         carrier: Carrier,
+        terms: Terms,
     },
     /// `back`: how far the epoch lies behind the recorded one; -1 is one that nobody has yet.
     Finish {
@@ -72,6 +89,25 @@ enum Op {
         job: usize,
         session: usize,
         back: i8,
+        is_impatient: bool,
+    },
+    /// Somebody wants the job cancelled while this session may run it.
+    Stop {
+        job: usize,
+        session: usize,
+        back: i8,
+    },
+    /// A reaper finds the job in the index; `None`: it judges rightly. `is_late`: it judged an earlier state.
+    Due {
+        job: usize,
+        act: Option<DueAct>,
+        is_late: bool,
+    },
+    /// What became of telling the requester; `is_late`: of the generation before.
+    Told {
+        job: usize,
+        what: Telling,
+        is_late: bool,
     },
     /// The session expires, the reaper commits what it ran, and its worker comes back with a new one.
     Expire {
@@ -83,7 +119,7 @@ enum Op {
     },
     Settle {
         job: usize,
-        is_cancel: bool,
+        by: By,
         is_next_generation: bool,
     },
     Replay {
@@ -119,16 +155,22 @@ fn any_op() -> impl Strategy<Value = Op> {
     ]);
     let back = prop_oneof![8 => Just(0i8), 1 => Just(1i8), 1 => Just(-1i8)];
     prop_oneof![
-        10 => (job.clone(), session.clone(), carrier)
-            .prop_map(|(job, session, carrier)| Op::Claim { job, session, carrier }),
+        10 => (job.clone(), session.clone(), carrier, Terms::any())
+            .prop_map(|(job, session, carrier, terms)| Op::Claim { job, session, carrier, terms }),
         9 => (job.clone(), session.clone(), verdict, back.clone())
             .prop_map(|(job, session, verdict, back)| Op::Finish { job, session, verdict, back }),
-        3 => (job.clone(), session.clone(), back)
-            .prop_map(|(job, session, back)| Op::Progress { job, session, back }),
+        3 => (job.clone(), session.clone(), back.clone(), any::<bool>()).prop_map(
+            |(job, session, back, is_impatient)| Op::Progress { job, session, back, is_impatient }
+        ),
+        3 => (job.clone(), session.clone(), back).prop_map(|(job, session, back)| Op::Stop { job, session, back }),
+        7 => (job.clone(), promise::any_act(), prop::bool::weighted(0.1))
+            .prop_map(|(job, act, is_late)| Op::Due { job, act, is_late }),
+        6 => (job.clone(), promise::any_telling(), prop::bool::weighted(0.1))
+            .prop_map(|(job, what, is_late)| Op::Told { job, what, is_late }),
         2 => session.clone().prop_map(|session| Op::Expire { session }),
         1 => session.clone().prop_map(|session| Op::LostAlive { session }),
-        2 => (job.clone(), any::<bool>(), any::<bool>())
-            .prop_map(|(job, is_cancel, is_next_generation)| Op::Settle { job, is_cancel, is_next_generation }),
+        2 => (job.clone(), select(vec![By::Cancel, By::Burial, By::Deadline]), any::<bool>())
+            .prop_map(|(job, by, is_next_generation)| Op::Settle { job, by, is_next_generation }),
         3 => job.prop_map(|job| Op::Replay { job }),
         1 => session.prop_map(|session| Op::Renew { session }),
     ]
@@ -146,8 +188,9 @@ struct Known {
     ack: String,
     /// Name of the session that runs it, or empty.
     owner: String,
-    /// Kind, generation and status of every event so far.
-    events: Vec<(&'static str, u32, &'static str)>,
+    promise: Promise,
+    /// Kind, generation, status and contract of every event so far.
+    events: Vec<(&'static str, u32, &'static str, &'static str)>,
 }
 
 impl Known {
@@ -164,15 +207,30 @@ impl Known {
     }
 
     /// Lets the machine decide, and keeps what it decided.
-    fn apply(&mut self, state: &JobState, input: Input, now_ms: u64) -> Result<(), Refusal> {
-        let t = next(state, input, now_ms, &Requester::Nobody)?;
+    fn apply(
+        &mut self,
+        job: usize,
+        state: &JobState,
+        input: Input,
+        now_ms: u64,
+        times: Times,
+    ) -> Result<(), Refusal> {
+        let t = next(state, input, now_ms, requester(job))?;
         let told = t.events.iter().map(|e| {
-            // A burial is told as failed already by its first event.
-            (e.name(), t.state.generation, t.state.status.name())
+            // A burial is told as failed already by its first event, and settles the contract by its second.
+            let contract = if *e == EventKind::Buried { state.contract } else { t.state.contract };
+            (e.name(), t.state.generation, t.state.status.name(), contract.name())
         });
         self.events.extend(told);
         if !t.state.status.is_running() {
             self.owner.clear();
+        }
+        if t.state.status.is_terminal() && !state.status.is_terminal() {
+            self.ack.clear();
+        }
+        // Being asked twice writes nothing, so it moves nothing in the index either.
+        if !t.events.is_empty() {
+            self.promise.follow(&t.state, input, now_ms, times);
         }
         self.state = Some(t.state);
         Ok(())
@@ -187,6 +245,8 @@ struct Case {
     jobs: Vec<Known>,
     max_retries: Vec<u32>,
     created_ms: u64,
+    /// How long what waits is left alone.
+    look: Duration,
     n_carriers: u64,
     /// Every journal body so far, and the last outbox entry that was read.
     journal: Vec<String>,
@@ -212,7 +272,7 @@ fn receipt(job: usize, generation: u32, outcome: Status) -> String {
 static N_CASES: AtomicU32 = AtomicU32::new(0);
 
 impl Case {
-    async fn start(url: &str) -> Self {
+    async fn start(url: &str, look: Duration) -> Self {
         let n = N_CASES.fetch_add(1, Ordering::Relaxed);
         let store = Store::connect(StoreOptions {
             url: url.into(),
@@ -222,7 +282,7 @@ impl Case {
             call_timeout: Duration::from_secs(5),
             retry_limit: Duration::from_secs(5),
             keep: HOUR,
-            look_after: HOUR,
+            look_after: look,
         })
         .await
         .unwrap();
@@ -237,6 +297,7 @@ impl Case {
             jobs: vec![Known::default(); JOBS],
             max_retries: vec![0, 1, 3],
             created_ms,
+            look,
             n_carriers: 0,
             journal: Vec::new(),
             last_entry: String::new(),
@@ -290,11 +351,15 @@ impl Case {
         out
     }
 
-    fn claim_item(&self, job: usize, carrier: &str, generation: u32) -> ClaimItem<'static> {
+    fn times(&self) -> Times {
+        Times { look: self.look.as_millis() as u64, ..Times::default() }
+    }
+
+    fn claim_item(&self, job: usize, carrier: &str, generation: u32, terms: Terms) -> ClaimItem<'static> {
         ClaimItem {
-            ack_ms: 60_000,
-            progress_ms: 60_000,
-            requester: &Requester::Nobody,
+            ack_ms: terms.promise_ms(),
+            progress_ms: terms.promise_ms(),
+            requester: requester(job),
             summary: "".into(),
             id: id(job).to_string().into(),
             queue: "default".into(),
@@ -304,9 +369,9 @@ impl Case {
             carrier: carrier.to_owned().into(),
             ack_subject: ack_of(carrier).into(),
             created_ms: self.created_ms,
-            finish_ms: 86_400_000,
+            finish_ms: terms.finish_ms(),
             max_retries: self.max_retries[job],
-            timeout_ms: 600_000,
+            timeout_ms: terms.timeout_ms(),
             generation,
             adopt: String::new().into(),
             expires_ms: 0,
@@ -315,11 +380,18 @@ impl Case {
 
     async fn step(&mut self, (op, is_repeated): Step) -> Result<(), TestCaseError> {
         match op {
-            Op::Claim { job, session, carrier } => self.claim(job, session, carrier, is_repeated).await,
+            Op::Claim { job, session, carrier, terms } => {
+                self.claim(job, session, carrier, terms, is_repeated).await
+            }
             Op::Finish { job, session, verdict, back } => {
                 self.finish(job, session, verdict, back, is_repeated).await
             }
-            Op::Progress { job, session, back } => self.progress(job, session, back, is_repeated).await,
+            Op::Progress { job, session, back, is_impatient } => {
+                self.progress(job, session, back, is_impatient, is_repeated).await
+            }
+            Op::Stop { job, session, back } => self.stop(job, session, back, is_repeated).await,
+            Op::Due { job, act, is_late } => self.due(job, act, is_late, is_repeated).await,
+            Op::Told { job, what, is_late } => self.told(job, what, is_late, is_repeated).await,
             Op::Expire { session } => self.expire(session).await,
             Op::LostAlive { session } => {
                 let before = self.dump().await;
@@ -329,8 +401,8 @@ impl Case {
                 prop_assert_eq!(before, self.dump().await);
                 Ok(())
             }
-            Op::Settle { job, is_cancel, is_next_generation } => {
-                self.settle(job, is_cancel, is_next_generation, is_repeated).await
+            Op::Settle { job, by, is_next_generation } => {
+                self.settle(job, by, is_next_generation, is_repeated).await
             }
             Op::Replay { job } => self.replay(job, is_repeated).await,
             Op::Renew { session } => self.renew(session).await,
@@ -342,6 +414,7 @@ impl Case {
         job: usize,
         session: usize,
         carrier: Carrier,
+        terms: Terms,
         is_repeated: bool,
     ) -> Result<(), TestCaseError> {
         let known = self.jobs[job].clone();
@@ -355,10 +428,10 @@ impl Case {
             None => (1, 1),
         };
         let mut item = match carrier {
-            Carrier::Recorded | Carrier::Late => self.claim_item(job, &recorded, generation),
-            Carrier::Second | Carrier::Adopting => self.claim_item(job, &other, generation),
-            Carrier::Old => self.claim_item(job, &other, before),
-            Carrier::Next | Carrier::NextLate => self.claim_item(job, &other, after),
+            Carrier::Recorded | Carrier::Late => self.claim_item(job, &recorded, generation, terms),
+            Carrier::Second | Carrier::Adopting => self.claim_item(job, &other, generation, terms),
+            Carrier::Old => self.claim_item(job, &other, before, terms),
+            Carrier::Next | Carrier::NextLate => self.claim_item(job, &other, after, terms),
         };
         match carrier {
             Carrier::Adopting => item.adopt = known.carrier.clone().into(),
@@ -387,12 +460,24 @@ impl Case {
             generation: item.generation,
             ..JobState::queued(item.max_retries)
         });
+        let times = Times {
+            ack: item.ack_ms.into(),
+            progress: item.progress_ms.into(),
+            timeout: item.timeout_ms,
+            ..self.times()
+        };
+        let finish_by = item.created_ms + item.finish_ms;
         let k = &mut self.jobs[job];
+        if k.state.is_none() {
+            // Kept only if the claim is granted; until then it is written anew by each.
+            k.promise.finish_by = finish_by;
+        }
         let mut recorded = known.carrier.clone();
         if item.generation > state.generation && state.status.is_terminal() {
             // The replay is recorded by the claim that meets its carrier first.
             state.max_retries = item.max_retries;
-            k.apply(&state, Input::Replay, now).unwrap();
+            k.apply(job, &state, Input::Replay, now, times).unwrap();
+            k.promise.finish_by = finish_by;
             state = k.state.clone().unwrap();
             recorded = item.carrier.to_string();
             (k.carrier, k.ack) = (recorded.clone(), item.ack_subject.to_string());
@@ -408,8 +493,9 @@ impl Case {
             return Ok(());
         }
         let is_late = item.expires_ms != 0 && state.epoch == 0;
+        let is_overdue = k.promise.finish_by <= now;
         let with_budget = JobState { max_retries: item.max_retries, ..state.clone() };
-        match (next(&with_budget, Input::Claim, now, &Requester::Nobody), reply) {
+        match (next(&with_budget, Input::Claim, now, requester(job)), reply) {
             (Err(Refusal::Terminal), ClaimReply::Ended(e)) => {
                 prop_assert_eq!(
                     (e.status, e.generation, e.epoch),
@@ -418,16 +504,22 @@ impl Case {
                 prop_assert_eq!(e.code.as_str(), state.error.map_or("", ErrorCode::name));
                 // Nothing was published by this test, so the outcome must be handed over.
                 prop_assert!(!e.is_journaled);
-                prop_assert!(a.entries.iter().any(|e| e.ended.split(',').any(|i| i == item.id)));
+                // That of the outcome; or, once its receipt is settled, which comes after, that of the receipt's event.
+                let is_settled = k.events.last().is_some_and(|(kind, ..)| kind.starts_with("receipt"));
+                let is_its = |e: &OutboxEntry| e.ended.split(',').any(|i| i == item.id);
+                prop_assert!(a.entries.iter().any(|e| is_settled || is_its(e)));
             }
             (Err(Refusal::LiveOwner), ClaimReply::LiveOwner { lease_ms }) => prop_assert!(*lease_ms > now),
             (Err(Refusal::NotDue), ClaimReply::NotDue { due_in_ms }) => {
                 prop_assert_eq!(*due_in_ms, state.due_ms);
             }
             (Ok(_), ClaimReply::Expired) => prop_assert!(is_late),
+            (Ok(_), ClaimReply::Overdue) => prop_assert!(is_overdue && !is_late),
             (Ok(_), ClaimReply::Granted(g)) => {
-                prop_assert!(!is_late);
-                k.apply(&with_budget, Input::Claim, now).unwrap();
+                prop_assert!(!is_late && !is_overdue);
+                k.apply(job, &with_budget, Input::Claim, now, times).unwrap();
+                let is_cut = k.promise.deadline == k.promise.finish_by;
+                prop_assert_eq!(g.limit_ms, if is_cut { k.promise.deadline - now } else { 0 });
                 let n = k.state.as_ref().unwrap();
                 prop_assert_eq!(
                     (g.epoch, g.attempt, g.charged, g.generation, g.rev, g.start_failures),
@@ -482,10 +574,11 @@ impl Case {
             Verdict::StartFailed { delay } => Input::StartFailed { epoch, until_ms: due(delay) },
             Verdict::CancelObeyed => Input::CancelObeyed { epoch },
         };
+        let times = self.times();
         let k = &mut self.jobs[job];
         // The epoch alone names one attempt; that a session may not use another's is the scripts' own, further check.
         let done = if known.owned_by(&s) || !state.status.is_running() {
-            k.apply(&state, input, a.now_ms)
+            k.apply(job, &state, input, a.now_ms, times)
         } else {
             Err(Refusal::Fenced)
         };
@@ -508,23 +601,28 @@ impl Case {
         job: usize,
         session: usize,
         back: i8,
+        is_impatient: bool,
         is_repeated: bool,
     ) -> Result<(), TestCaseError> {
         let known = self.jobs[job].clone();
         let s = self.sessions[session].clone();
         let epoch = known.epoch(back);
+        let progress_ms = if is_impatient { 0 } else { 60_000 };
+        let times = Times { progress: progress_ms.into(), ..self.times() };
         let items = [ProgressItem {
             id: id(job).to_string(),
             epoch,
             kind: "progress",
             data: r#"{"p":0.5}"#.into(),
-            progress_ms: 60_000,
-            print: String::new(),
+            progress_ms,
+            print: "abc".into(),
         }];
         let a = self.call(is_repeated, async |st| st.progress(0, &s, &items).await).await?;
         let k = &mut self.jobs[job];
         let done = match &known.state {
-            Some(state) if known.owned_by(&s) => k.apply(state, Input::Progress { epoch }, a.now_ms),
+            Some(state) if known.owned_by(&s) => {
+                k.apply(job, state, Input::Progress { epoch }, a.now_ms, times)
+            }
             _ => Err(Refusal::Fenced),
         };
         match (done, &a.results[0]) {
@@ -553,6 +651,7 @@ impl Case {
         self.store.expire_session(0, &s).await.unwrap();
         let items = self.lost_items(session);
         let a = self.store.lost(0, &s, &items).await.unwrap();
+        let times = self.times();
         for (job, reply) in a.results.iter().enumerate() {
             let k = &mut self.jobs[job];
             if !k.owned_by(&s) {
@@ -560,7 +659,7 @@ impl Case {
                 continue;
             }
             let state = k.state.clone().unwrap();
-            k.apply(&state, Input::Lost { epoch: state.epoch }, a.now_ms).unwrap();
+            k.apply(job, &state, Input::Lost { epoch: state.epoch }, a.now_ms, times).unwrap();
             let n = k.state.as_ref().unwrap();
             match reply {
                 LostReply::Applied(l) => {
@@ -574,7 +673,7 @@ impl Case {
         // Nothing is left of it: not for a claim, not for a renewal, not for another pass of the reaper.
         let again = self.store.lost(0, &s, &items).await.unwrap();
         prop_assert!(again.results.iter().all(|r| *r == LostReply::NotApplied));
-        let claim = [self.claim_item(0, "JOBS:0", 1)];
+        let claim = [self.claim_item(0, "JOBS:0", 1, Terms::Roomy)];
         let refused = self.store.claim(0, &s, 1_000_000, &claim).await;
         prop_assert!(matches!(refused, Err(StoreError::SessionLost)), "{refused:?}");
         let refused = self.store.renew(0, &s, TTL, &[]).await;
@@ -587,12 +686,13 @@ impl Case {
     async fn settle(
         &mut self,
         job: usize,
-        is_cancel: bool,
+        by: By,
         is_next_generation: bool,
         is_repeated: bool,
     ) -> Result<(), TestCaseError> {
         let known = self.jobs[job].clone();
-        // Only a burial has a carrier in hand, which may be that of a replay that is not recorded yet.
+        let is_cancel = by == By::Cancel;
+        // Only a cancel has no carrier in hand, which may be that of a replay that is not recorded yet.
         let generation =
             known.generation() + u32::from(is_next_generation && !is_cancel && known.state.is_some());
         self.n_carriers += 1;
@@ -603,12 +703,15 @@ impl Case {
         } else {
             known.carrier.clone()
         };
-        let status = if is_cancel { Status::Cancelled } else { Status::Failed };
-        let code = if is_cancel { ErrorCode::Cancelled } else { ErrorCode::InvalidJob };
+        let (verdict, status, code) = match by {
+            By::Cancel => (1, Status::Cancelled, ErrorCode::Cancelled),
+            By::Burial => (2, Status::Failed, ErrorCode::InvalidJob),
+            By::Deadline => (3, Status::TimedOut, ErrorCode::FinishDeadline),
+        };
         let items = [SettleItem {
-            notify: String::new(),
+            notify: requester(job).to_json().into_owned(),
             id: id(job).to_string(),
-            verdict: if is_cancel { 1 } else { 2 },
+            verdict,
             code: code.name(),
             receipt: receipt(job, generation, status),
             reason: r#"{"message":"m"}"#.into(),
@@ -622,22 +725,28 @@ impl Case {
             generation,
         }];
         let a = self.call(is_repeated, async |st| st.settle(0, &items).await).await?;
+        let times = self.times();
         let k = &mut self.jobs[job];
         let mut state = known.state.clone().unwrap_or_else(|| JobState { generation, ..JobState::queued(0) });
         if k.state.is_none() {
             k.carrier = carrier;
         } else if generation > state.generation && state.status.is_terminal() {
-            k.apply(&state, Input::Replay, a.now_ms).unwrap();
+            k.apply(job, &state, Input::Replay, a.now_ms, times).unwrap();
             state = k.state.clone().unwrap();
-            k.carrier = carrier;
+            (k.carrier, k.promise.finish_by) = (carrier, items[0].created_ms);
         }
         if !is_cancel && k.carrier != items[0].carrier && !state.status.is_terminal() {
-            // A broken message that names a job which another one carries.
+            // A message that names a job which another one carries.
             prop_assert_eq!(&a.results[0], &SettleReply::Running { status: state.status });
             return Ok(());
         }
-        let input = if is_cancel { Input::Cancel } else { Input::Bury { code } };
-        match (k.apply(&state, input, a.now_ms), &a.results[0]) {
+        let input = match by {
+            By::Cancel => Input::Cancel,
+            By::Burial => Input::Bury { code },
+            By::Deadline => Input::Overdue,
+        };
+        let recorded_ack = k.ack.clone();
+        match (k.apply(job, &state, input, a.now_ms, times), &a.results[0]) {
             (Ok(()), SettleReply::Applied(got)) => {
                 let n = k.state.as_ref().unwrap();
                 prop_assert_eq!(
@@ -645,8 +754,9 @@ impl Case {
                     (n.status, n.generation, n.rev, n.epoch)
                 );
                 prop_assert_eq!(&got.carrier, &k.carrier);
-                let ack = if is_cancel { k.ack.clone() } else { ack_of(&k.carrier) };
-                prop_assert_eq!(&got.ack_subject, &ack);
+                // Kept in the record, for whoever repeats the call.
+                k.ack = if is_cancel { recorded_ack } else { items[0].ack_subject.clone() };
+                prop_assert_eq!(&got.ack_subject, &k.ack);
             }
             (Err(Refusal::LiveOwner), SettleReply::Running { status }) => {
                 prop_assert_eq!(*status, state.status);
@@ -676,16 +786,18 @@ impl Case {
             data: "{}".into(),
         }];
         let a = self.call(is_repeated, async |st| st.replay(0, &items).await).await?;
+        let times = self.times();
         let k = &mut self.jobs[job];
         let Some(state) = known.state else {
             prop_assert_eq!(a.results[0], ReplayReply::NoRecord);
             return Ok(());
         };
-        match (k.apply(&state, Input::Replay, a.now_ms), &a.results[0]) {
+        match (k.apply(job, &state, Input::Replay, a.now_ms, times), &a.results[0]) {
             (Ok(()), ReplayReply::Queued { generation, rev }) => {
                 let n = k.state.as_ref().unwrap();
                 prop_assert_eq!((*generation, *rev), (n.generation, n.rev));
                 (k.carrier, k.ack) = (carrier, String::new());
+                k.promise.finish_by = items[0].created_ms + items[0].finish_ms;
             }
             (Err(Refusal::Open), ReplayReply::Open { status }) => prop_assert_eq!(*status, state.status),
             (want, got) => prop_assert!(false, "the machine says {want:?}, the script {got:?}"),
@@ -697,16 +809,28 @@ impl Case {
         let s = &self.sessions[session];
         // The worker runs the odd jobs of the session, and one that it does not own.
         let owned: BTreeSet<String> = self.members(s);
+        let stops = self.marks(s);
         let runs: Vec<String> = owned.iter().skip(1).cloned().chain(["job-0:4711".to_owned()]).collect();
         let a = self.store.renew(0, s, TTL, &runs).await.unwrap();
         prop_assert_eq!(a.fenced, vec!["job-0:4711".to_owned()]);
         prop_assert_eq!(a.orphans, owned.into_iter().take(1).collect::<Vec<_>>());
+        prop_assert_eq!(a.stops.into_iter().collect::<BTreeSet<_>>(), stops);
         Ok(())
     }
 
     fn members(&self, s: &SessionId) -> BTreeSet<String> {
         (0..JOBS)
             .filter(|job| self.jobs[*job].owned_by(s))
+            .map(|job| format!("{}:{}", id(job), self.jobs[job].epoch(0)))
+            .collect()
+    }
+
+    /// What somebody wants stopped of it.
+    fn marks(&self, s: &SessionId) -> BTreeSet<String> {
+        let is_wanted = |job: &usize| self.jobs[*job].state.as_ref().is_some_and(|st| st.is_cancelling);
+        (0..JOBS)
+            .filter(|job| self.jobs[*job].owned_by(s))
+            .filter(is_wanted)
             .map(|job| format!("{}:{}", id(job), self.jobs[job].epoch(0)))
             .collect()
     }
@@ -726,18 +850,26 @@ impl Case {
                 !r.status.is_terminal() || ended.contains(&id(job).to_string()),
                 "an ended job is in the list by which retention finds it"
             );
+            let p = &k.promise;
+            prop_assert_eq!((r.promise_ms, r.told), (p.by, p.told), "promise of job {}", job);
+            prop_assert_eq!(r.notify.as_str(), requester(job).to_json());
             if !r.status.is_terminal() {
-                prop_assert!(r.promise_ms > 0, "something is promised of every open job");
-                let deadline = if r.status.is_running() { r.deadline_ms } else { u64::MAX };
-                due_wanted.insert(id(job).to_string(), r.finish_by_ms.min(deadline).min(r.promise_ms));
+                prop_assert_eq!((r.deadline_ms, r.finish_by_ms), (p.deadline, p.finish_by));
+                prop_assert!(
+                    r.status.is_running() || r.promise_ms > 0,
+                    "something is promised of every job that waits"
+                );
             }
+            due_wanted.extend(p.indexed(&r.state()).map(|at| (id(job).to_string(), at)));
         }
         let due: Vec<(String, f64)> = self.redis.zrange_withscores(keys.due(0), 0, -1).await.unwrap();
         let due: BTreeMap<_, _> = due.into_iter().map(|(i, score)| (i, score as u64)).collect();
-        prop_assert_eq!(due, due_wanted, "due holds the open jobs with their earliest deadline");
+        prop_assert_eq!(due, due_wanted, "due holds what has a deadline, by its earliest");
         for s in self.sessions.clone() {
             let run: BTreeSet<String> = self.redis.smembers(keys.run(0, &s)).await.unwrap();
-            prop_assert_eq!(run, self.members(&s), "run:{} holds what it runs", s);
+            let mut wanted = self.members(&s);
+            wanted.extend(self.marks(&s).into_iter().map(|m| format!("!{m}")));
+            prop_assert_eq!(run, wanted, "run:{} holds what it runs, and what is to be stopped", s);
         }
         let more = self.store.outbox(0, &self.last_entry, u64::MAX >> 1, 1000).await.unwrap();
         for e in more {
@@ -753,7 +885,7 @@ impl Case {
         let mut told: BTreeMap<String, Vec<_>> = BTreeMap::new();
         for body in &self.journal {
             for e in read_message(body.as_bytes()).0 {
-                told.entry(e.job).or_default().push((e.kind, e.generation, e.status, e.rev));
+                told.entry(e.job).or_default().push((e.kind, e.generation, e.status, e.contract, e.rev));
             }
         }
         for (job, k) in self.jobs.iter().enumerate() {
@@ -761,8 +893,8 @@ impl Case {
             // In the order of the outbox, not sorted: that order must be the order of the revisions.
             let wanted: Vec<_> = (1u64..)
                 .zip(&k.events)
-                .map(|(rev, (kind, generation, status))| {
-                    ((*kind).to_owned(), *generation, (*status).to_owned(), rev)
+                .map(|(rev, (kind, generation, status, contract))| {
+                    ((*kind).to_owned(), *generation, (*status).to_owned(), (*contract).to_owned(), rev)
                 })
                 .collect();
             prop_assert_eq!(told, wanted, "events of job {}", job);
@@ -780,8 +912,8 @@ impl Case {
     }
 }
 
-async fn run(url: &str, steps: &[Step]) -> Result<BTreeSet<&'static str>, TestCaseError> {
-    let mut case = Case::start(url).await;
+async fn run(url: &str, look: Duration, steps: &[Step]) -> Result<BTreeSet<&'static str>, TestCaseError> {
+    let mut case = Case::start(url, look).await;
     for step in steps {
         case.step(*step).await.map_err(|e| TestCaseError::fail(format!("{step:?}: {e}")))?;
         case.check().await.map_err(|e| TestCaseError::fail(format!("after {step:?}: {e}")))?;
@@ -790,7 +922,7 @@ async fn run(url: &str, steps: &[Step]) -> Result<BTreeSet<&'static str>, TestCa
     Ok(case.jobs.iter().flat_map(|k| &k.events).map(|(kind, ..)| *kind).collect())
 }
 
-// Shows: V-01, A-01, A-03, A-07, E-07, X-03
+// Shows: V-01, A-01, A-03, A-07, C-02, C-04, C-13, E-07, X-03
 #[test]
 fn the_scripts_and_the_machine_agree_on_random_sequences() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -803,10 +935,11 @@ fn the_scripts_and_the_machine_agree_on_random_sequences() {
         max_shrink_iters: 400,
         ..Config::default()
     };
-    let steps = prop::collection::vec((any_op(), prop::bool::weighted(0.2)), 1..=40);
+    let steps = prop::collection::vec((any_op(), prop::bool::weighted(0.2)), 1..=50);
+    let look = select(vec![HOUR, Duration::from_millis(1)]);
     let seen = std::cell::RefCell::new(BTreeSet::new());
-    let outcome = TestRunner::new(config).run(&steps, |steps| {
-        seen.borrow_mut().extend(runtime.block_on(run(&redis.url(), &steps))?);
+    let outcome = TestRunner::new(config).run(&(look, steps), |(look, steps)| {
+        seen.borrow_mut().extend(runtime.block_on(run(&redis.url(), look, &steps))?);
         Ok(())
     });
     if let Err(e) = outcome {
@@ -823,6 +956,12 @@ fn the_scripts_and_the_machine_agree_on_random_sequences() {
         EventKind::Buried,
         EventKind::Finished,
         EventKind::Replayed,
+        EventKind::Acked,
+        EventKind::SlaMissed,
+        EventKind::Nudged,
+        EventKind::CancelRequested,
+        EventKind::ReceiptDelivered,
+        EventKind::ReceiptFailed,
     ]
     .map(EventKind::name)
     .into();

@@ -58,7 +58,7 @@ local acts = {
     return true
   end,
   [6] = function(rec, id, it)
-    if rec[PROMISE] > now then return false end
+    if rec[PROMISE] == 0 or rec[PROMISE] > now then return false end
     local is_told_now = rec[CONTRACT] == C_TERMINAL_PENDING
       or is_running(rec) and (rec[CONTRACT] == C_CREATED or rec[CONTRACT] == C_SLA_MISSED)
     if not is_told_now then return false end
@@ -67,6 +67,7 @@ local acts = {
     return true
   end,
   [8] = function(rec, id, it)
+    if not is_running(rec) or rec[CONTRACT] ~= C_CREATED or rec[PROMISE] == 0 or rec[PROMISE] > now then return false end
     rec[PROMISE] = 0
     save(it.at, rec, id)
     return true

@@ -3,7 +3,7 @@
 --        queue, type, key, trace, carrier, ack subject, created ms, generation, notify}; the last nine for a job not seen before
 -- Verdict: 1 cancel, 2 bury, 3 its finish deadline passed
 -- Result: {0, status, ack subject, carrier, gen, rev, epoch} applied
---         {1, status} not applied: it is running, or (burial) another message carries it
+--         {1, status} not applied: it is running, or another message carries it, or (cancel) it was replayed since
 --         {2, status, gen, epoch, code} it has its outcome; its entry is in entries while not journaled
 -- Second call: a verdict that this very call id applied is answered as applied.
 
@@ -29,8 +29,10 @@ for i = 1, #items do
   elseif is_terminal(rec) then
     fetch_entry(rec[ENTRY])
     result(i, { 2, rec[STATUS], rec[GEN], rec[EPOCH], rec[CODE] })
-  elseif is_running(rec) or (verdict == 2 and carrier ~= '' and it[10] ~= '' and it[10] ~= carrier) then
-    -- A broken message that names a good job does not take that job with it.
+  elseif is_running(rec) or (verdict == 1 and it[13] < rec[GEN])
+    or (verdict ~= 1 and carrier ~= '' and it[10] ~= '' and it[10] ~= carrier) then
+    -- A broken message that names a good job does not take that job with it, and a verdict on a generation says nothing of
+    -- the one that was asked for since.
     result(i, { 1, rec[STATUS] })
   else
     if verdict == 2 then
