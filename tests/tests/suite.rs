@@ -2,6 +2,7 @@
 #![allow(clippy::disallowed_methods, reason = "test code")]
 
 mod suite {
+    mod asked_again;
     mod attempts;
     mod audit;
     mod basics;
