@@ -3,6 +3,7 @@
 //! Test code may panic; the lints of the product are off here on purpose.
 #![allow(clippy::disallowed_methods, reason = "test code reads the environment and the clock as it likes")]
 
+pub mod chaos;
 pub mod command;
 pub mod guarded;
 pub mod history;

@@ -32,6 +32,16 @@ impl Process {
         self.child.id().expect("still running")
     }
 
+    /// Process id; `None`: it has ended.
+    pub fn id(&self) -> Option<u32> {
+        self.child.id()
+    }
+
+    /// The exit code (`None` for a signal) of a process that has ended; `None` while it runs.
+    pub fn exited(&mut self) -> Option<Option<i32>> {
+        self.child.try_wait().unwrap().map(|s| s.code())
+    }
+
     fn signal(&self, s: Signal) {
         if let Some(id) = self.child.id() {
             kill_process(Pid::from_raw(id as i32).unwrap(), s).unwrap();

@@ -140,20 +140,22 @@ pub fn alive(pid: i32) -> bool {
     stat(pid).is_some_and(|f| f[0] != "Z" && f[0] != "X")
 }
 
+/// The keeper of a worker process, if it has one now.
+pub fn find_keeper(worker: u32) -> Option<i32> {
+    std::fs::read_dir("/proc")
+        .unwrap()
+        .filter_map(|e| e.ok()?.file_name().to_str()?.parse::<i32>().ok())
+        .find(|pid| {
+            stat(*pid).is_some_and(|f| f[1] == worker.to_string() && f[0] != "Z")
+                && std::fs::read(format!("/proc/{pid}/cmdline"))
+                    .is_ok_and(|c| c.split(|b| *b == 0).nth(1) == Some(b"keeper"))
+        })
+}
+
 /// The keeper of a worker process.
 pub async fn keeper_of(worker: u32) -> i32 {
-    let find = || {
-        std::fs::read_dir("/proc")
-            .unwrap()
-            .filter_map(|e| e.ok()?.file_name().to_str()?.parse::<i32>().ok())
-            .find(|pid| {
-                stat(*pid).is_some_and(|f| f[1] == worker.to_string() && f[0] != "Z")
-                    && std::fs::read(format!("/proc/{pid}/cmdline"))
-                        .is_ok_and(|c| c.split(|b| *b == 0).nth(1) == Some(b"keeper"))
-            })
-    };
-    wait("the keeper", async || find().is_some()).await;
-    find().unwrap()
+    wait("the keeper", async || find_keeper(worker).is_some()).await;
+    find_keeper(worker).unwrap()
 }
 
 /// One dead letter.

@@ -1,0 +1,288 @@
+//! What is enqueued: jobs of several kinds, each with what must become of it.
+
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+    process::Stdio,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use surety_common::domain::Status;
+use tokio::{
+    process::Command,
+    task::JoinSet,
+    time::{Instant, MissedTickBehavior, timeout},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::schedule::Dice;
+use crate::world::bin;
+
+/// What a job does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Kind {
+    /// The built-in Rust handler.
+    Noop,
+    Quick,
+    /// Takes a while, with a process of its own that ignores TERM.
+    Tree,
+    /// Says how far it is.
+    Reports,
+    /// Its first two attempts fail.
+    Flaky,
+    /// Fails for good.
+    Hopeless,
+    /// Fails until its retries are spent.
+    Spent,
+    /// Stays beyond its time limit.
+    Stuck,
+    /// Never gets anywhere, until somebody cancels it.
+    Unwanted,
+}
+
+impl Kind {
+    fn of(dice: &mut Dice) -> Self {
+        *dice.pick(&[
+            (5, Self::Noop),
+            (5, Self::Quick),
+            (5, Self::Tree),
+            (2, Self::Reports),
+            (3, Self::Flaky),
+            (1, Self::Hopeless),
+            (2, Self::Spent),
+            (2, Self::Stuck),
+            (1, Self::Unwanted),
+        ])
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Noop => "noop",
+            Self::Quick => "quick",
+            Self::Tree => "tree",
+            Self::Reports => "reports",
+            Self::Flaky => "flaky",
+            Self::Hopeless => "hopeless",
+            Self::Spent => "spent",
+            Self::Stuck => "stuck",
+            Self::Unwanted => "unwanted",
+        }
+    }
+
+    /// The outcomes that keep the promise. A job that was cancelled in passing may be cancelled as well.
+    pub fn outcomes(self) -> &'static [Status] {
+        match self {
+            Self::Noop | Self::Quick | Self::Tree | Self::Reports | Self::Flaky => &[Status::Done],
+            Self::Hopeless | Self::Spent => &[Status::Failed],
+            // With a lost attempt as its last, it is out of attempts.
+            Self::Stuck => &[Status::TimedOut, Status::Failed],
+            Self::Unwanted => &[Status::Cancelled],
+        }
+    }
+
+    fn is_to_be_cancelled(self) -> bool {
+        self == Self::Unwanted
+    }
+
+    fn body(self) -> String {
+        // Lost attempts are charged, and a run loses many.
+        let (retries, backoff) = match self {
+            Self::Spent => (2, "50ms"),
+            Self::Stuck => (1, "50ms"),
+            Self::Unwanted => (1000, "20s"),
+            _ => (1000, "100ms"),
+        };
+        let limit = if self == Self::Stuck { "1s" } else { "1h" };
+        format!(
+            r#"{{"type":"{}","retry":{{"max_retries":{retries},"backoff":["{backoff}"]}},"contract":{{"timeout":"{limit}"}}}}"#,
+            self.name()
+        )
+    }
+}
+
+/// The handlers of all kinds, as configuration. Writes their library into the folder of traces.
+pub fn handlers(traces: &Path) -> String {
+    std::fs::create_dir_all(traces).unwrap();
+    std::fs::write(traces.join("lib.sh"), include_str!("handlers.sh")).unwrap();
+    let mut text = String::new();
+    for (kind, body) in [
+        (Kind::Quick, ""),
+        (Kind::Tree, r#"child 3600; sleep 1.$((SURETY_EPOCH % 10))"#),
+        (Kind::Reports, r#"for i in 1 2 3 4 5; do echo "{\"progress\":0.$i}" >&3; sleep 0.2; done"#),
+        (Kind::Flaky, "[ $starts -ge 2 ] || exit 1"),
+        (Kind::Hopeless, "exit 64"),
+        (Kind::Spent, "exit 1"),
+        (Kind::Stuck, "child 3600; exec sleep 3600"),
+        (Kind::Unwanted, "exit 1"),
+    ] {
+        let (name, t) = (kind.name(), traces.display());
+        text += &format!(
+            "[handlers.{name}]\ncommand = [\"sh\", \"-c\", '''T={t}; export T; . $T/lib.sh; before; say start\n{body}\nsay end''']\n"
+        );
+    }
+    text
+}
+
+/// A job that the broker has acknowledged.
+#[derive(Debug, Clone)]
+pub struct Sent {
+    pub kind: Kind,
+    /// Somebody asked for its end.
+    pub is_cancel_tried: bool,
+    /// `surety cancel` said that it is cancelled.
+    pub is_cancel_promised: bool,
+}
+
+/// What was enqueued so far.
+#[derive(Debug, Default)]
+pub struct Book {
+    pub jobs: HashMap<String, Sent>,
+    /// Answers that no command may give.
+    pub problems: Vec<String>,
+}
+
+/// Where commands and publishes go: the servers themselves, without a proxy.
+#[derive(Debug, Clone)]
+pub struct Addresses {
+    pub nats: String,
+    pub redis: String,
+    pub config: PathBuf,
+}
+
+/// A producer that goes on and on.
+pub struct Load {
+    pub book: Arc<Mutex<Book>>,
+    pub addresses: Addresses,
+}
+
+/// Commands that run at once.
+const COMMANDS: usize = 2;
+/// Jobs without an outcome beyond which nothing new is enqueued.
+const OPEN: u64 = 150;
+
+impl Load {
+    /// Enqueues about four jobs a second until told to stop; then goes on until every job that must be cancelled is, or
+    /// `give_up` comes.
+    pub async fn run(&self, seed: u64, stop: CancellationToken, give_up: CancellationToken) {
+        let mut dice = Dice::new(seed ^ 0xa5a5_a5a5);
+        let client = self.client().await;
+        let js = async_nats::jetstream::new(client);
+        let mut pause = tokio::time::interval(Duration::from_millis(250));
+        pause.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut commands: JoinSet<()> = JoinSet::new();
+        let mut n = 0u32;
+        loop {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                _ = pause.tick() => {}
+            }
+            while commands.try_join_next().is_some() {}
+            if self.is_full(&js).await {
+                continue;
+            }
+            let kind = Kind::of(&mut dice);
+            let id = format!("j{n}-{}", kind.name());
+            n += 1;
+            if !self.enqueue(&js, &id, kind, &give_up).await {
+                break;
+            }
+            let is_passing = dice.below(20) == 0;
+            if (is_passing || kind.is_to_be_cancelled()) && commands.len() < COMMANDS {
+                commands.spawn(self.cancelling(id));
+            }
+        }
+        while commands.join_next().await.is_some() {}
+        // Without their cancel these would never end.
+        while !give_up.is_cancelled() {
+            let Some(id) = self.uncancelled() else { return };
+            let cancelled = self.cancelling(id);
+            tokio::select! {
+                () = cancelled => {}
+                () = give_up.cancelled() => {}
+            }
+            tokio::select! {
+                _ = pause.tick() => {}
+                () = give_up.cancelled() => {}
+            }
+        }
+    }
+
+    async fn client(&self) -> async_nats::Client {
+        async_nats::ConnectOptions::new()
+            .retry_on_initial_connect()
+            .connect(&self.addresses.nats)
+            .await
+            .unwrap()
+    }
+
+    async fn is_full(&self, js: &async_nats::jetstream::Context) -> bool {
+        let info = async { js.get_stream("SURETY_JOBS").await.ok().map(|s| s.cached_info().state.messages) };
+        timeout(Duration::from_secs(2), info).await.ok().flatten().is_some_and(|n| n > OPEN)
+    }
+
+    /// Publishes until the broker has acknowledged it: from then on the job is promised. `false`: there is no time left.
+    async fn enqueue(
+        &self,
+        js: &async_nats::jetstream::Context,
+        id: &str,
+        kind: Kind,
+        give_up: &CancellationToken,
+    ) -> bool {
+        while !give_up.is_cancelled() {
+            let mut h = async_nats::HeaderMap::new();
+            h.insert("Nats-Msg-Id", id);
+            let publish = async {
+                let subject = format!("surety.jobs.default.{id}");
+                js.publish_with_headers(subject, h, kind.body().into()).await.ok()?.await.ok()
+            };
+            if let Ok(Some(_)) = timeout(Duration::from_secs(2), publish).await {
+                let sent = Sent { kind, is_cancel_tried: false, is_cancel_promised: false };
+                self.book.lock().unwrap().jobs.insert(id.to_owned(), sent);
+                return true;
+            }
+        }
+        false
+    }
+
+    /// A job that must be cancelled and is not yet.
+    fn uncancelled(&self) -> Option<String> {
+        let book = self.book.lock().unwrap();
+        let wanted = |s: &Sent| s.kind.is_to_be_cancelled() && !s.is_cancel_promised;
+        book.jobs.iter().find(|(_, s)| wanted(s)).map(|(id, _)| id.clone())
+    }
+
+    /// `surety cancel`, once.
+    fn cancelling(&self, id: String) -> impl Future<Output = ()> + Send + 'static {
+        let (book, addresses) = (self.book.clone(), self.addresses.clone());
+        async move {
+            let before = Instant::now();
+            let mut c = Command::new(bin("t-surety"));
+            let config = addresses.config.display().to_string();
+            c.env_clear()
+                .args(["--config", &config, "--nats", &addresses.nats, "--redis", &addresses.redis])
+                .args(["--json", "cancel", &id])
+                .stdin(Stdio::null())
+                .kill_on_drop(true);
+            if let Some(s) = book.lock().unwrap().jobs.get_mut(&id) {
+                s.is_cancel_tried = true;
+            }
+            let said = timeout(Duration::from_secs(60), c.output()).await;
+            let mut book = book.lock().unwrap();
+            let Ok(Ok(said)) = said else {
+                book.problems.push(format!("surety cancel {id} hung for {:?}", before.elapsed()));
+                return;
+            };
+            let err = String::from_utf8_lossy(&said.stderr).into_owned();
+            let is_cancelled = said.status.success() || err.contains("already cancelled");
+            if is_cancelled && let Some(s) = book.jobs.get_mut(&id) {
+                s.is_cancel_promised = true;
+            }
+            // 0 it is, 1 it is not, 69 a server is away.
+            if !matches!(said.status.code(), Some(0 | 1 | 69)) {
+                book.problems.push(format!("surety cancel {id}: {} {err}", said.status));
+            }
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! Whether every promise was kept, and what shows that one was not.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use surety_common::{
+    broker::BrokerError,
+    connect::Connected,
+    domain::{JobId, Status},
+    history::History,
+    store::StoreError,
+};
+
+use super::{load::Book, traces::Traces};
+use crate::{
+    witness::dead_letters,
+    world::{World, messages},
+};
+
+/// Something that no run may show.
+#[derive(Debug, Clone)]
+pub struct Problem {
+    /// `None`: of no single job.
+    pub job: Option<String>,
+    pub what: String,
+}
+
+/// What a run came to, in numbers.
+#[derive(Debug, Default, Clone)]
+pub struct Figures {
+    pub jobs: usize,
+    pub events: usize,
+    pub attempts: usize,
+    pub lost: usize,
+    pub copies: usize,
+    pub outcomes: BTreeMap<&'static str, usize>,
+}
+
+/// Why the system cannot be asked: a server does not answer, although everything is healed.
+#[derive(Debug)]
+pub struct Away(String);
+
+impl std::fmt::Display for Away {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl From<StoreError> for Away {
+    fn from(e: StoreError) -> Self {
+        Self(e.to_string())
+    }
+}
+
+impl From<BrokerError> for Away {
+    fn from(e: BrokerError) -> Self {
+        Self(e.to_string())
+    }
+}
+
+/// What is still to come before the run is over; empty when everything has settled.
+pub async fn unsettled(world: &World, c: &Connected, book: &Book) -> Result<Vec<Problem>, Away> {
+    let mut out = Vec::new();
+    let mut whole = |what: String| out.push(Problem { job: None, what });
+    let left = messages(world, &c.broker.names().jobs()).await;
+    if left > 0 {
+        whole(format!("JOBS holds {left} messages"));
+    }
+    let (open, outbox) = (c.store.n_open().await?, c.store.depths().await?.outbox);
+    if open > 0 {
+        whole(format!("the due index has {open} jobs"));
+    }
+    if outbox > 0 {
+        whole(format!("the outbox holds {outbox} entries"));
+    }
+    for s in c.store.fleet().await?.sessions {
+        for h in s.held {
+            let what = format!("session {} holds an attempt of epoch {}", s.id, h.epoch);
+            out.push(Problem { job: Some(h.job.to_string()), what });
+        }
+    }
+    let ids: Vec<JobId> = book.jobs.keys().map(|id| JobId::new(id).unwrap()).collect();
+    for slice in ids.chunks(500) {
+        for (id, record) in slice.iter().zip(c.store.records_of(slice).await?) {
+            let what = match record {
+                Some(r) if r.status.is_terminal() => continue,
+                Some(r) => format!("it is {} under session {:?}", r.status.name(), r.session),
+                None => "it has no record".to_owned(),
+            };
+            out.push(Problem { job: Some(id.to_string()), what });
+        }
+    }
+    Ok(out)
+}
+
+/// Looks at everything, once the system has settled.
+pub async fn judge(
+    world: &World,
+    c: &Connected,
+    book: &Book,
+    traces: &Traces,
+) -> Result<(Figures, Vec<Problem>), Away> {
+    let mut problems: Vec<Problem> =
+        book.problems.iter().map(|p| Problem { job: None, what: p.clone() }).collect();
+    let mut events = Vec::new();
+    let unreadable = c.broker.read_journal(None, 0, |e| events.push(e)).await?;
+    let mut figures = Figures { jobs: book.jobs.len(), events: events.len(), ..Figures::default() };
+    if unreadable > 0 {
+        problems.push(Problem { job: None, what: format!("{unreadable} unreadable journal messages") });
+    }
+    let history = match History::fold(events) {
+        Ok(h) => h,
+        Err(v) => {
+            problems.push(Problem { job: None, what: format!("{v}: {v:?}") });
+            return Ok((figures, problems));
+        }
+    };
+    figures.copies = history.copies;
+    for v in history.violations() {
+        let surety_common::history::Violation::Job { job, what, .. } = v else { continue };
+        problems.push(Problem { job: Some(job), what });
+    }
+    let letters: BTreeSet<String> = dead_letters(world).await.into_iter().map(|l| l.job).collect();
+    for (id, sent) in &book.jobs {
+        let mut say = |what: String| problems.push(Problem { job: Some(id.clone()), what });
+        let trace = traces.of(id);
+        trace.overlaps.iter().for_each(|o| say(format!("two attempts lived at once: {o}")));
+        figures.attempts += history.count(id, "started");
+        figures.lost += history.count(id, "lost");
+        let outcomes = history.count(id, "finished");
+        if outcomes != 1 {
+            say(format!("it has {outcomes} outcomes in the journal"));
+        }
+        let Some(status) = history.status(id).and_then(of_name) else { continue };
+        *figures.outcomes.entry(status.name()).or_default() += 1;
+        let is_cancelled = status == Status::Cancelled;
+        let is_fine = sent.kind.outcomes().contains(&status) || is_cancelled && sent.is_cancel_tried;
+        if !is_fine {
+            say(format!("it ended as {}, not as {:?}", status.name(), sent.kind.outcomes()));
+        }
+        if sent.is_cancel_promised && !is_cancelled {
+            say(format!("`surety cancel` said that it is cancelled, and it is {}", status.name()));
+        }
+        if letters.contains(id) == (status == Status::Done) {
+            let has = if letters.contains(id) { "a" } else { "no" };
+            say(format!("it ended as {} and has {has} dead letter", status.name()));
+        }
+        let claimed: BTreeSet<u64> = history.jobs.get(id).map_or_else(BTreeSet::new, |h| {
+            h.events.iter().filter(|e| e.kind == "started").map(|e| e.epoch).collect()
+        });
+        for epoch in trace.epochs.difference(&claimed) {
+            say(format!("a handler ran under epoch {epoch}, which nobody claimed"));
+        }
+    }
+    for id in history.jobs.keys().filter(|id| !book.jobs.contains_key(*id)) {
+        problems.push(Problem { job: Some(id.clone()), what: "nobody enqueued it".into() });
+    }
+    Ok((figures, problems))
+}
+
+fn of_name(status: &str) -> Option<Status> {
+    Status::ALL.into_iter().find(|s| s.name() == status)
+}
