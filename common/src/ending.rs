@@ -10,7 +10,7 @@ use crate::{
     fault,
     pace::Pace,
     recover::RecoverError,
-    store::{SettleItem, SettleReply},
+    store::{SettleItem, SettleReply, StoreError},
     telemetry::metrics::job_ended,
     wire::receipt::Draft,
 };
@@ -105,7 +105,10 @@ pub async fn end_job(c: &Connected, raw: Option<&Delivery>, e: &Ending<'_>) -> R
         Some(SettleReply::Ended(b)) if b.status == Status::Done => return Ok(Outcome::Before(b.status)),
         Some(SettleReply::Ended(b)) => (b.generation, b.epoch, b.code, Outcome::Before(b.status)),
         Some(SettleReply::Running { status }) => return Ok(Outcome::Running(status)),
-        None => return Err(crate::store::StoreError::Decode("settle gave no result".into()).into()),
+        Some(SettleReply::Unreadable) => {
+            return Err(StoreError::unreadable(e.id.as_str()).into());
+        }
+        None => return Err(StoreError::Decode("settle gave no result".into()).into()),
     };
     if let Some(raw) = raw {
         let obituary = Obituary {

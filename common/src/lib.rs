@@ -20,6 +20,7 @@ pub mod ending;
 pub mod fault;
 pub mod history;
 pub mod manual;
+pub mod mend;
 pub mod pace;
 pub mod recover;
 pub mod relay;

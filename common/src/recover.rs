@@ -50,7 +50,11 @@ pub async fn lost_session(
     let mut items = Vec::with_capacity(owned.len().min(batch));
     let mut jobs = Vec::with_capacity(owned.len().min(batch));
     for (id, epoch) in owned.into_iter().take(batch) {
-        let record = c.store.record(&id).await?;
+        let record = match c.store.record(&id).await {
+            // The call below says so too, and goes on without it.
+            Err(StoreError::Unreadable { .. }) => None,
+            other => other?,
+        };
         items.push(item(&id, epoch, record.as_ref(), session));
         let (queue, kind) = record.map(|r| (r.queue, r.job_type)).unwrap_or_default();
         jobs.push((id, epoch, queue, kind));
@@ -64,7 +68,15 @@ pub async fn lost_session(
     c.relay.publish(p, &answer.entries, Pace::call(PATIENCE)).await?;
     let mut done = Recovered { is_partial, ..Recovered::default() };
     for ((id, epoch, queue, kind), reply) in jobs.iter().zip(answer.results) {
-        let LostReply::Applied(s) = reply else { continue };
+        let s = match reply {
+            LostReply::Applied(s) => s,
+            LostReply::NotApplied => continue,
+            // It stays with its session until it is set aside; the next pass finds what is in its place.
+            LostReply::Unreadable => {
+                done.is_partial = true;
+                continue;
+            }
+        };
         done.lost += 1;
         attempt_lost(queue, kind);
         tracing::warn!(job_id = %id, epoch, %session, status = s.status.name(), "attempt lost");

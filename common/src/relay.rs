@@ -39,7 +39,10 @@ impl Relay {
         // All are sent before the first is awaited: one round trip for the lot.
         let mut sent = Vec::with_capacity(entries.len());
         for e in entries {
-            sent.push(self.send(p, e).await);
+            sent.push(match &e.problem {
+                None => self.send(p, e).await,
+                Some(why) => Err(BrokerError::Unfit(format!("outbox entry {} does not decode: {why}", e.id))),
+            });
         }
         let mut failed = None;
         let mut stored = Vec::with_capacity(entries.len());

@@ -30,4 +30,5 @@ mod suite {
     mod stack;
     mod tidy;
     mod tls;
+    mod unreadable;
 }

@@ -28,6 +28,8 @@ use crate::{
 
 /// A repeated delivery of a job that runs is offered again after this long at least.
 pub(crate) const SHORTEST_NAK: Duration = Duration::from_millis(100);
+/// A job whose record cannot be read is offered again after this long.
+const UNREADABLE_NAK: Duration = Duration::from_secs(1);
 /// For so long the attempts of a group are begun where their grants came in; those after it get tasks of their own at once.
 const INLINE: Duration = Duration::from_micros(500);
 
@@ -164,6 +166,11 @@ async fn refused(w: &Arc<Shared>, p: u32, mut job: InHand, reply: ClaimReply) {
             bury(w, &job.held.queue, &job.held.d, &job.decoded, ErrorCode::FinishDeadline, why).await
         }
         ClaimReply::StaleGeneration => Settle::Ack,
+        // It may run, or have ended: nobody starts it before a reaper has set the record aside.
+        ClaimReply::Unreadable => {
+            w.meters.deferred(&job.held.queue, Reason::Unreadable);
+            Settle::Nak(UNREADABLE_NAK)
+        }
         // Granted jobs do not come here.
         ClaimReply::Granted(_) => Settle::Leave,
     };

@@ -98,11 +98,15 @@ async fn settle(
     let plain = || done.iter().zip(&replies).filter(|(_, r)| is_plain(r)).map(|(c, _)| c);
     w.leave_all(plain().map(|c| &c.item.id));
     for (mut c, reply) in done.into_iter().zip(replies) {
-        if reply != FinishReply::BudgetSpent {
+        if !matches!(reply, FinishReply::BudgetSpent | FinishReply::Unreadable) {
             c.track.finished(c.item.verdict, &reply);
         }
         if is_plain(&reply) {
             c.job.held.settle(Settle::Ack).await;
+        } else if reply == FinishReply::Unreadable {
+            // It waits until a reaper has put another record in its place.
+            let why = StoreError::unreadable(c.item.id.as_str());
+            again(w, p, c, Some(why));
         } else if reply == FinishReply::BudgetSpent {
             tracing::error!(job_id = %c.item.id, "retry refused: the budget is spent");
             let item = gave_up(&c.item, &c.job.decoded, "the retry budget is spent");
@@ -163,6 +167,9 @@ pub(crate) async fn alone(w: &Shared, p: u32, c: &mut Concluded, mut why: Option
                 tracing::error!(job_id = %c.item.id, "retry refused: the budget is spent");
                 c.item = gave_up(&c.item, &c.job.decoded, "the retry budget is spent");
             }
+            Ok((FinishReply::Unreadable, _)) => {
+                why = Some(StoreError::unreadable(c.item.id.as_str()));
+            }
             Ok((reply, is_journaled)) => {
                 c.track.finished(c.item.verdict, &reply);
                 return verdict_of(w, c, &reply, is_journaled).await;
@@ -199,7 +206,7 @@ async fn verdict_of(w: &Shared, c: &Concluded, reply: &FinishReply, is_journaled
             );
             return Settle::Leave;
         }
-        FinishReply::NoRecord | FinishReply::BudgetSpent => {
+        FinishReply::NoRecord | FinishReply::BudgetSpent | FinishReply::Unreadable => {
             tracing::error!(job_id = %item.id, ?reply, "finish refused");
             return Settle::Leave;
         }

@@ -116,7 +116,7 @@ impl Track {
                 self.outcome = Outcome::Fenced;
                 return;
             }
-            FinishReply::NoRecord | FinishReply::BudgetSpent => return,
+            FinishReply::NoRecord | FinishReply::BudgetSpent | FinishReply::Unreadable => return,
         };
         self.outcome = match status {
             Status::Done => Outcome::Done,

@@ -134,7 +134,9 @@ fn start_delay(first: Duration, failures: u32) -> Duration {
 /// refuses. While the store is away the lease decides; a result in hand must not turn into a failure, nor a release at
 /// shutdown, nor a retry.
 pub(crate) fn gives_up(verdict: Verdict, error: &StoreError) -> bool {
-    matches!(verdict, Verdict::Done | Verdict::Fail(_)) && !error.is_transient()
+    // A record that cannot be read says nothing about the result: it is set aside and the finish goes on.
+    let is_refused = !error.is_transient() && !matches!(error, StoreError::Unreadable { .. });
+    matches!(verdict, Verdict::Done | Verdict::Fail(_)) && is_refused
 }
 
 /// The failure that takes the place of a finish that cannot be written.

@@ -8,7 +8,10 @@ use super::{
     publish::{Pending, Publisher},
     scan::{Place, Scan},
 };
-use crate::wire::{event, headers};
+use crate::{
+    telemetry::metrics::shared,
+    wire::{event, headers},
+};
 
 /// A journal entry ready to publish. The same id, subject and bytes whoever publishes it, so a second copy is dropped.
 #[derive(Debug, Clone)]
@@ -109,6 +112,7 @@ impl Broker {
             good.into_iter().for_each(|e| visit(place, e));
             if !bad.is_empty() {
                 unreadable += 1;
+                shared().decode_errors.with_label_values(&["journal"]).inc();
                 tracing::warn!(subject = %m.subject, problems = bad.join("; "), "unreadable journal events were skipped");
             }
         })

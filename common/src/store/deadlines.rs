@@ -7,6 +7,7 @@ use serde::Serialize;
 use super::{
     ops::{Settled, millis},
     script::{Answer, Store, StoreError, pack},
+    unreadable::Prepared,
 };
 use crate::domain::{Contract, JobId, Status, ids::SessionId};
 
@@ -68,6 +69,8 @@ pub enum DueReply {
     Applied(Settled),
     /// It is otherwise by now: somebody else acted, or something happened.
     NotApplied,
+    /// Its record cannot be read: nothing was done with it.
+    Unreadable,
 }
 
 /// What was told to a requester, or was not.
@@ -113,6 +116,8 @@ pub enum ToldReply {
         contract: Contract,
     },
     NoRecord,
+    /// Its record cannot be read: nothing was done with it.
+    Unreadable,
 }
 
 /// An attempt that somebody wants stopped.
@@ -137,6 +142,8 @@ pub enum StopReply {
         epoch: u64,
     },
     NoRecord,
+    /// Its record cannot be read: nothing was done with it.
+    Unreadable,
 }
 
 impl Store {
@@ -148,43 +155,49 @@ impl Store {
         overstay: Duration,
         items: &[DueItem],
     ) -> Result<Answer<Vec<DueReply>>, StoreError> {
-        let mut keys = self.job_keys(items.iter().map(|i| i.id.as_str()), p);
-        let mut packed = Vec::with_capacity(items.len());
-        for it in items {
-            let run_key = match &it.session {
-                None => 0,
-                Some(session) => {
-                    keys.push(self.keys().run(p, session));
-                    // Positions in KEYS count from 1, after the six keys of the frame.
-                    keys.len() + 6
-                }
-            };
-            let (act, ms) = it.act.code();
-            packed.push((it.id.as_str(), it.rev, it.promise_ms, act, ms, &it.receipt, &it.data, run_key));
-        }
-        let (inc, call, s, keep, look) = self.frame(p, None);
-        let frame = (inc, call, s, keep, look, millis(overstay));
-        self.call(&self.inner.scripts.due, p, None, &keys, &frame, pack(&packed)?).await
+        let prepare = |items: &[&DueItem]| {
+            let mut keys = self.job_keys(items.iter().map(|i| i.id.as_str()), p);
+            let mut packed = Vec::with_capacity(items.len());
+            for it in items {
+                let run_key = match &it.session {
+                    None => 0,
+                    Some(session) => {
+                        keys.push(self.keys().run(p, session));
+                        // Positions in KEYS count from 1, after the six keys of the frame.
+                        keys.len() + 6
+                    }
+                };
+                let (act, ms) = it.act.code();
+                packed.push((it.id.as_str(), it.rev, it.promise_ms, act, ms, &it.receipt, &it.data, run_key));
+            }
+            let (inc, call, s, keep, look) = self.frame(p, None);
+            let frame = (inc, call, s, keep, look, millis(overstay));
+            Ok(Prepared { keys, frame, items: pack(&packed)? })
+        };
+        self.skipping(&self.inner.scripts.due, p, None, items, |i| i.id.as_str(), prepare).await
     }
 
     /// Commits what surfaced at requesters, and what did not.
     pub async fn told(&self, p: u32, items: &[ToldItem]) -> Result<Answer<Vec<ToldReply>>, StoreError> {
-        let keys = self.job_keys(items.iter().map(|i| i.id.as_str()), p);
-        let packed: Vec<_> = items
-            .iter()
-            .map(|it| {
-                let (what, after): (u8, u64) = match it.what {
-                    Telling::Start { progress } => (1, millis(progress)),
-                    Telling::Nudge => (2, 0),
-                    Telling::Receipt => (3, 0),
-                    Telling::ReceiptLater { after } => (4, millis(after)),
-                    Telling::ReceiptGivenUp => (5, 0),
-                    Telling::StartFailed => (6, 0),
-                };
-                (it.id.as_str(), it.generation, what, after, it.note.as_str(), it.data.as_str())
-            })
-            .collect();
-        self.call(&self.inner.scripts.told, p, None, &keys, &self.frame(p, None), pack(&packed)?).await
+        let prepare = |items: &[&ToldItem]| {
+            let keys = self.job_keys(items.iter().map(|i| i.id.as_str()), p);
+            let packed: Vec<_> = items
+                .iter()
+                .map(|it| {
+                    let (what, after): (u8, u64) = match it.what {
+                        Telling::Start { progress } => (1, millis(progress)),
+                        Telling::Nudge => (2, 0),
+                        Telling::Receipt => (3, 0),
+                        Telling::ReceiptLater { after } => (4, millis(after)),
+                        Telling::ReceiptGivenUp => (5, 0),
+                        Telling::StartFailed => (6, 0),
+                    };
+                    (it.id.as_str(), it.generation, what, after, it.note.as_str(), it.data.as_str())
+                })
+                .collect();
+            Ok(Prepared { keys, frame: self.frame(p, None), items: pack(&packed)? })
+        };
+        self.skipping(&self.inner.scripts.told, p, None, items, |i| i.id.as_str(), prepare).await
     }
 
     /// Asks the owner of running attempts to stop them, because their jobs are to be cancelled.
@@ -194,8 +207,10 @@ impl Store {
         owner: &SessionId,
         items: &[StopItem],
     ) -> Result<Answer<Vec<StopReply>>, StoreError> {
-        let keys = self.job_keys(items.iter().map(|i| i.id.as_str()), p);
-        let frame = self.frame(p, Some(owner));
-        self.call(&self.inner.scripts.stop, p, Some(owner), &keys, &frame, pack(items)?).await
+        let prepare = |items: &[&StopItem]| {
+            let keys = self.job_keys(items.iter().map(|i| i.id.as_str()), p);
+            Ok(Prepared { keys, frame: self.frame(p, Some(owner)), items: pack(items)? })
+        };
+        self.skipping(&self.inner.scripts.stop, p, Some(owner), items, |i| &i.id, prepare).await
     }
 }

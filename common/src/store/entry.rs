@@ -3,13 +3,11 @@
 //! The scripts write an entry packed, because each byte costs time in Redis; here it becomes the JSON array of its events.
 //! The text depends on the entry alone, never on who makes it or when, so that a relayed copy has the same bytes.
 
-use super::{
-    packed::{Unpacker, Unreadable},
-    script::StoreError,
-};
+use super::packed::{Unpacker, Unreadable};
 use crate::{
     clock::iso_millis,
     domain::{Contract, ErrorCode, JobId, Status, TypeName},
+    telemetry::metrics::shared,
     wire::receipt::Draft,
 };
 
@@ -26,6 +24,8 @@ pub struct OutboxEntry {
     pub ended: String,
     /// Commit counter of the data set.
     pub commit: u64,
+    /// Why it cannot be read, where it cannot: then nothing else of it is known, and it cannot be published.
+    pub problem: Option<String>,
     /// Receipts of the outcomes in it whose requesters wait: published with it, and confirmed before it is.
     pub receipts: Vec<OutboxReceipt>,
 }
@@ -67,10 +67,16 @@ impl Moment {
 }
 
 impl OutboxEntry {
-    /// Reads a packed entry. Error: `Decode`, with the field that could not be read.
-    pub(super) fn decode(id: String, packed: &[u8]) -> Result<Self, StoreError> {
-        let read = Self::read(&id, packed);
-        read.map_err(|e| StoreError::Decode(format!("outbox entry {id}: {e}")))
+    /// Reads a packed entry. One that cannot be read says so, names the field, and is counted: the others go on without it.
+    pub(super) fn decode(id: String, packed: &[u8]) -> Self {
+        Self::read(&id, packed).unwrap_or_else(|e| Self::unreadable(id, e.to_string()))
+    }
+
+    /// An entry of which nothing is known but why.
+    pub(super) fn unreadable(id: String, problem: String) -> Self {
+        shared().decode_errors.with_label_values(&["entry"]).inc();
+        let (suffix, body, ended) = (String::new(), String::new(), String::new());
+        Self { id, suffix, body, ended, commit: 0, problem: Some(problem), receipts: Vec::new() }
     }
 
     fn read(id: &str, packed: &[u8]) -> Result<Self, Unreadable> {
@@ -96,7 +102,15 @@ impl OutboxEntry {
             receipts.extend(event(&mut u, &head, &mut body, &mut ended, &mut started_at)?);
         }
         body.push(']');
-        Ok(Self { id: id.to_owned(), suffix: suffix.to_owned(), body, ended, commit, receipts })
+        Ok(Self {
+            id: id.to_owned(),
+            suffix: suffix.to_owned(),
+            body,
+            ended,
+            commit,
+            problem: None,
+            receipts,
+        })
     }
 }
 
@@ -241,7 +255,7 @@ mod tests {
         let mut p = entry("default");
         add(&mut p, 4, "started", "a", "=", "");
         add(&mut p, 6, "lost", "b", "s2", r#"{"x":1}"#);
-        let e = OutboxEntry::decode("1-0".into(), &p.into_bytes()).unwrap();
+        let e = OutboxEntry::decode("1-0".into(), &p.into_bytes());
         let (events, bad) = read_message(e.body.as_bytes());
         assert!(bad.is_empty(), "{bad:?} in {}", e.body);
         assert_eq!((e.commit, e.suffix.as_str(), e.ended.as_str()), (9, "default", ""));
@@ -259,8 +273,8 @@ mod tests {
         add(&mut p, 7, "finished", "a", "=", "");
         add(&mut p, 8, "finished", "b", "=", r#"{"v":1,"job":"b","error_code":"oom""#);
         let bytes = p.into_bytes();
-        let e = OutboxEntry::decode("1-0".into(), &bytes).unwrap();
-        assert_eq!(e, OutboxEntry::decode("1-0".into(), &bytes).unwrap());
+        let e = OutboxEntry::decode("1-0".into(), &bytes);
+        assert_eq!(e, OutboxEntry::decode("1-0".into(), &bytes));
         assert_eq!(e.ended, "a,b");
         let (events, bad) = read_message(e.body.as_bytes());
         assert!(bad.is_empty(), "{bad:?} in {}", e.body);
@@ -272,12 +286,12 @@ mod tests {
     }
 
     #[test]
-    fn what_is_cut_off_is_an_error_with_its_field() {
+    fn what_is_cut_off_names_its_field_and_is_empty() {
         let mut p = entry("q");
         add(&mut p, 4, "started", "a", "=", "");
         let mut bytes = p.into_bytes();
         bytes.truncate(bytes.len() - 1);
-        let e = OutboxEntry::decode("1-0".into(), &bytes).unwrap_err().to_string();
-        assert!(e.contains("1-0") && e.contains("notify"), "{e}");
+        let e = OutboxEntry::decode("1-0".into(), &bytes);
+        assert_eq!((e.problem.as_deref(), e.body.as_str()), (Some("notify: it is cut off"), ""));
     }
 }

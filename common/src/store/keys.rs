@@ -92,6 +92,16 @@ impl Keys {
         self.key_of(p, "job:", id)
     }
 
+    /// How often each record could not be read (hash: id, count).
+    pub fn bad(&self, p: u32) -> String {
+        self.key(p, "bad")
+    }
+
+    /// What could not be read and was taken out of the way (string). `kind`: `job` or `entry`.
+    pub fn set_aside(&self, p: u32, kind: &str, id: &str) -> String {
+        self.key_of(p, &format!("bad:{kind}:"), id)
+    }
+
     /// Error text and output tails of a job's last failed attempt (JSON string).
     pub fn data(&self, id: &JobId) -> String {
         self.data_in(self.partition(id), id.as_str())

@@ -19,6 +19,7 @@ mod replies;
 pub mod script;
 pub mod server;
 pub mod sessions;
+pub mod unreadable;
 
 pub use deadlines::{DueAct, DueItem, DueReply, StopItem, StopReply, Telling, ToldItem, ToldReply};
 pub use entry::{OutboxEntry, OutboxReceipt};
@@ -35,3 +36,4 @@ pub use record::Record;
 pub use script::{Answer, Store, StoreError, StoreOptions};
 pub use server::{ServerConfig, ServerState};
 pub use sessions::{Fleet, FleetSession, Held, SessionInfo};
+pub use unreadable::Read;

@@ -4,7 +4,10 @@ use std::collections::{BTreeMap, HashSet};
 
 use redis::AsyncCommands;
 
-use super::script::{Store, StoreError};
+use super::{
+    script::{Store, StoreError},
+    unreadable::Read,
+};
 use crate::domain::Status;
 
 /// Open jobs that have a record, by queue: every job that was claimed once and has no outcome yet.
@@ -55,7 +58,7 @@ impl Store {
                     .map(|(id, _)| self.keys().job_in(p, &id))
                     .filter(|key| seen.insert(key.clone()))
                     .collect();
-                for record in self.records(&keys).await?.into_iter().flatten() {
+                for record in self.records(&keys).await?.into_iter().filter_map(Read::record) {
                     if !record.status.is_terminal() {
                         *out.by_queue
                             .entry(record.queue)

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     packed::Packer,
     script::{Answer, Store, StoreError, pack},
+    unreadable::Prepared,
 };
 use crate::domain::{ErrorCode, JobId, Requester, Status, ids::SessionId};
 
@@ -95,6 +96,8 @@ pub enum ClaimReply {
     Expired,
     /// The finish deadline passed.
     Overdue,
+    /// Its record cannot be read: nothing was done with it.
+    Unreadable,
 }
 
 /// What became of an attempt, as its worker says.
@@ -136,6 +139,8 @@ pub enum FinishReply {
     },
     NoRecord,
     BudgetSpent,
+    /// Its record cannot be read: nothing was done with it.
+    Unreadable,
 }
 
 /// One attempt of an expired session.
@@ -165,6 +170,8 @@ pub struct Settled {
 pub enum LostReply {
     Applied(Settled),
     NotApplied,
+    /// Its record cannot be read: nothing was done with it.
+    Unreadable,
 }
 
 /// One report of a running attempt.
@@ -185,8 +192,12 @@ pub struct ProgressItem {
 /// What became of a report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ProgressReply {
-    Journaled { rev: u64 },
+    Journaled {
+        rev: u64,
+    },
     Fenced,
+    /// Its record cannot be read: nothing was done with it.
+    Unreadable,
 }
 
 /// A job to end without an attempt.
@@ -221,6 +232,8 @@ pub enum SettleReply {
     },
     /// Its entry is among the answer's entries while it is not journaled.
     Ended(Ended),
+    /// Its record cannot be read: nothing was done with it.
+    Unreadable,
 }
 
 /// A job whose next generation's carrier is published.
@@ -237,9 +250,16 @@ pub struct ReplayItem {
 /// What became of a replay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ReplayReply {
-    Queued { generation: u32, rev: u64 },
-    Open { status: Status },
+    Queued {
+        generation: u32,
+        rev: u64,
+    },
+    Open {
+        status: Status,
+    },
     NoRecord,
+    /// Its record cannot be read: nothing was done with it.
+    Unreadable,
 }
 
 /// What a step of retention did.
@@ -313,33 +333,37 @@ impl Store {
         outbox_cap: u64,
         items: &[ClaimItem<'_>],
     ) -> Result<Answer<Vec<ClaimReply>>, StoreError> {
-        let (inc, call, s, keep, look) = self.frame(p, Some(session));
-        let keys = self.job_keys(items.iter().map(|i| i.id.as_ref()), p);
-        let frame = (inc, call, s, keep, look, outbox_cap);
-        let mut packed = Packer::with_capacity(items.len() * 160);
-        for it in items {
-            packed
-                .text(&it.id)
-                .text(&it.queue)
-                .text(&it.job_type)
-                .text(&it.key)
-                .text(&it.trace)
-                .text(&it.carrier)
-                .text(&it.ack_subject)
-                .text(&it.adopt)
-                .u48(it.created_ms)
-                .u48(it.finish_ms)
-                .u32(it.max_retries)
-                .u48(it.timeout_ms)
-                .u32(it.generation)
-                .u48(it.expires_ms)
-                .u32(it.ack_ms)
-                .u32(it.progress_ms)
-                .byte(u8::from(it.requester.wants_notices()))
-                .text(&it.requester.to_json())
-                .text(&it.summary);
-        }
-        self.call(&self.inner.scripts.claim, p, Some(session), &keys, &frame, packed.into_bytes()).await
+        let prepare = |items: &[&ClaimItem<'_>]| {
+            let (inc, call, s, keep, look) = self.frame(p, Some(session));
+            let keys = self.job_keys(items.iter().map(|i| i.id.as_ref()), p);
+            let frame = (inc, call, s, keep, look, outbox_cap);
+            let mut packed = Packer::with_capacity(items.len() * 160);
+            for it in items {
+                packed
+                    .text(&it.id)
+                    .text(&it.queue)
+                    .text(&it.job_type)
+                    .text(&it.key)
+                    .text(&it.trace)
+                    .text(&it.carrier)
+                    .text(&it.ack_subject)
+                    .text(&it.adopt)
+                    .u48(it.created_ms)
+                    .u48(it.finish_ms)
+                    .u32(it.max_retries)
+                    .u48(it.timeout_ms)
+                    .u32(it.generation)
+                    .u48(it.expires_ms)
+                    .u32(it.ack_ms)
+                    .u32(it.progress_ms)
+                    .byte(u8::from(it.requester.wants_notices()))
+                    .text(&it.requester.to_json())
+                    .text(&it.summary);
+            }
+            Ok(Prepared { keys, frame, items: packed.into_bytes() })
+        };
+        let script = &self.inner.scripts.claim;
+        self.skipping(script, p, Some(session), items, |i| i.id.as_ref(), prepare).await
     }
 
     /// Finishes attempts of one partition. Same errors as [`Store::claim`], without `SessionLost`.
@@ -349,40 +373,44 @@ impl Store {
         session: &SessionId,
         items: &[impl Borrow<FinishItem>],
     ) -> Result<Answer<Vec<FinishReply>>, StoreError> {
-        let items = || items.iter().map(Borrow::borrow);
-        let mut keys: Vec<String> = self.job_keys(items().map(|i| i.id.as_str()), p);
-        let n = keys.len();
-        let mut packed = Packer::with_capacity(n * 64);
-        for it in items() {
-            let data_key = if it.detail.is_empty() {
-                0
-            } else {
-                keys.push(self.keys().data(&it.id));
-                // Positions in KEYS count from 1, after the six keys of the frame.
-                u32::try_from(keys.len() + 6).unwrap_or(0)
-            };
-            let (verdict, code, delay) = match it.verdict {
-                Verdict::Done => (1, "", 0),
-                Verdict::Fail(code) => (2, code.name(), 0),
-                Verdict::Retry { code, delay } => (3, code.name(), millis(delay)),
-                Verdict::Release => (4, "", 0),
-                Verdict::StartFailed { delay } => (5, ErrorCode::StartFailed.name(), millis(delay)),
-                Verdict::CancelObeyed => (6, ErrorCode::Cancelled.name(), 0),
-            };
-            packed
-                .text(it.id.as_str())
-                .u48(it.epoch)
-                .byte(verdict)
-                .text(code)
-                .u48(delay)
-                .text(&it.receipt)
-                .text(&it.data)
-                .text(&it.detail)
-                .u32(data_key);
-        }
-        let (inc, call, s, keep, look) = self.frame(p, Some(session));
-        let frame = (inc, call, s, keep, look, n);
-        self.call(&self.inner.scripts.finish, p, Some(session), &keys, &frame, packed.into_bytes()).await
+        let items: Vec<&FinishItem> = items.iter().map(Borrow::borrow).collect();
+        let prepare = |items: &[&&FinishItem]| {
+            let mut keys: Vec<String> = self.job_keys(items.iter().map(|i| i.id.as_str()), p);
+            let n = keys.len();
+            let mut packed = Packer::with_capacity(n * 64);
+            for it in items {
+                let data_key = if it.detail.is_empty() {
+                    0
+                } else {
+                    keys.push(self.keys().data(&it.id));
+                    // Positions in KEYS count from 1, after the six keys of the frame.
+                    u32::try_from(keys.len() + 6).unwrap_or(0)
+                };
+                let (verdict, code, delay) = match it.verdict {
+                    Verdict::Done => (1, "", 0),
+                    Verdict::Fail(code) => (2, code.name(), 0),
+                    Verdict::Retry { code, delay } => (3, code.name(), millis(delay)),
+                    Verdict::Release => (4, "", 0),
+                    Verdict::StartFailed { delay } => (5, ErrorCode::StartFailed.name(), millis(delay)),
+                    Verdict::CancelObeyed => (6, ErrorCode::Cancelled.name(), 0),
+                };
+                packed
+                    .text(it.id.as_str())
+                    .u48(it.epoch)
+                    .byte(verdict)
+                    .text(code)
+                    .u48(delay)
+                    .text(&it.receipt)
+                    .text(&it.data)
+                    .text(&it.detail)
+                    .u32(data_key);
+            }
+            let (inc, call, s, keep, look) = self.frame(p, Some(session));
+            let frame = (inc, call, s, keep, look, n);
+            Ok(Prepared { keys, frame, items: packed.into_bytes() })
+        };
+        let script = &self.inner.scripts.finish;
+        self.skipping(script, p, Some(session), &items, |i| i.id.as_str(), prepare).await
     }
 
     /// Commits attempts of an expired session as lost. `SessionLost` here means the opposite of its name: the session is
@@ -393,17 +421,12 @@ impl Store {
         session: &SessionId,
         items: &[LostItem],
     ) -> Result<Answer<Vec<LostReply>>, StoreError> {
-        let mut keys = self.job_keys(items.iter().map(|i| i.id.as_str()), p);
-        keys.push(self.keys().session_info(p));
-        self.call(
-            &self.inner.scripts.lost,
-            p,
-            Some(session),
-            &keys,
-            &self.frame(p, Some(session)),
-            pack(items)?,
-        )
-        .await
+        let prepare = |items: &[&LostItem]| {
+            let mut keys = self.job_keys(items.iter().map(|i| i.id.as_str()), p);
+            keys.push(self.keys().session_info(p));
+            Ok(Prepared { keys, frame: self.frame(p, Some(session)), items: pack(items)? })
+        };
+        self.skipping(&self.inner.scripts.lost, p, Some(session), items, |i| &i.id, prepare).await
     }
 
     /// Journals what running attempts reported.
@@ -413,28 +436,29 @@ impl Store {
         session: &SessionId,
         items: &[ProgressItem],
     ) -> Result<Answer<Vec<ProgressReply>>, StoreError> {
-        let keys = self.job_keys(items.iter().map(|i| i.id.as_str()), p);
-        self.call(
-            &self.inner.scripts.progress,
-            p,
-            Some(session),
-            &keys,
-            &self.frame(p, Some(session)),
-            pack(items)?,
-        )
-        .await
+        let prepare = |items: &[&ProgressItem]| {
+            let keys = self.job_keys(items.iter().map(|i| i.id.as_str()), p);
+            Ok(Prepared { keys, frame: self.frame(p, Some(session)), items: pack(items)? })
+        };
+        self.skipping(&self.inner.scripts.progress, p, Some(session), items, |i| &i.id, prepare).await
     }
 
     /// Ends jobs that nobody runs: cancel or burial.
     pub async fn settle(&self, p: u32, items: &[SettleItem]) -> Result<Answer<Vec<SettleReply>>, StoreError> {
-        let keys = self.job_keys(items.iter().map(|i| i.id.as_str()), p);
-        self.call(&self.inner.scripts.settle, p, None, &keys, &self.frame(p, None), pack(items)?).await
+        let prepare = |items: &[&SettleItem]| {
+            let keys = self.job_keys(items.iter().map(|i| i.id.as_str()), p);
+            Ok(Prepared { keys, frame: self.frame(p, None), items: pack(items)? })
+        };
+        self.skipping(&self.inner.scripts.settle, p, None, items, |i| &i.id, prepare).await
     }
 
     /// Records the next generation of ended jobs.
     pub async fn replay(&self, p: u32, items: &[ReplayItem]) -> Result<Answer<Vec<ReplayReply>>, StoreError> {
-        let keys = self.job_keys(items.iter().map(|i| i.id.as_str()), p);
-        self.call(&self.inner.scripts.replay, p, None, &keys, &self.frame(p, None), pack(items)?).await
+        let prepare = |items: &[&ReplayItem]| {
+            let keys = self.job_keys(items.iter().map(|i| i.id.as_str()), p);
+            Ok(Prepared { keys, frame: self.frame(p, None), items: pack(items)? })
+        };
+        self.skipping(&self.inner.scripts.replay, p, None, items, |i| &i.id, prepare).await
     }
 
     /// Deletes the records of jobs that ended more than `keep` ago, as far as `head` reaches: the first elements of the list of

@@ -7,6 +7,7 @@ use super::{
     ops::parse_member,
     record::Record,
     script::{Store, StoreError},
+    unreadable::Read,
 };
 use crate::domain::{JobId, ids::SessionId};
 
@@ -14,14 +15,14 @@ impl Store {
     /// The record of a job, or `None` when the store has not seen it.
     pub async fn record(&self, id: &JobId) -> Result<Option<Record>, StoreError> {
         let bytes: Option<Vec<u8>> = self.connection().get(self.keys().job(id)).await?;
-        bytes
-            .map(|b| Record::decode(&b).map_err(|e| StoreError::Decode(format!("job {id}: {e}"))))
-            .transpose()
+        let unreadable =
+            |e| StoreError::Unreadable { ids: vec![id.to_string()], why: format!("job {id}: {e}") };
+        bytes.map(|b| Record::decode(&b).map_err(unreadable)).transpose()
     }
 
     /// Records of many jobs, in the order of the ids: one call for each partition among them.
-    pub async fn records_of(&self, ids: &[JobId]) -> Result<Vec<Option<Record>>, StoreError> {
-        let mut found: Vec<Option<Record>> = vec![None; ids.len()];
+    pub async fn records_of(&self, ids: &[JobId]) -> Result<Vec<Read>, StoreError> {
+        let mut found: Vec<Read> = vec![Read::Missing; ids.len()];
         for p in 0..self.keys().partitions() {
             let here: Vec<usize> = (0..ids.len())
                 .filter(|i| ids.get(*i).is_some_and(|id| self.keys().partition(id) == p))
@@ -55,9 +56,9 @@ impl Store {
             self.connection().xrange_count(self.keys().outbox(p), from, before_ms, n).await?;
         let read = |(id, fields): (String, Vec<Vec<u8>>)| match fields.as_slice() {
             [name, text, ..] if name == b"e" => OutboxEntry::decode(id, text),
-            _ => Err(StoreError::Decode(format!("outbox entry {id}: unexpected fields"))),
+            _ => OutboxEntry::unreadable(id, "unexpected fields".into()),
         };
-        found.into_iter().map(read).collect()
+        Ok(found.into_iter().map(read).collect())
     }
 
     /// Removes entries that JetStream confirmed.
@@ -70,9 +71,16 @@ impl Store {
 
     /// The first `n` members of the due index whose deadline has passed by `now_ms`: earliest first.
     pub async fn due(&self, p: u32, now_ms: u64, n: isize) -> Result<Vec<JobId>, StoreError> {
-        let ids: Vec<String> =
-            self.connection().zrangebyscore_limit(self.keys().due(p), 0, now_ms, 0, n).await?;
-        ids.iter().map(|id| JobId::new(id).map_err(|e| StoreError::Decode(e.to_string()))).collect()
+        let key = self.keys().due(p);
+        let names: Vec<String> = self.connection().zrangebyscore_limit(&key, 0, now_ms, 0, n).await?;
+        let mut ids = Vec::with_capacity(names.len());
+        for name in names {
+            match JobId::new(&name) {
+                Ok(id) => ids.push(id),
+                Err(_) => self.drop_garbage(&key, "due", &name).await,
+            }
+        }
+        Ok(ids)
     }
 
     /// The first `n` elements of the list of ended jobs: `@<ms>`, then the ids of the jobs that ended at that moment.
@@ -102,24 +110,29 @@ impl Store {
             .connection()
             .zrangebyscore_limit_withscores(self.keys().sessions(p), 0, before_ms, 0, n)
             .await?;
-        found
-            .into_iter()
-            .map(|(s, score)| {
-                let id = SessionId::new(&s).map_err(|e| StoreError::Decode(e.to_string()))?;
-                Ok((id, score as u64))
-            })
-            .collect()
+        let mut sessions = Vec::with_capacity(found.len());
+        for (name, score) in found {
+            match SessionId::new(&name) {
+                Ok(id) => sessions.push((id, score as u64)),
+                Err(_) => self.drop_garbage(&self.keys().sessions(p), "sessions", &name).await,
+            }
+        }
+        Ok(sessions)
     }
 
     /// What a session runs: ids with epochs.
     pub async fn running(&self, p: u32, session: &SessionId) -> Result<Vec<(JobId, u64)>, StoreError> {
-        let members: Vec<String> = self.connection().smembers(self.keys().run(p, session)).await?;
-        members
-            .iter()
-            // What begins so asks for a stop of the attempt.
-            .filter(|m| !m.starts_with('!'))
-            .map(|m| parse_member(m).ok_or_else(|| StoreError::Decode(format!("run member {m:?}"))))
-            .collect()
+        let key = self.keys().run(p, session);
+        let members: Vec<String> = self.connection().smembers(&key).await?;
+        let mut running = Vec::with_capacity(members.len());
+        // What begins so asks for a stop of the attempt.
+        for member in members.iter().filter(|m| !m.starts_with('!')) {
+            match parse_member(member) {
+                Some(held) => running.push(held),
+                None => self.drop_garbage(&key, "run", member).await,
+            }
+        }
+        Ok(running)
     }
 
     /// What a session says of itself (JSON, [`super::SessionInfo`]), if it was opened in this partition.

@@ -1,11 +1,27 @@
 //! The packed record of a job, as the scripts write it (`prelude.lua` has the same positions). Fields are only ever
 //! appended; a record with more fields than this release knows still decodes.
 
-use super::packed::{Unpacker, Unreadable};
+use super::packed::{Packer, Unpacker, Unreadable};
 use crate::domain::{Contract, ErrorCode, JobState, Status};
 
 /// First byte of a record.
 const VERSION: u8 = 3;
+
+/// Why a record cannot be read: names the field.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("record does not decode: {field}: {problem}")]
+pub struct Undecodable {
+    pub field: &'static str,
+    pub problem: &'static str,
+}
+
+/// Releases to come that this one leaves alone: more of a difference is damage.
+const NEWER: u8 = 16;
+
+/// Whether a record that does not decode was written by a newer release, and is no business of this one.
+pub(super) fn is_of_newer_release(bytes: &[u8]) -> bool {
+    bytes.first().is_some_and(|v| *v > VERSION && *v <= VERSION + NEWER)
+}
 
 /// What Redis knows of a job. Times are milliseconds of the store's clock, 0 for "not set"; texts are empty for "not set".
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,11 +71,11 @@ pub struct Record {
 }
 
 impl Record {
-    /// Reads a packed record. The error names the field; nothing is ever replaced by a default.
-    pub fn decode(bytes: &[u8]) -> Result<Self, String> {
+    /// Reads a packed record. The error names the field and is counted; nothing is ever replaced by a default.
+    pub fn decode(bytes: &[u8]) -> Result<Self, Undecodable> {
         Self::read(&mut Unpacker::new(bytes)).map_err(|e| {
             super::script::unreadable();
-            format!("record does not decode: {e}")
+            Undecodable { field: e.field, problem: e.problem }
         })
     }
 
@@ -84,6 +100,13 @@ impl Record {
         let (code, _call, entry) = (text("code")?, text("call")?, text("entry")?);
         let (notify, summary) = (text("notify")?, text("summary")?);
         let (print, tell_error) = (text("print")?, text("tell_error")?);
+        let missing = |field| Unreadable { field, problem: "it is empty" };
+        if generation == 0 {
+            return Err(missing("generation"));
+        }
+        if queue.is_empty() || job_type.is_empty() {
+            return Err(missing(if queue.is_empty() { "queue" } else { "type" }));
+        }
         Ok(Self {
             status,
             contract,
@@ -117,6 +140,37 @@ impl Record {
             print,
             tell_error,
         })
+    }
+
+    /// The packed form, as of a record that no call has written yet.
+    pub(super) fn encode(&self) -> Vec<u8> {
+        let mut p = Packer::with_capacity(300);
+        p.byte(VERSION).byte(self.status.code()).byte(self.contract.code());
+        p.u32(self.generation).u48(self.rev).u48(self.epoch).u32(self.attempt).u32(self.charged);
+        p.u32(self.max_retries).u32(self.start_failures);
+        p.u48(self.due_ms).u48(self.started_ms).u48(self.deadline_ms);
+        p.u48(self.created_ms).u48(self.finish_by_ms).u48(self.ended_ms);
+        p.u48(self.promise_ms).u32(self.told).byte(u8::from(self.is_cancelling));
+        let call = "";
+        for text in [
+            &self.queue,
+            &self.job_type,
+            &self.key,
+            &self.trace,
+            &self.carrier,
+            &self.ack_subject,
+            &self.session,
+            &self.code,
+            call,
+            &self.entry,
+            &self.notify,
+            &self.summary,
+            &self.print,
+            &self.tell_error,
+        ] {
+            p.text(text);
+        }
+        p.into_bytes()
     }
 
     /// The part that the job machine knows.
@@ -155,6 +209,7 @@ mod tests {
         }
         let mut bytes = p.into_bytes();
         let r = Record::decode(&bytes).unwrap();
+        assert_eq!(Record::decode(&r.encode()), Ok(Record { entry: "1-0".into(), ..r.clone() }));
         assert_eq!(
             (r.status, r.epoch, r.queue.as_str(), r.entry.as_str()),
             (Status::Running, 2, "default", "1-0")
@@ -164,12 +219,12 @@ mod tests {
         assert_eq!(Record::decode(&bytes).unwrap(), r);
 
         let e = Record::decode(&bytes[..20]).unwrap_err();
-        assert!(e.contains("attempt"), "{e}");
+        assert_eq!(e.field, "attempt");
         bytes[1] = 99;
         let e = Record::decode(&bytes).unwrap_err();
-        assert!(e.contains("status"), "{e}");
+        assert_eq!(e.field, "status");
         bytes[0] = 1;
         let e = Record::decode(&bytes).unwrap_err();
-        assert!(e.contains("version"), "{e}");
+        assert_eq!(e.to_string(), "record does not decode: version: this release does not know it");
     }
 }

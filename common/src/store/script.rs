@@ -9,12 +9,16 @@ use std::{
 };
 
 use redis::{Script, aio::ConnectionManager};
-use serde::{Serialize, de::DeserializeOwned};
+use serde::{
+    Deserialize, Serialize,
+    de::{DeserializeOwned, IgnoredAny},
+};
 
 use super::{
     entry::OutboxEntry,
     keys::Keys,
     login::{self, Connection, Login},
+    unreadable::named_in,
 };
 use crate::{
     config::Address,
@@ -44,9 +48,19 @@ pub enum StoreError {
     /// Too many journal entries wait for the broker; nothing new starts.
     #[error("the outbox is full: the journal cannot be published")]
     OutboxFull,
-    /// A reply or a record that this release cannot read.
+    /// Records that this release cannot read. Nothing was written.
+    #[error("{why}")]
+    Unreadable { ids: Vec<String>, why: String },
+    /// A reply that this release cannot read.
     #[error("reply from redis does not decode: {0}")]
     Decode(String),
+}
+
+impl StoreError {
+    /// The record of this job cannot be read.
+    pub fn unreadable(id: &str) -> Self {
+        Self::Unreadable { ids: vec![id.to_owned()], why: format!("the record of job {id} does not decode") }
+    }
 }
 
 impl Transient for StoreError {
@@ -127,6 +141,7 @@ pub(super) struct Scripts {
     pub(super) due: Script,
     pub(super) told: Script,
     pub(super) stop: Script,
+    pub(super) quarantine: Script,
 }
 
 macro_rules! script {
@@ -154,6 +169,7 @@ impl Scripts {
             due: script!("due"),
             told: script!("told"),
             stop: script!("stop"),
+            quarantine: script!("quarantine"),
         }
     }
 }
@@ -276,6 +292,26 @@ impl Store {
         F: Serialize + ?Sized,
         R: DeserializeOwned,
     {
+        self.call_or(script, p, session, jobs, frame, items, None).await.map(|(answer, _)| answer)
+    }
+
+    /// As [`Store::call`]. A result that does not decode is replaced by what `garbled` makes, where it is given; its place among
+    /// the results is told.
+    #[expect(clippy::too_many_arguments, reason = "those of `call`, and one")]
+    pub(super) async fn call_or<F, R>(
+        &self,
+        script: &Script,
+        p: u32,
+        session: Option<&SessionId>,
+        jobs: &[String],
+        frame: &F,
+        items: Vec<u8>,
+        garbled: Option<fn() -> R>,
+    ) -> Result<(Answer<Vec<R>>, Vec<usize>), StoreError>
+    where
+        F: Serialize + ?Sized,
+        R: DeserializeOwned,
+    {
         let confirmed = self.take_confirmed(p);
         let keys = &self.inner.keys;
         let mut call = script.prepare_invoke();
@@ -303,15 +339,21 @@ impl Store {
         let parts = match answer {
             Ok(parts) => parts,
             Err(e) => {
-                // The scripts say so of a record; the call wrote nothing.
-                if matches!(&e, StoreError::Refused(why) if why.contains("record does not decode")) {
-                    unreadable();
-                }
                 self.confirm(p, confirmed);
-                return Err(e);
+                return Err(match e {
+                    // The scripts say so of records; the call wrote nothing.
+                    StoreError::Refused(why) => match named_in(&why) {
+                        ids if ids.is_empty() => StoreError::Refused(why),
+                        ids => StoreError::Unreadable {
+                            why: format!("records do not decode: {}", ids.join(", ")),
+                            ids,
+                        },
+                    },
+                    e => e,
+                });
             }
         };
-        decode(parts).inspect_err(|e| {
+        decode(parts, garbled).inspect_err(|e| {
             if matches!(e, StoreError::Decode(_)) {
                 unreadable();
             }
@@ -340,13 +382,16 @@ pub(super) fn pack<T: Serialize + ?Sized>(value: &T) -> Result<Vec<u8>, StoreErr
 }
 
 /// A reply: head, results one after the other, then id and text of each entry.
-fn decode<R: DeserializeOwned>(parts: Vec<Vec<u8>>) -> Result<Answer<Vec<R>>, StoreError> {
+fn decode<R: DeserializeOwned>(
+    parts: Vec<Vec<u8>>,
+    garbled: Option<fn() -> R>,
+) -> Result<(Answer<Vec<R>>, Vec<usize>), StoreError> {
     let mut parts = parts.into_iter();
     let (Some(head), Some(packed)) = (parts.next(), parts.next()) else {
         return Err(StoreError::Decode("the reply is cut off".into()));
     };
-    let garbled = |e: rmp_serde::decode::Error| StoreError::Decode(e.to_string());
-    let (code, now_ms): (u8, u64) = rmp_serde::from_slice(&head).map_err(garbled)?;
+    let error = |e: rmp_serde::decode::Error| StoreError::Decode(e.to_string());
+    let (code, now_ms): (u8, u64) = rmp_serde::from_slice(&head).map_err(error)?;
     match code {
         0 => {}
         1 => return Err(StoreError::OtherStore("it is empty")),
@@ -355,16 +400,28 @@ fn decode<R: DeserializeOwned>(parts: Vec<Vec<u8>>) -> Result<Answer<Vec<R>>, St
         4 => return Err(StoreError::OutboxFull),
         other => return Err(StoreError::Decode(format!("unknown reply code {other}"))),
     }
-    let mut results = Vec::new();
+    let (mut results, mut bad) = (Vec::new(), Vec::new());
     let mut left = packed.as_slice();
     while !left.is_empty() {
-        results.push(R::deserialize(&mut rmp_serde::Deserializer::new(&mut left)).map_err(garbled)?);
+        let here = left;
+        match (R::deserialize(&mut rmp_serde::Deserializer::new(&mut left)), garbled) {
+            (Ok(result), _) => results.push(result),
+            (Err(e), None) => return Err(error(e)),
+            (Err(_), Some(make)) => {
+                // The call is committed: what it did for the others must not be lost with the answer about this one.
+                left = here;
+                let skip = IgnoredAny::deserialize(&mut rmp_serde::Deserializer::new(&mut left));
+                skip.map_err(error)?;
+                bad.push(results.len());
+                results.push(make());
+            }
+        }
     }
     let mut entries = Vec::new();
     while let Some(id) = parts.next() {
         let text = parts.next().ok_or_else(|| StoreError::Decode("an entry is cut off".into()))?;
         let id = String::from_utf8(id).map_err(|e| StoreError::Decode(e.to_string()))?;
-        entries.push(OutboxEntry::decode(id, &text)?);
+        entries.push(OutboxEntry::decode(id, &text));
     }
-    Ok(Answer { now_ms, results, entries })
+    Ok((Answer { now_ms, results, entries }, bad))
 }

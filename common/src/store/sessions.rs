@@ -9,6 +9,7 @@ use super::{
     ops::parse_member,
     record::Record,
     script::{Store, StoreError},
+    unreadable::Read,
 };
 use crate::domain::{JobId, ids::SessionId};
 
@@ -105,7 +106,8 @@ impl Store {
         let mut connection = self.connection();
         let scores: Vec<(String, f64)> = connection.zrange_withscores(keys.sessions(p), 0, -1).await?;
         for (id, expires) in scores {
-            let session = SessionId::new(&id).map_err(|e| StoreError::Decode(e.to_string()))?;
+            // What is no name is left to the rule that takes sessions apart.
+            let Ok(session) = SessionId::new(&id) else { continue };
             let (info, members): (Option<String>, Vec<String>) = redis::pipe()
                 .hget(keys.session_info(p), &id)
                 .smembers(keys.run(p, &session))
@@ -132,7 +134,7 @@ impl Store {
             let keys: Vec<String> = parsed.iter().map(|(id, _)| self.keys().job_in(p, id.as_str())).collect();
             let records = self.records(&keys).await?;
             for ((job, epoch), record) in parsed.into_iter().zip(records) {
-                let record = record.filter(|r| r.epoch == epoch && r.session == session);
+                let record = record.record().filter(|r| r.epoch == epoch && r.session == session);
                 out.push(Held { job, epoch, record });
             }
         }
@@ -140,19 +142,22 @@ impl Store {
         Ok(out)
     }
 
-    /// Records by key; `None` where there is none.
-    pub async fn records(&self, keys: &[String]) -> Result<Vec<Option<Record>>, StoreError> {
+    /// Records by key. One that cannot be read stops nothing.
+    pub async fn records(&self, keys: &[String]) -> Result<Vec<Read>, StoreError> {
         if keys.is_empty() {
             return Ok(Vec::new());
         }
         let raw: Vec<Option<Vec<u8>>> =
             redis::cmd("MGET").arg(keys).query_async(&mut self.connection()).await?;
-        let decode = |(key, bytes): (&String, Option<Vec<u8>>)| {
-            bytes
-                .map(|b| Record::decode(&b).map_err(|e| StoreError::Decode(format!("{key}: {e}"))))
-                .transpose()
+        let decode = |(key, bytes): (&String, Option<Vec<u8>>)| match bytes.map(|b| Record::decode(&b)) {
+            None => Read::Missing,
+            Some(Ok(record)) => Read::Record(Box::new(record)),
+            Some(Err(e)) => {
+                tracing::warn!(key, field = e.field, problem = e.problem, "record does not decode");
+                Read::Unreadable
+            }
         };
-        keys.iter().zip(raw).map(decode).collect()
+        Ok(keys.iter().zip(raw).map(decode).collect())
     }
 }
 

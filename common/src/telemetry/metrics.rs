@@ -74,7 +74,8 @@ metrics! {
         attempts_lost: IntCounterVec = "surety_attempts_lost_total" ["queue", "type"];
         /// Dead letters stored, by the error code that is their reason (`cancelled` for a cancelled job).
         dead_letters: IntCounterVec = "surety_dead_letters_total" ["queue", "error_code"];
-        /// What could not be read: a `message` of a queue that is no job, a `record` or reply of Redis.
+        /// What could not be read: a `message` of a queue that is no job, a `record`, index or reply of Redis, an
+        /// `entry` of the outbox, a message of the `journal`.
         decode_errors: IntCounterVec = "surety_decode_errors_total" ["what"];
         /// Conditions that need a person: lines of the log that carry `alert`.
         alerts: IntCounterVec = "surety_alerts_total" ["alert"];
@@ -164,9 +165,12 @@ pub fn table() -> &'static [Definition] {
 pub const ALERTS: &[&str] = &[
     "attempts_exhausted",
     "buried",
+    "index_garbage",
     "job_failed",
     "journal_entry_refused",
+    "journal_entry_unreadable",
     "max_deliver",
+    "record_set_aside",
     "records_kept",
     "rule_failed",
     "status_write_failed",
@@ -188,7 +192,7 @@ pub fn start(program: &str) {
     for alert in ALERTS {
         m.alerts.with_label_values(&[alert]);
     }
-    for what in ["message", "record"] {
+    for what in ["message", "record", "entry", "journal"] {
         m.decode_errors.with_label_values(&[what]);
     }
 }

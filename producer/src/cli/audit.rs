@@ -262,6 +262,8 @@ impl Comparison<'_> {
     async fn ask(&self, audit: &Audit, live: &Live, ids: &[JobId]) -> Result<Vec<(JobId, Doubt)>, Failure> {
         let records = self.store.records_of(ids).await?;
         let doubts = ids.iter().zip(records).filter_map(|(id, record)| {
+            // One that cannot be read is as good as none: what the journal says of it is held by nobody.
+            let record = record.record();
             let stored = record.as_ref().map(Stored::from);
             Some((id.clone(), live.doubt(id.as_str(), audit.told(id.as_str()), stored.as_ref())?))
         });

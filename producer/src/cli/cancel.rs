@@ -7,7 +7,7 @@ use surety_common::{
     connect::Connected,
     domain::{ErrorCode, JobId, QueueName, Requester, Status, TypeName},
     pace::Pace,
-    store::{SettleItem, SettleReply, ops::Settled},
+    store::{SettleItem, SettleReply, StoreError, ops::Settled},
     wire::{headers, job::parse, receipt::Draft},
 };
 
@@ -197,6 +197,7 @@ pub(super) async fn run(cx: &Context, args: CancelArgs) -> Result<(), Failure> {
         Some(SettleReply::Ended(e)) => {
             Err(Failure::no(format!("{id}: not cancelled, already {}", e.status.name())))
         }
+        Some(SettleReply::Unreadable) => Err(StoreError::unreadable(id.as_str()).into()),
         None => Err(Failure::bug("redis answered for no job")),
     }
 }

@@ -93,6 +93,7 @@ impl Failure {
 }
 
 const CHECK_NATS: &str = "check --nats (NATS_URL) and that the server runs";
+const SET_ASIDE: &str = "try again: a reaper sets it aside after some tries";
 const CHECK_REDIS: &str = "check --redis (REDIS_URL) and that the server runs";
 
 impl From<BrokerError> for Failure {
@@ -116,6 +117,7 @@ impl From<StoreError> for Failure {
                 Self::unreachable(format!("{text}; see `surety queues` and the reaper's log"))
             }
             StoreError::Refused(_) | StoreError::Denied(_) | StoreError::OtherStore(_) => Self::config(text),
+            StoreError::Unreadable { .. } => Self::unreachable(format!("{text}; {SET_ASIDE}")),
             StoreError::SessionLost | StoreError::Decode(_) => Self::bug(text),
         }
     }

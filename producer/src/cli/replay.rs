@@ -7,7 +7,7 @@ use surety_common::{
     connect::Connected,
     domain::{Job, JobId, QueueName},
     pace::Pace,
-    store::{ReplayItem, ReplayReply},
+    store::{ReplayItem, ReplayReply, StoreError},
     wire::job::{check, parse},
 };
 
@@ -218,6 +218,7 @@ async fn one(cx: &Context, c: &Connected, id: &JobId, letter: &Letter) -> Result
                 status.name()
             )));
         }
+        Some(ReplayReply::Unreadable) => return Err(StoreError::unreadable(id.as_str()).into()),
         None => return Err(Failure::bug("redis answered for no job")),
     }
     c.broker.delete(&dlq, letter.sequence).await?;

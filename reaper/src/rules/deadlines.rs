@@ -11,7 +11,7 @@ use surety_common::{
     },
     pace::Pace,
     recover::{Left, ended_code, settle_carrier},
-    store::{DueAct, DueItem, DueReply, Record, ops::Settled},
+    store::{DueAct, DueItem, DueReply, Read, Record, ops::Settled},
     telemetry::metrics::{attempt_lost, reaper},
     wire::receipt::Draft,
 };
@@ -45,8 +45,14 @@ impl Rule for Deadlines {
                 done.is_partial |= ids.len() >= x.batch;
                 let keys: Vec<String> = ids.iter().map(|id| x.c.store.keys().job(id)).collect();
                 let records = x.c.store.records(&keys).await?;
-                let judged: Vec<Judged> =
-                    ids.into_iter().zip(records).map(|(id, record)| judge(x, id, record, now)).collect();
+                let mut judged = Vec::with_capacity(ids.len());
+                for (id, read) in ids.into_iter().zip(records) {
+                    match read {
+                        // It comes again later, or with what is put in its place; the others go on.
+                        Read::Unreadable => x.c.store.note_unreadable(p, id.as_str()).await,
+                        read => judged.push(judge(x, id, read.record(), now)),
+                    }
+                }
                 done.acted += apply(x, p, &judged).await?;
             }
             Ok(done)

@@ -5,6 +5,7 @@ use surety_common::{
     broker::{decode::decode, place::Carrier},
     domain::{ErrorCode, QueueName, Requester, TypeName},
     ending::{By, Ending, Outcome, end_job, json_string},
+    store::StoreError,
 };
 use tokio::sync::Mutex;
 
@@ -60,7 +61,15 @@ async fn bury(x: &Context, at: Carrier) -> Result<bool, RuleError> {
         Ok(d) => (&d.job.id, &d.job.kind, json_string(d.job.key.as_deref()), d.generation, &d.carrier),
         Err(u) => (&u.id, &unknown, String::new(), u.generation, &u.carrier),
     };
-    if let Some(record) = x.c.store.record(id).await?
+    let record = match x.c.store.record(id).await {
+        // Looked at again later, when the record was set aside.
+        Err(StoreError::Unreadable { .. }) => {
+            x.c.store.note_unreadable(x.c.store.keys().partition(id), id.as_str()).await;
+            return Ok(false);
+        }
+        other => other?,
+    };
+    if let Some(record) = record
         && !record.status.is_terminal()
         && !record.carrier.is_empty()
         && record.carrier != *carrier

@@ -5,6 +5,7 @@ mod expired_sessions;
 mod max_deliver;
 mod outbox_relay;
 mod retention;
+mod unreadable;
 
 use crate::rule::Rule;
 
@@ -16,5 +17,6 @@ pub(crate) fn all() -> Vec<Box<dyn Rule>> {
         Box::new(outbox_relay::OutboxRelay::default()),
         Box::new(max_deliver::MaxDeliver::default()),
         Box::new(retention::Retention),
+        Box::new(unreadable::Unreadable),
     ]
 }

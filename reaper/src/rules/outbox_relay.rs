@@ -73,7 +73,14 @@ impl Rule for OutboxRelay {
                             {
                                 Ok(()) => stored.push(e.id.clone()),
                                 Err(error) => {
-                                    if self.count(&e.id) == TRIES {
+                                    if self.count(&e.id) == TRIES && e.problem.is_some() {
+                                        // Nothing can be done with it but by a person, who has its bytes.
+                                        x.c.store.set_entry_aside(p, &e.id).await?;
+                                        tracing::error!(
+                                            entry = e.id, %error, alert = "journal_entry_unreadable",
+                                            "journal entry set aside: it does not decode"
+                                        );
+                                    } else if self.tries(&e.id) == TRIES {
                                         tracing::error!(
                                             entry = e.id, subject = e.suffix, %error, alert = "journal_entry_refused",
                                             "journal entry set aside: the broker refuses it"

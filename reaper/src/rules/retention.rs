@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use surety_common::pace::Pace;
+use surety_common::{pace::Pace, store::Read};
 
-use crate::rule::{Context, Done, Rule, Step};
+use crate::rule::{Context, Done, Rule, RuleError, Step};
 
 /// The rule.
 pub(crate) struct Retention;
@@ -29,6 +29,7 @@ impl Rule for Retention {
                 x.c.relay.publish(p, &answer.entries, Pace::call(Duration::from_secs(5))).await?;
                 for f in answer.results.into_iter().flatten() {
                     if f.kept > 0 {
+                        note(x, p, &head).await?;
                         tracing::warn!(
                             jobs = f.kept,
                             alert = "records_kept",
@@ -42,6 +43,18 @@ impl Rule for Retention {
             Ok(done)
         })
     }
+}
+
+/// Notes the records that cannot be read among these, so that they are set aside.
+async fn note(x: &Context, p: u32, head: &[String]) -> Result<(), RuleError> {
+    let ids: Vec<&String> = head.iter().filter(|h| !h.starts_with('@')).collect();
+    let keys: Vec<String> = ids.iter().map(|id| x.c.store.keys().job_in(p, id)).collect();
+    for (id, read) in ids.into_iter().zip(x.c.store.records(&keys).await?) {
+        if read == Read::Unreadable {
+            x.c.store.note_unreadable(p, id).await;
+        }
+    }
+    Ok(())
 }
 
 /// Whether the oldest group of ended jobs is older than `keep`. What is no time is for the script to judge.

@@ -667,7 +667,7 @@ impl Case {
                     prop_assert_eq!(&l.carrier, &k.carrier);
                     prop_assert_eq!(&l.ack_subject, &ack_of(&k.carrier));
                 }
-                LostReply::NotApplied => prop_assert!(false, "not applied: {:?}", n),
+                LostReply::NotApplied | LostReply::Unreadable => prop_assert!(false, "not applied: {:?}", n),
             }
         }
         // Nothing is left of it: not for a claim, not for a renewal, not for another pass of the reaper.

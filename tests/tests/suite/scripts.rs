@@ -24,8 +24,8 @@ use surety_common::{
 use surety_producer::dev::servers::{RedisOptions, RedisServer};
 use surety_tests::history::History;
 
-const HOUR: Duration = Duration::from_secs(3600);
-const CAP: u64 = 1_000_000;
+pub(super) const HOUR: Duration = Duration::from_secs(3600);
+pub(super) const CAP: u64 = 1_000_000;
 
 /// A Redis of its own, with its folder.
 pub struct Redis {
@@ -71,7 +71,7 @@ async fn connect(url: &str) -> Store {
     store
 }
 
-fn session(name: &str) -> SessionId {
+pub(super) fn session(name: &str) -> SessionId {
     SessionId::new(name).unwrap()
 }
 
@@ -115,7 +115,7 @@ impl World {
     }
 
     /// Every key with its value (and the time to live as yes or no), but for the counter of calls.
-    async fn dump(&self) -> BTreeMap<String, Vec<u8>> {
+    pub(super) async fn dump(&self) -> BTreeMap<String, Vec<u8>> {
         let mut c = self.plain.clone();
         let keys: Vec<String> = c.keys("*").await.unwrap();
         let mut out = BTreeMap::new();
@@ -138,7 +138,7 @@ impl World {
         assert!(changed.is_empty(), "{what} wrote {changed:?}");
     }
 
-    async fn raw(&self, job: &str) -> Vec<u8> {
+    pub(super) async fn raw(&self, job: &str) -> Vec<u8> {
         self.plain.clone().get(self.store.keys().job(&id(job))).await.unwrap()
     }
 }
@@ -166,7 +166,7 @@ pub(super) fn claim(job: &str) -> ClaimItem<'static> {
     }
 }
 
-fn receipt(job: &str, outcome: Status) -> String {
+pub(super) fn receipt(job: &str, outcome: Status) -> String {
     Draft::new(&id(job), 1, &TypeName::new("t").unwrap(), outcome.name()).open_json()
 }
 
@@ -181,11 +181,11 @@ pub(super) fn finish(job: &str, epoch: u64, verdict: Verdict) -> FinishItem {
     }
 }
 
-fn retry(job: &str, epoch: u64) -> FinishItem {
+pub(super) fn retry(job: &str, epoch: u64) -> FinishItem {
     finish(job, epoch, Verdict::Retry { code: ErrorCode::Signal, delay: Duration::ZERO })
 }
 
-fn progress(job: &str, epoch: u64, n: usize) -> ProgressItem {
+pub(super) fn progress(job: &str, epoch: u64, n: usize) -> ProgressItem {
     ProgressItem {
         id: job.to_owned(),
         epoch,
@@ -196,7 +196,7 @@ fn progress(job: &str, epoch: u64, n: usize) -> ProgressItem {
     }
 }
 
-fn bury(job: &str) -> SettleItem {
+pub(super) fn bury(job: &str) -> SettleItem {
     let c = claim(job);
     SettleItem {
         notify: String::new(),
@@ -734,34 +734,6 @@ async fn fields_of_a_newer_release_survive_a_transition_by_this_one() {
     assert_eq!(epoch(&w.claim(&[claim("a")]).await[0]), 2);
     let raw = w.raw("a").await;
     assert!(raw.ends_with(b"\0future\0\x2a"), "{raw:?}");
-}
-
-#[tokio::test]
-async fn a_corrupt_record_is_named_not_replaced_and_nothing_of_its_group_is_written() {
-    let w = World::start().await;
-    let key = w.store.keys().job(&id("bad"));
-    let expired = session("expired");
-    w.store.open_session(0, &expired, HOUR, "{}").await.unwrap();
-    w.store.expire_session(0, &expired).await.unwrap();
-    for rubbish in [&b"\xc1rubbish"[..], b"", b"\x02\x04\x02", &[2; 80], &[1; 200]] {
-        () = w.plain.clone().set(&key, rubbish).await.unwrap();
-        let before = w.dump().await;
-        let (st, s) = (&w.store, &w.session);
-        let named = |e: StoreError| matches!(&e, StoreError::Refused(text) if text.contains("job:bad"));
-        let lost = LostItem { id: "bad".into(), epoch: 1, receipt: "{".into(), data: "{".into() };
-        assert!(named(st.claim(0, s, CAP, &[claim("good"), claim("bad")]).await.unwrap_err()));
-        assert!(named(st.finish(0, s, &[finish("bad", 1, Verdict::Done)]).await.unwrap_err()));
-        assert!(named(st.progress(0, s, &[progress("bad", 1, 1)]).await.unwrap_err()));
-        assert!(named(st.settle(0, &[bury("bad")]).await.unwrap_err()));
-        assert!(named(st.replay(0, &[replay("bad", 2)]).await.unwrap_err()));
-        st.expire_session(0, &expired).await.unwrap();
-        assert!(named(st.lost(0, &expired, &[lost]).await.unwrap_err()));
-        w.unchanged(&before, "a refused group").await;
-        let e = w.store.record(&id("bad")).await.unwrap_err();
-        assert!(matches!(&e, StoreError::Decode(text) if text.contains("job bad")), "{e}");
-    }
-    // Without the bad one the call is taken.
-    assert_eq!(epoch(&w.claim(&[claim("good")]).await[0]), 1);
 }
 
 #[tokio::test]

@@ -393,6 +393,8 @@ fn the_layout_of_redis_is_documented() {
         keys.sessions(0),
         keys.session_info(0),
         keys.run(0, &s).replace("run:s", "run:<session>"),
+        keys.bad(0),
+        keys.set_aside(0, "<kind>", "<id>"),
     ]
     .into();
     let rows: BTreeSet<_> = table(section(&doc, "## Keys")).into_iter().map(|r| r[0].clone()).collect();

@@ -137,6 +137,10 @@ impl Reports {
                 self.fence.cancel();
                 false
             }
+            Ok(ProgressReply::Unreadable) => {
+                tracing::warn!(job_id = %self.id, "report not journaled: the record of the job does not decode");
+                true
+            }
             Err(e) => {
                 tracing::warn!(job_id = %self.id, error = %e, "report not journaled");
                 true

@@ -31,9 +31,8 @@ for h = 1, #head do
   else
     i = i + 1
     local key, data_key = KEYS[FIRST_JOB + i], KEYS[FIRST_JOB + n + i]
-    local ok, rec = true, nil
-    if raw[i] then ok, rec = pcall(unpack_record, raw[i], key) end
-    if not ok then
+    local rec = raw[i] and unpack_record(raw[i], key)
+    if raw[i] and not rec then
       kept[#kept + 1] = id
     elseif rec and is_terminal(rec) and rec[ENDED] <= since then
       if not is_told(rec) then

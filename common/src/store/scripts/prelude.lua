@@ -206,10 +206,16 @@ end
 -- Records: read all at once, changed in memory, written all at once.
 local recs, first, changed, sets, ended, due_add, due_rem = {}, {}, {}, {}, {}, {}, {}
 
--- Anything but a record stops the script before its first write: what cannot be read is never taken for "not there".
+-- What cannot be read is never taken for "not there": it stops the script before its first write, with the names of all such
+-- records, so that the caller goes on without them (`store/unreadable.rs`).
+local unreadable = {}
 local function unpack_record(raw, key)
   local rec = { pcall(struct.unpack, RECORD, raw) }
-  if not rec[1] or rec[V] ~= VERSION then error('record does not decode: ' .. key) end
+  if not rec[1] or rec[V] ~= VERSION or rec[STATUS] < QUEUED or rec[STATUS] > TIMED_OUT or rec[CONTRACT] < C_CREATED
+    or rec[CONTRACT] > C_TERMINAL_FAILED or rec[GEN] == 0 or rec[QUEUE] == '' or rec[TYPE] == '' then
+    unreadable[#unreadable + 1] = key
+    return false
+  end
   -- After the fields stands where the reading ended.
   rec[MORE] = rec[MORE] <= #raw and string.sub(raw, rec[MORE]) or ''
   return rec
@@ -241,6 +247,7 @@ local function open_frame(n)
         recs[i] = raw[i] and unpack_record(raw[i], key)
       end
     end
+    if #unreadable > 0 then error('record does not decode: ' .. table.concat(unreadable, ' ') .. ';') end
   end
   trim()
   return 0
