@@ -7,7 +7,7 @@ use surety_common::{
     connect::Connected,
     domain::{JobId, Status},
     history::History,
-    store::StoreError,
+    store::{Read, StoreError},
 };
 
 use super::{load::Book, traces::Traces};
@@ -82,9 +82,10 @@ pub async fn unsettled(world: &World, c: &Connected, book: &Book) -> Result<Vec<
     for slice in ids.chunks(500) {
         for (id, record) in slice.iter().zip(c.store.records_of(slice).await?) {
             let what = match record {
-                Some(r) if r.status.is_terminal() => continue,
-                Some(r) => format!("it is {} under session {:?}", r.status.name(), r.session),
-                None => "it has no record".to_owned(),
+                Read::Record(r) if r.status.is_terminal() => continue,
+                Read::Record(r) => format!("it is {} under session {:?}", r.status.name(), r.session),
+                Read::Missing => "it has no record".to_owned(),
+                Read::Unreadable => "its record does not decode".to_owned(),
             };
             out.push(Problem { job: Some(id.to_string()), what });
         }
