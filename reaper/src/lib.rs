@@ -3,10 +3,11 @@
 
 pub mod cli;
 mod fleet;
+mod leftover;
 mod meter;
 mod rule;
 mod rules;
 mod service;
 
-pub use rule::{Context, Done, Rule};
+pub use rule::{Context, Done, Rule, Verdict};
 pub use service::{Reaper, StartError};

@@ -47,10 +47,33 @@ impl Transient for RuleError {
 /// The future of one step.
 pub(crate) type Step<'a> = Pin<Box<dyn Future<Output = Result<Done, RuleError>> + Send + 'a>>;
 
+/// What a rule found and would do about it, for people.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Verdict {
+    /// Whose: a job, a session, an entry.
+    pub of: String,
+    /// What was read.
+    pub evidence: String,
+    /// What follows.
+    pub does: String,
+}
+
+impl Verdict {
+    pub(crate) fn new(of: impl ToString, evidence: String, does: impl ToString) -> Self {
+        Self { of: of.to_string(), evidence, does: does.to_string() }
+    }
+}
+
+/// The future of a look.
+pub(crate) type Look<'a> = Pin<Box<dyn Future<Output = Result<Vec<Verdict>, RuleError>> + Send + 'a>>;
+
 /// One rule: reads what may be stuck, decides purely, applies with a fence.
 pub trait Rule: Send + Sync {
     /// For logs and metrics.
     fn name(&self) -> &'static str;
+
+    /// What its next step would do, and why. Writes nothing, nowhere: also nothing that its steps remember.
+    fn look<'a>(&'a self, context: &'a Context) -> Look<'a>;
 
     /// One bounded step.
     fn step<'a>(&'a self, context: &'a Context) -> Step<'a>;

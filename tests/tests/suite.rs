@@ -31,4 +31,5 @@ mod suite {
     mod tidy;
     mod tls;
     mod unreadable;
+    mod waiting;
 }

@@ -48,6 +48,23 @@ impl Broker {
         self.on_stream(&self.names().advisories(), Box::pin(self.read_advisories(n))).await?
     }
 
+    /// The same without taking them: what no reaper acked yet is read and left as it is.
+    pub async fn peek_advisories(&self, n: usize) -> Result<Vec<Advisory>, BrokerError> {
+        let stream = self.names().advisories();
+        let info = self.consumer_info(&stream, CONSUMER).await?;
+        let from = info.map_or(0, |i| i.ack_floor.stream_sequence) + 1;
+        let (messages, _) = self.messages(&stream, from, "$JS.EVENT.ADVISORY.>", n).await?;
+        Ok(messages.iter().filter_map(|m| self.advisory(&m.payload, String::new()).ok()).collect())
+    }
+
+    fn advisory(&self, payload: &[u8], ack_subject: String) -> Result<Advisory, String> {
+        let b: Body = serde_json::from_slice(payload).map_err(|e| e.to_string())?;
+        let of = CarrierStream::ALL.into_iter().find(|s| self.names().stream(*s) == b.stream);
+        let stream = of.ok_or_else(|| format!("it is about the stream {:?}", b.stream))?;
+        let carrier = Carrier { stream, sequence: b.stream_seq };
+        Ok(Advisory { carrier, is_max_deliveries: b.kind.ends_with("max_deliver"), ack_subject })
+    }
+
     async fn read_advisories(&self, n: usize) -> Result<Vec<Advisory>, BrokerError> {
         let away = |e: &dyn std::fmt::Display| BrokerError::Unreachable(format!("advisories: {e}"));
         let stream = self.js.get_stream(self.names().advisories()).await.map_err(|e| away(&e))?;
@@ -57,15 +74,8 @@ impl Broker {
         while let Some(m) = messages.next().await {
             let m = m.map_err(|e| away(&e))?;
             let ack_subject = m.reply.as_ref().map(ToString::to_string).unwrap_or_default();
-            let read = serde_json::from_slice::<Body>(&m.payload).map_err(|e| e.to_string()).and_then(|b| {
-                let of = CarrierStream::ALL.into_iter().find(|s| self.names().stream(*s) == b.stream);
-                let stream = of.ok_or_else(|| format!("it is about the stream {:?}", b.stream))?;
-                Ok((Carrier { stream, sequence: b.stream_seq }, b.kind.ends_with("max_deliver")))
-            });
-            match read {
-                Ok((carrier, is_max_deliveries)) => {
-                    out.push(Advisory { carrier, is_max_deliveries, ack_subject });
-                }
+            match self.advisory(&m.payload, ack_subject.clone()) {
+                Ok(a) => out.push(a),
                 Err(e) => {
                     tracing::warn!(error = %e, "an advisory does not decode and is dropped");
                     self.ack(&ack_subject).await?;

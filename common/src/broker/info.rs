@@ -35,6 +35,8 @@ pub(crate) struct StreamState {
 pub(crate) struct ConsumerInfo {
     pub(crate) config: pull::Config,
     pub(crate) delivered: SequenceInfo,
+    /// Up to here everything that the consumer was to deliver is settled.
+    pub(crate) ack_floor: SequenceInfo,
     /// Not delivered yet.
     pub(crate) num_pending: u64,
     /// Delivered, or given back with a delay.

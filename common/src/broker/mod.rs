@@ -18,6 +18,7 @@ pub(crate) mod info;
 pub mod jobs;
 pub mod journal;
 pub mod place;
+pub mod position;
 pub mod publish;
 pub mod pull;
 pub mod purge;

@@ -7,7 +7,7 @@ use super::script::{Store, StoreError};
 /// What the store holds, over all partitions.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Depths {
-    /// Jobs that were started at least once and have no outcome yet.
+    /// Jobs that have a record and no outcome yet: started ones, and those that waited longer than their start was promised.
     pub open_jobs: u64,
     /// Journal entries that wait for the broker.
     pub outbox: u64,

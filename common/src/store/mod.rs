@@ -20,6 +20,7 @@ pub mod script;
 pub mod server;
 pub mod sessions;
 pub mod unreadable;
+mod waiting;
 
 pub use deadlines::{DueAct, DueItem, DueReply, StopItem, StopReply, Telling, ToldItem, ToldReply};
 pub use entry::{OutboxEntry, OutboxReceipt};
@@ -37,3 +38,4 @@ pub use script::{Answer, Store, StoreError, StoreOptions};
 pub use server::{ServerConfig, ServerState};
 pub use sessions::{Fleet, FleetSession, Held, SessionInfo};
 pub use unreadable::Read;
+pub use waiting::{WaitingItem, WaitingReply};

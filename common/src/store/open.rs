@@ -10,7 +10,8 @@ use super::{
 };
 use crate::domain::Status;
 
-/// Open jobs that have a record, by queue: every job that was claimed once and has no outcome yet.
+/// Open jobs that have a record, by queue: every job without an outcome that was claimed once, or waited for longer than its
+/// start was promised.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct OpenJobs {
     by_queue: BTreeMap<String, BTreeMap<&'static str, u64>>,

@@ -10,6 +10,7 @@ use super::{
     ops::{
         ClaimReply, Ended, FinishReply, Grant, LostReply, ProgressReply, ReplayReply, SettleReply, Settled,
     },
+    waiting::WaitingReply,
 };
 use crate::domain::{Contract, Status};
 
@@ -141,6 +142,14 @@ tagged!(StopReply, "stop reply", |s| {
     0 => StopReply::Asked { rev: take(&mut s)? },
     1 => StopReply::NotRunning { status: status(&mut s)?, epoch: take(&mut s)? },
     2 => StopReply::NoRecord,
+});
+
+tagged!(WaitingReply, "waiting reply", |s| {
+    0 => WaitingReply::Registered { generation: take(&mut s)? },
+    1 => WaitingReply::Known { carrier: take(&mut s)? },
+    2 => WaitingReply::Ended(ended(&mut s, true)?),
+    3 => WaitingReply::Ended(ended(&mut s, false)?),
+    4 => WaitingReply::StaleGeneration,
 });
 
 tagged!(ReplayReply, "replay reply", |s| {

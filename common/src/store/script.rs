@@ -142,6 +142,7 @@ pub(super) struct Scripts {
     pub(super) told: Script,
     pub(super) stop: Script,
     pub(super) quarantine: Script,
+    pub(super) register: Script,
 }
 
 macro_rules! script {
@@ -170,6 +171,7 @@ impl Scripts {
             told: script!("told"),
             stop: script!("stop"),
             quarantine: script!("quarantine"),
+            register: script!("register"),
         }
     }
 }

@@ -13,6 +13,7 @@ use super::{
     ops::{ClaimReply, FinishReply, LostReply, ProgressReply, ReplayReply, SettleReply},
     record::{Record, is_of_newer_release},
     script::{Answer, Store, StoreError, unreadable},
+    waiting::WaitingReply,
 };
 use crate::domain::{JobId, ids::SessionId};
 
@@ -44,7 +45,8 @@ or_unreadable!(
     ReplayReply,
     DueReply,
     ToldReply,
-    StopReply
+    StopReply,
+    WaitingReply
 );
 
 /// A call that is ready to be made.

@@ -143,7 +143,7 @@ metrics! {
         sessions: IntGaugeVec = "surety_sessions" [];
         /// Slots of these sessions, by queue that they pull from.
         slots: IntGaugeVec = "surety_queue_slots" ["queue"];
-        /// Jobs that were started at least once and have no outcome yet.
+        /// Jobs that have a record and no outcome yet: started ones, and those that waited longer than `contract.ack`.
         open_jobs: IntGaugeVec = "surety_open_jobs" [];
         /// Journal entries that wait for NATS.
         outbox_entries: IntGaugeVec = "surety_outbox_entries" [];

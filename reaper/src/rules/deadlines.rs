@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use surety_common::{
+    broker::place::Carrier,
     domain::{
         Contract, ErrorCode, JobId, Status, TypeName,
         deadline::{Due, Patience, Watched, decide},
@@ -16,7 +17,10 @@ use surety_common::{
     wire::receipt::Draft,
 };
 
-use crate::rule::{Context, Done, Rule, RuleError, Step};
+use crate::{
+    leftover,
+    rule::{Context, Done, Look, Rule, RuleError, Step, Verdict},
+};
 
 /// How long a reaper that tells a requester has for it, before another one does.
 const TELL_WITHIN: Duration = Duration::from_secs(30);
@@ -37,27 +41,93 @@ impl Rule for Deadlines {
         Box::pin(async move {
             let mut done = Done::default();
             for p in 0..x.c.store.keys().partitions() {
-                let now = x.c.store.now_ms().await?;
-                let ids = x.c.store.due(p, now, isize::try_from(x.batch).unwrap_or(100)).await?;
-                if ids.is_empty() {
-                    continue;
+                let Passed { judged, unreadable, .. } = read(x, p).await?;
+                done.is_partial |= judged.len() + unreadable.len() >= x.batch;
+                for id in unreadable {
+                    // It comes again later, or with what is put in its place; the others go on.
+                    x.c.store.note_unreadable(p, id.as_str()).await;
                 }
-                done.is_partial |= ids.len() >= x.batch;
-                let keys: Vec<String> = ids.iter().map(|id| x.c.store.keys().job(id)).collect();
-                let records = x.c.store.records(&keys).await?;
-                let mut judged = Vec::with_capacity(ids.len());
-                for (id, read) in ids.into_iter().zip(records) {
-                    match read {
-                        // It comes again later, or with what is put in its place; the others go on.
-                        Read::Unreadable => x.c.store.note_unreadable(p, id.as_str()).await,
-                        read => judged.push(judge(x, id, read.record(), now)),
-                    }
+                if judged.is_empty() {
+                    continue;
                 }
                 done.acted += apply(x, p, &judged).await?;
             }
             Ok(done)
         })
     }
+
+    fn look<'a>(&'a self, x: &'a Context) -> Look<'a> {
+        Box::pin(async move {
+            let mut out = Vec::new();
+            for p in 0..x.c.store.keys().partitions() {
+                let Passed { now, judged, .. } = read(x, p).await?;
+                out.extend(judged.iter().filter_map(|j| verdict(j, now)));
+            }
+            Ok(out)
+        })
+    }
+}
+
+/// The jobs of a partition whose deadline has passed, each with what is to be done about it; and the store's clock.
+async fn read(x: &Context, p: u32) -> Result<Passed, RuleError> {
+    let now = x.c.store.now_ms().await?;
+    let ids = x.c.store.due(p, now, isize::try_from(x.batch).unwrap_or(100)).await?;
+    let keys: Vec<String> = ids.iter().map(|id| x.c.store.keys().job(id)).collect();
+    let records = if keys.is_empty() { Vec::new() } else { x.c.store.records(&keys).await? };
+    let mut judged = Vec::with_capacity(ids.len());
+    let mut unreadable = Vec::new();
+    for (id, read) in ids.into_iter().zip(records) {
+        match read {
+            Read::Unreadable => unreadable.push(id),
+            read => judged.push(judge(x, id, read.record(), now)),
+        }
+    }
+    Ok(Passed { now, judged, unreadable })
+}
+
+/// What of a partition has passed its deadline.
+struct Passed {
+    /// The store's clock.
+    now: u64,
+    judged: Vec<Judged>,
+    /// Jobs whose record cannot be read.
+    unreadable: Vec<JobId>,
+}
+
+/// What would be done, for people.
+fn verdict(j: &Judged, now_ms: u64) -> Option<Verdict> {
+    let does = match j.due {
+        Due::NotYet(_) => return None,
+        Due::Expired => "fail it: it was not started by its `expires_at`",
+        Due::Overdue => "end it as timed out: its finish deadline passed",
+        Due::Overstayed => "take the attempt from its worker: it went on past its time limit",
+        Due::Missed => "journal that progress was missed, and nudge",
+        Due::TellStart => "tell the start",
+        Due::TellNudge => "tell the nudge",
+        Due::SendReceipt => "send the receipt again",
+        Due::CheckCarrier => "look again later",
+        Due::Forgo => "promise nothing any more: the start could not be told",
+        Due::Drop => "take it out of the index",
+    };
+    let evidence = j.record.as_ref().map_or_else(
+        || "in the index, without a record".to_owned(),
+        |r| {
+            let by = |name: &str, ms: u64| {
+                surety_common::clock::iso_millis(ms).map_or(String::new(), |at| format!(", {name} {at}"))
+            };
+            format!(
+                "{}, contract {}, epoch {}{}{}{}{}",
+                r.status.name(),
+                r.contract.name(),
+                r.epoch,
+                by("promised by", r.promise_ms),
+                by("deadline", r.deadline_ms),
+                by("finish by", r.finish_by_ms),
+                by("now", now_ms)
+            )
+        },
+    );
+    Some(Verdict::new(&j.id, evidence, does))
 }
 
 /// A due job with what is to be done about it.
@@ -213,6 +283,12 @@ async fn follow(x: &Context, j: &Judged, s: Settled) -> Result<(), RuleError> {
             }
             let left = Left { job: &j.id, queue: &r.queue, kind: &r.job_type, code, why };
             settle_carrier(&x.c, &left, &s, x.settings.lease.ttl).await?;
+            // What was never delivered cannot be acked.
+            if s.status.is_terminal()
+                && let Some(carrier) = Carrier::parse(&s.carrier)
+            {
+                leftover::discard(x, &r.queue, carrier).await?;
+            }
         }
         Due::Missed => tracing::warn!(
             job_id = %j.id, epoch = r.epoch, session = r.session,

@@ -1,9 +1,11 @@
 //! A session that was not renewed for its TTL: its worker is dead, frozen or cut off, and by the trust deadline, a margin
 //! earlier, its handlers were killed. Its attempts are committed as lost and their carriers given back at once.
 
-use surety_common::{recover::lost_session, telemetry::metrics};
+use std::time::Duration;
 
-use crate::rule::{Context, Done, Rule, Step};
+use surety_common::{clock::format_span, recover::lost_session, telemetry::metrics};
+
+use crate::rule::{Context, Done, Look, Rule, Step, Verdict};
 
 pub(crate) struct ExpiredSessions;
 
@@ -12,13 +14,34 @@ impl Rule for ExpiredSessions {
         "expired_sessions"
     }
 
+    fn look<'a>(&'a self, x: &'a Context) -> Look<'a> {
+        Box::pin(async move {
+            let mut out = Vec::new();
+            for p in 0..x.c.store.keys().partitions() {
+                let now = x.c.store.now_ms().await?;
+                for (session, expired_at) in x.c.store.sessions(p, now, limit(x)).await? {
+                    let held = x.c.store.running(p, &session).await?;
+                    let jobs: Vec<String> =
+                        held.iter().take(10).map(|(id, epoch)| format!("{id}:{epoch}")).collect();
+                    let since = format_span(Duration::from_millis(now.saturating_sub(expired_at)));
+                    let evidence = format!(
+                        "its lease ended {since} ago; it holds {} attempts {}",
+                        held.len(),
+                        jobs.join(" ")
+                    );
+                    out.push(Verdict::new(&session, evidence, "commit its attempts as lost"));
+                }
+            }
+            Ok(out)
+        })
+    }
+
     fn step<'a>(&'a self, x: &'a Context) -> Step<'a> {
         Box::pin(async move {
             let mut done = Done::default();
             for p in 0..x.c.store.keys().partitions() {
                 let now = x.c.store.now_ms().await?;
-                let limit = isize::try_from(x.batch).unwrap_or(100);
-                for (session, expired_at) in x.c.store.sessions(p, now, limit).await? {
+                for (session, expired_at) in x.c.store.sessions(p, now, limit(x)).await? {
                     tracing::warn!(%session, late_ms = now.saturating_sub(expired_at), "session expired");
                     // The script checks the expiry again: a session that was renewed meanwhile is left alone.
                     let r = lost_session(&x.c, p, &session, x.batch).await?;
@@ -32,4 +55,8 @@ impl Rule for ExpiredSessions {
             Ok(done)
         })
     }
+}
+
+fn limit(x: &Context) -> isize {
+    isize::try_from(x.batch).unwrap_or(100)
 }

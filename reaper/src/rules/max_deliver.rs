@@ -9,7 +9,7 @@ use surety_common::{
 };
 use tokio::sync::Mutex;
 
-use crate::rule::{Context, Done, Rule, RuleError, Step};
+use crate::rule::{Context, Done, Look, Rule, RuleError, Step, Verdict};
 
 /// Reads the advisories through a consumer that all reapers share.
 #[derive(Default)]
@@ -20,6 +20,21 @@ pub(crate) struct MaxDeliver {
 impl Rule for MaxDeliver {
     fn name(&self) -> &'static str {
         "max_deliver"
+    }
+
+    fn look<'a>(&'a self, x: &'a Context) -> Look<'a> {
+        Box::pin(async move {
+            let mut out = Vec::new();
+            for a in x.c.broker.peek_advisories(x.batch).await?.into_iter().filter(|a| a.is_max_deliveries) {
+                let stream = x.c.broker.names().stream(a.carrier.stream);
+                let (evidence, does) = match x.c.broker.message(&stream, a.carrier.sequence).await? {
+                    None => ("the broker gave it up; it is gone since", "nothing but ack the advisory"),
+                    Some(_) => ("the broker gave it up; it is still there", "bury its job, unless it runs"),
+                };
+                out.push(Verdict::new(a.carrier, evidence.to_owned(), does));
+            }
+            Ok(out)
+        })
     }
 
     fn step<'a>(&'a self, x: &'a Context) -> Step<'a> {

@@ -6,6 +6,7 @@ mod max_deliver;
 mod outbox_relay;
 mod retention;
 mod unreadable;
+mod waiting;
 
 use crate::rule::Rule;
 
@@ -16,6 +17,7 @@ pub(crate) fn all() -> Vec<Box<dyn Rule>> {
         Box::new(deadlines::Deadlines),
         Box::new(outbox_relay::OutboxRelay::default()),
         Box::new(max_deliver::MaxDeliver::default()),
+        Box::new(waiting::Waiting::default()),
         Box::new(retention::Retention),
         Box::new(unreadable::Unreadable),
     ]

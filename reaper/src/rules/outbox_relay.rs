@@ -6,9 +6,13 @@ use std::{
     time::Duration,
 };
 
-use surety_common::pace::{Pace, Transient};
+use surety_common::{
+    clock::format_span,
+    pace::{Pace, Transient},
+    store::OutboxEntry,
+};
 
-use crate::rule::{Context, Done, Rule, Step};
+use crate::rule::{Context, Done, Look, Rule, RuleError, Step, Verdict};
 
 /// Tries after which an entry that is refused is set aside, so that it blocks no other.
 const TRIES: u32 = 5;
@@ -24,6 +28,23 @@ impl OutboxRelay {
         self.refused.lock().unwrap_or_else(PoisonError::into_inner).get(id).copied().unwrap_or(0)
     }
 
+    /// The first entries of a partition that are late and were not set aside.
+    async fn late(&self, x: &Context, p: u32) -> Result<Vec<OutboxEntry>, RuleError> {
+        let age = u64::try_from(x.settings.reaper.relay_age.as_millis()).unwrap_or(5000);
+        let before = x.c.store.now_ms().await?.saturating_sub(age);
+        // Entries that were set aside stay at the front: read on behind them.
+        let mut after = String::new();
+        loop {
+            let page = x.c.store.outbox(p, &after, before, x.batch).await?;
+            let Some(last) = page.last().map(|e| e.id.clone()) else { return Ok(page) };
+            let fresh: Vec<_> = page.into_iter().filter(|e| self.tries(&e.id) < TRIES).collect();
+            if !fresh.is_empty() {
+                return Ok(fresh);
+            }
+            after = last;
+        }
+    }
+
     fn count(&self, id: &str) -> u32 {
         let mut all = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
         let n = all.entry(id.to_owned()).or_default();
@@ -37,23 +58,28 @@ impl Rule for OutboxRelay {
         "outbox_relay"
     }
 
+    fn look<'a>(&'a self, x: &'a Context) -> Look<'a> {
+        Box::pin(async move {
+            let mut out = Vec::new();
+            for p in 0..x.c.store.keys().partitions() {
+                for e in self.late(x, p).await? {
+                    let evidence = format!(
+                        "written to the outbox with commit {}, not confirmed for {}",
+                        e.commit,
+                        format_span(x.settings.reaper.relay_age)
+                    );
+                    out.push(Verdict::new(&e.id, evidence, format!("publish it on events.{}", e.suffix)));
+                }
+            }
+            Ok(out)
+        })
+    }
+
     fn step<'a>(&'a self, x: &'a Context) -> Step<'a> {
         Box::pin(async move {
             let mut done = Done::default();
-            let age = u64::try_from(x.settings.reaper.relay_age.as_millis()).unwrap_or(5000);
             for p in 0..x.c.store.keys().partitions() {
-                let before = x.c.store.now_ms().await?.saturating_sub(age);
-                // Entries that were set aside stay at the front: read on behind them.
-                let mut after = String::new();
-                let entries = loop {
-                    let page = x.c.store.outbox(p, &after, before, x.batch).await?;
-                    let Some(last) = page.last().map(|e| e.id.clone()) else { break page };
-                    let fresh: Vec<_> = page.into_iter().filter(|e| self.tries(&e.id) < TRIES).collect();
-                    if !fresh.is_empty() {
-                        break fresh;
-                    }
-                    after = last;
-                };
+                let entries = self.late(x, p).await?;
                 if entries.is_empty() {
                     continue;
                 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use surety_common::{pace::Pace, store::Read};
 
-use crate::rule::{Context, Done, Rule, RuleError, Step};
+use crate::rule::{Context, Done, Look, Rule, RuleError, Step, Verdict};
 
 /// The rule.
 pub(crate) struct Retention;
@@ -14,14 +14,36 @@ impl Rule for Retention {
         "retention"
     }
 
+    fn look<'a>(&'a self, x: &'a Context) -> Look<'a> {
+        Box::pin(async move {
+            let mut out = Vec::new();
+            let keep = x.settings.reaper.keep;
+            for p in 0..x.c.store.keys().partitions() {
+                let head = x.c.store.ended(p, head_len(x)).await?;
+                let now = x.c.store.now_ms().await?;
+                let mut since = "";
+                for element in &head {
+                    if element.starts_with('@') {
+                        since = element;
+                        if !is_old(Some(since), now, keep) {
+                            break;
+                        }
+                    } else {
+                        let evidence = format!("ended at {} ms or before", since.trim_start_matches('@'));
+                        out.push(Verdict::new(element, evidence, "delete its record, if nothing needs it"));
+                    }
+                }
+            }
+            Ok(out)
+        })
+    }
+
     fn step<'a>(&'a self, x: &'a Context) -> Step<'a> {
         Box::pin(async move {
             let mut done = Done::default();
             let keep = x.settings.reaper.keep;
-            // The first element is the time of a group, not a job.
-            let n = isize::try_from(x.batch).unwrap_or(100) + 1;
             for p in 0..x.c.store.keys().partitions() {
-                let head = x.c.store.ended(p, n).await?;
+                let head = x.c.store.ended(p, head_len(x)).await?;
                 if !is_old(head.first().map(String::as_str), x.c.store.now_ms().await?, keep) {
                     continue;
                 }
@@ -55,6 +77,11 @@ async fn note(x: &Context, p: u32, head: &[String]) -> Result<(), RuleError> {
         }
     }
     Ok(())
+}
+
+/// The first element is the time of a group, not a job.
+fn head_len(x: &Context) -> isize {
+    isize::try_from(x.batch).unwrap_or(100) + 1
 }
 
 /// Whether the oldest group of ended jobs is older than `keep`. What is no time is for the script to judge.

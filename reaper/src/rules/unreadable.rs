@@ -1,8 +1,8 @@
 //! Records that could not be read several times: set aside, with what the journal knows of their jobs in their place.
 
-use surety_common::mend::{Defaults, mend};
+use surety_common::mend::{Defaults, TRIES, mend};
 
-use crate::rule::{Context, Done, Rule, Step};
+use crate::rule::{Context, Done, Look, Rule, Step, Verdict};
 
 /// The rule.
 pub(crate) struct Unreadable;
@@ -10,6 +10,22 @@ pub(crate) struct Unreadable;
 impl Rule for Unreadable {
     fn name(&self) -> &'static str {
         "unreadable"
+    }
+
+    fn look<'a>(&'a self, x: &'a Context) -> Look<'a> {
+        Box::pin(async move {
+            let mut out = Vec::new();
+            for p in 0..x.c.store.keys().partitions() {
+                for (id, times) in
+                    x.c.store.noted_unreadable(p).await?.into_iter().filter(|(_, n)| *n >= TRIES)
+                {
+                    let evidence = format!("its record could not be read {times} times");
+                    let does = "set it aside, and put in its place what the journal knows";
+                    out.push(Verdict::new(id, evidence, does));
+                }
+            }
+            Ok(out)
+        })
     }
 
     fn step<'a>(&'a self, x: &'a Context) -> Step<'a> {

@@ -14,7 +14,10 @@ pub(super) const LISTEN: (&str, &str) = ("SURETY_TELEMETRY_LISTEN", "127.0.0.1:0
 async fn a_reaper_counts_what_could_run_whether_workers_are_there_or_not() {
     let witness = Witness::default();
     let body = "while ! test -e $W.go; do sleep 0.05; done";
-    let world = World::with(&(witness.handler("hold", body) + &witness.handler("fail", "exit 3"))).await;
+    // What waits is not registered meanwhile.
+    let patient = "[contract]\nack = \"1h\"\n";
+    let handlers = witness.handler("hold", body) + &witness.handler("fail", "exit 3");
+    let world = World::with(&(handlers + patient)).await;
     let c = world.connect().await;
     let mut reaper = world.reaper(&[LISTEN]);
     let at = address(&mut reaper).await;
@@ -35,7 +38,7 @@ async fn a_reaper_counts_what_could_run_whether_workers_are_there_or_not() {
     let critical = s.sum("surety_queue_runnable_jobs", &[("queue", "critical")]);
     assert_eq!(critical, Some(0.0), "an empty queue is shown too");
     assert_eq!(s.sum("surety_queue_delayed_warning_jobs", &[]), Some(100_000.0));
-    for rule in ["expired_sessions", "outbox_relay", "max_deliver"] {
+    for rule in ["expired_sessions", "outbox_relay", "max_deliver", "waiting"] {
         let with = [("rule", rule)];
         assert_eq!(s.sum("surety_reaper_actions_total", &with), Some(0.0));
         assert!(s.sum("surety_reaper_steps_total", &[("rule", rule), ("result", "ok")]) >= Some(0.0));
