@@ -5,8 +5,9 @@
 //! 3. [`store`]: Redis; one Lua script per operation, which enforces the table of `domain`.
 //! 4. [`broker`]: JetStream; streams and consumers as data, publish, pull, ack, dead letter.
 //! 5. [`history`]: what the journal must look like if every promise was kept.
-//! 6. [`doctor`]: what is wrong with the servers or the fleet, and how to repair it.
-//! 7. [`config`], [`tls`], [`clock`], [`pace`], [`telemetry`], [`manual`]: what a process needs around them.
+//! 6. [`tell`]: notices and receipts to whoever asked for a job.
+//! 7. [`doctor`]: what is wrong with the servers or the fleet, and how to repair it.
+//! 8. [`config`], [`tls`], [`clock`], [`pace`], [`telemetry`], [`manual`]: what a process needs around them.
 //!
 //! Deliberately absent: process supervision (worker), rules of repair (reaper), commands (producer).
 
@@ -26,5 +27,6 @@ pub mod recover;
 pub mod relay;
 pub mod store;
 pub mod telemetry;
+pub mod tell;
 pub mod tls;
 pub mod wire;

@@ -1,15 +1,19 @@
 //! From the outbox to the journal: publishes what the scripts wrote and tells the store what is stored.
 //!
-//! Worker, reaper and CLI all use this one; a copy that two of them publish has one message id, so the stream keeps one.
+//! Worker, reaper and CLI all use this one; a copy that two of them publish has one message id, so the stream keeps one. An
+//! entry is confirmed when its journal message is stored and the receipts of its outcomes are: whoever repeats it publishes
+//! both again.
 
 use crate::{
     broker::{
         Broker, BrokerError,
         journal::Entry,
         publish::{Pending, Publisher},
+        receipts::Outgoing,
     },
+    fault,
     pace::{Pace, Transient},
-    store::{OutboxEntry, Store},
+    store::{OutboxEntry, OutboxReceipt, Store},
     telemetry::metrics::shared,
 };
 
@@ -21,39 +25,68 @@ pub struct Relay {
     publisher: Publisher,
 }
 
+/// What an entry is published as.
+#[derive(Clone, Copy)]
+enum Part<'a> {
+    /// Its events, with the partition that it is of.
+    Journal(u32, &'a OutboxEntry),
+    Receipt(&'a OutboxEntry, &'a OutboxReceipt),
+}
+
+impl Part<'_> {
+    fn entry(&self) -> &str {
+        match self {
+            Self::Journal(_, e) | Self::Receipt(e, _) => &e.id,
+        }
+    }
+}
+
 impl Relay {
     /// A relay between these two.
     pub fn new(store: Store, broker: Broker, publisher: Publisher) -> Self {
         Self { store, broker, publisher }
     }
 
-    async fn send(&self, p: u32, e: &OutboxEntry) -> Result<Pending, BrokerError> {
+    async fn send(&self, part: Part<'_>) -> Result<Pending, BrokerError> {
+        match part {
+            Part::Journal(p, e) => self.send_journal(p, e).await,
+            Part::Receipt(e, r) => self.send_receipt(e, r).await,
+        }
+    }
+
+    async fn send_journal(&self, p: u32, e: &OutboxEntry) -> Result<Pending, BrokerError> {
         let message_id = format!("{}-{p}-{}", self.store.incarnation(p), e.id);
         let entry = Entry { message_id, suffix: &e.suffix, body: &e.body, ended: &e.ended, commit: e.commit };
         self.broker.journal(&self.publisher, &entry).await
     }
 
     /// Publishes entries of a partition and waits until each is stored; stored ones are trimmed with the store's next call.
-    /// The error is that of the first entry that failed for good or for longer than `patience`; the others went on.
+    /// The error is that of the last entry that failed for good or for longer than `patience`; the others went on.
     pub async fn publish(&self, p: u32, entries: &[OutboxEntry], patience: Pace) -> Result<(), BrokerError> {
         // All are sent before the first is awaited: one round trip for the lot.
         let mut sent = Vec::with_capacity(entries.len());
         for e in entries {
             sent.push(match &e.problem {
-                None => self.send(p, e).await,
+                None => self.send(Part::Journal(p, e)).await,
                 Some(why) => Err(BrokerError::Unfit(format!("outbox entry {} does not decode: {why}", e.id))),
             });
         }
         let mut failed = None;
         let mut stored = Vec::with_capacity(entries.len());
         for (e, pending) in entries.iter().zip(sent) {
-            match self.settle(p, e, pending, patience).await {
+            match self.settle(Part::Journal(p, e), pending, patience).await {
                 Ok(()) => stored.push(e.id.clone()),
                 Err(error) => {
                     tracing::error!(entry = e.id, %error, "journal entry not published; it stays in the outbox");
                     failed = Some(error);
                 }
             }
+        }
+        // Nearly all entries have none, and pay nothing for those that do.
+        if entries.iter().any(|e| !e.receipts.is_empty())
+            && let Err(error) = Box::pin(self.publish_receipts(entries, &mut stored, patience)).await
+        {
+            failed = Some(error);
         }
         let count = |result, n| shared().journal_entries.with_label_values(&[result]).inc_by(n);
         count("stored", stored.len() as u64);
@@ -64,10 +97,49 @@ impl Relay {
         failed.map_or(Ok(()), Err)
     }
 
+    /// Publishes the receipts of the entries that are journaled; an entry whose receipt is not stored is not confirmed.
+    // Ordering: a receipt may reach its requester the moment it is stored, so the journal has its outcome before.
+    async fn publish_receipts(
+        &self,
+        entries: &[OutboxEntry],
+        journaled: &mut Vec<String>,
+        patience: Pace,
+    ) -> Result<(), BrokerError> {
+        fault::point("receipts_due");
+        let mut sent = Vec::new();
+        for e in entries.iter().filter(|e| !e.receipts.is_empty() && journaled.contains(&e.id)) {
+            for r in &e.receipts {
+                sent.push((e, r, self.send(Part::Receipt(e, r)).await));
+            }
+        }
+        let mut failed = Ok(());
+        for (e, r, pending) in sent {
+            if let Err(error) = self.settle(Part::Receipt(e, r), pending, patience).await {
+                tracing::error!(entry = e.id, job_id = %r.job, %error, "receipt not published; its entry stays in the outbox");
+                journaled.retain(|id| *id != e.id);
+                failed = Err(error);
+            }
+        }
+        fault::point("receipts_stored");
+        failed
+    }
+
+    async fn send_receipt(&self, e: &OutboxEntry, r: &OutboxReceipt) -> Result<Pending, BrokerError> {
+        let receipt = Outgoing {
+            job: &r.job,
+            generation: r.generation,
+            queue: e.suffix.strip_suffix(".ended").unwrap_or(&e.suffix),
+            notify: &r.notify,
+            trace: &r.trace,
+            body: &r.body,
+            message_id: "",
+        };
+        self.broker.send_receipt(&self.publisher, receipt).await
+    }
+    /// Waits until a part is stored; what may go away by itself is sent again while the patience lasts.
     async fn settle(
         &self,
-        p: u32,
-        e: &OutboxEntry,
+        part: Part<'_>,
         first: Result<Pending, BrokerError>,
         patience: Pace,
     ) -> Result<(), BrokerError> {
@@ -87,9 +159,9 @@ impl Relay {
                 return Err(error);
             }
             let Some(delay) = delays.next_delay() else { return Err(error) };
-            tracing::debug!(entry = e.id, %error, "journal publish failed, trying again");
+            tracing::debug!(entry = part.entry(), %error, "publish failed, trying again");
             tokio::time::sleep(delay).await;
-            pending = self.send(p, e).await;
+            pending = self.send(part).await;
         }
     }
 }

@@ -24,6 +24,7 @@ mod suite {
     mod permissions;
     mod producers;
     mod provisioning;
+    mod receipts;
     mod retention;
     mod schedules;
     mod scripts;

@@ -16,6 +16,7 @@ use tokio::sync::{Notify, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
+    dispatch,
     handler::{HandlerError, JobContext, RustHandler, command::CommandHandler},
     intake,
     keeper::{Keeper, KeeperError, KeeperOptions, kill_left_over},
@@ -163,6 +164,9 @@ impl WorkerBuilder {
         let served = CancellationToken::new();
         lanes::serve(&w, ends, &tracker, &served);
         w.tracker.spawn(intake::run(w.clone()));
+        if w.settings.notify.dispatch {
+            w.tracker.spawn(dispatch::run(w.clone()));
+        }
         server.health().started(Ready { w: Arc::downgrade(&w) });
         let types: Vec<_> = w.handlers.keys().map(TypeName::as_str).collect();
         tracing::info!(?types, slots = w.settings.worker.slots.0, "worker ready");

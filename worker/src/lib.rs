@@ -15,13 +15,15 @@
 //!
 //! Reading order: [`handler`] (what runs), then the way of a job: `intake` (pull into free slots), `admit` (decode, route), `claims`
 //! (the right to run), `attempt` (one execution), `verdict` (what its end means), `finishes` (store, journal, carrier); `lanes`
-//! (group commit between them), `session` (lease and trust), `keeper` (the process that owns the commands).
+//! (group commit between them), `session` (lease and trust), `keeper` (the process that owns the commands). `dispatch` delivers receipts
+//! beside all that.
 
 mod admit;
 mod attempt;
 mod builder;
 mod claims;
 pub mod cli;
+mod dispatch;
 mod due;
 mod finishes;
 mod hand;

@@ -1,6 +1,6 @@
 //! JetStream: streams and consumers as data ([`topology`]), publishing with counted acks ([`publish`]), pulling into free
 //! slots ([`pull`]), settling carriers ([`carrier`]), dead letters ([`dead`], [`purge`]), the journal ([`journal`],
-//! [`follow`]), what a producer publishes ([`jobs`]), how full the queues are ([`queues`]), logging in ([`auth`]).
+//! [`follow`]), receipts on their way ([`receipts`]), telling a requester ([`tell`]), what a producer publishes ([`jobs`]), how full the queues are ([`queues`]), logging in ([`auth`]).
 //!
 //! Facts about the server that the code relies on are in `docs/platform.md`.
 
@@ -23,9 +23,11 @@ pub mod publish;
 pub mod pull;
 pub mod purge;
 pub mod queues;
+pub mod receipts;
 mod scan;
 pub mod schedule;
 mod sizes;
+pub mod tell;
 pub mod topology;
 
 use std::{

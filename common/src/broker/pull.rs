@@ -54,7 +54,7 @@ struct Request {
     no_wait: bool,
 }
 
-/// Pulls from the consumer of one queue.
+/// Pulls from one consumer.
 pub struct Puller {
     client: async_nats::Client,
     /// Reads ack subjects; kept, because making one for each message clones a whole context.
@@ -91,6 +91,16 @@ impl Puller {
         queue: &QueueName,
         expires: Duration,
     ) -> Result<Self, BrokerError> {
+        Self::of(broker, &broker.names().stream(of), queue.as_str(), expires).await
+    }
+
+    /// The same for any consumer.
+    pub(super) async fn of(
+        broker: &Broker,
+        stream: &str,
+        consumer: &str,
+        expires: Duration,
+    ) -> Result<Self, BrokerError> {
         let inbox = broker.client.new_inbox();
         let replies = broker
             .client
@@ -100,7 +110,7 @@ impl Puller {
         Ok(Self {
             client: broker.client.clone(),
             reader: jetstream::Message { message: no_message(), context: broker.js.clone() },
-            request_subject: format!("$JS.API.CONSUMER.MSG.NEXT.{}.{queue}", broker.names().stream(of)),
+            request_subject: format!("$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}"),
             denials: broker.denials.listen(),
             inbox,
             replies,

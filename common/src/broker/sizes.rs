@@ -6,13 +6,14 @@ use super::{Broker, BrokerError};
 const NO_SUCH_STREAM: u64 = 10059;
 
 impl Broker {
-    /// Messages and bytes of every stream: `jobs`, `sched`, `events`, `dlq` and `advisories`, each with one small request.
+    /// Messages and bytes of every stream: `jobs`, `sched`, `events`, `receipts`, `dlq` and `advisories`, each with one small request.
     pub async fn stream_sizes(&self) -> Result<Vec<(&'static str, u64, u64)>, BrokerError> {
         let n = self.names();
         let streams = [
             ("jobs", n.jobs()),
             ("sched", n.sched()),
             ("events", n.events()),
+            ("receipts", n.receipts()),
             ("dlq", n.dlq()),
             ("advisories", n.advisories()),
         ];

@@ -7,7 +7,7 @@ use async_nats::jetstream::{
     stream::{Config, DiscardPolicy, RetentionPolicy, StorageType},
 };
 
-use super::{Broker, BrokerError, advisories, drift, place::CarrierStream};
+use super::{Broker, BrokerError, advisories, drift, place::CarrierStream, receipts};
 use crate::{
     clock::wall_now,
     domain::{JobId, QueueName, ids::Namespace},
@@ -22,6 +22,7 @@ pub const LAYOUT_STEPS: &[(u32, &str)] = &[
     (1, "streams JOBS, EVENTS, DLQ and ADVISORIES; one consumer per queue"),
     (2, "stream SCHED for schedules; one consumer per queue for the jobs that come due; its advisories"),
     (3, "stream BATCHES"),
+    (4, "stream RECEIPTS and its consumer"),
 ];
 
 /// Subjects, streams and consumers of a namespace.
@@ -76,6 +77,27 @@ impl Names {
     /// Where the list of a batch goes.
     pub fn batch_subject(&self, batch: &str) -> String {
         format!("{}.batches.{batch}", self.ns)
+    }
+
+    /// Receipts on their way to requesters.
+    pub fn receipts(&self) -> String {
+        format!("{}_RECEIPTS", self.upper)
+    }
+
+    /// Where the receipt of a job goes: it can be asked for by its id while it waits.
+    pub fn receipt_subject(&self, queue: &str, id: &JobId) -> String {
+        format!("{}.receipts.{queue}.{id}", self.ns)
+    }
+
+    /// Queue of the subject of a receipt.
+    pub fn parse_receipt_subject<'a>(&self, subject: &'a str) -> Option<&'a str> {
+        self.parse(subject, ".receipts.").map(|(queue, _)| queue)
+    }
+
+    /// Whether a requester's subject is one of ours, where a message would be a command or a fact: all but `<ns>.notify.>`.
+    pub fn is_reserved(&self, subject: &str) -> bool {
+        let rest = subject.strip_prefix(self.ns.as_str()).and_then(|rest| rest.strip_prefix('.'));
+        rest.is_some_and(|rest| !rest.starts_with("notify."))
     }
 
     /// Dead letters.
@@ -214,6 +236,8 @@ pub struct Layout {
     pub max_deliver: i64,
     /// Far above what is in flight and in backoff: a delayed nak holds a slot.
     pub max_ack_pending: i64,
+    /// A receipt that a dispatcher took and did not settle for this long is given to another.
+    pub receipt_wait: Duration,
     pub duplicate_window: Duration,
     pub events_age: Duration,
     pub dlq_age: Duration,
@@ -288,6 +312,12 @@ impl Layout {
         let events = Config { max_age: self.events_age, ..base(n.events(), vec![format!("{ns}.events.>")]) };
         // As old as the journal: a list of jobs without their events is of no use.
         let batches = Config { max_age: self.events_age, ..base(n.batches(), vec![n.batch_subject("*")]) };
+        // What is full refuses: the outcome then stays in the outbox, and no receipt is dropped.
+        let receipts = Config {
+            retention: RetentionPolicy::WorkQueue,
+            discard: DiscardPolicy::New,
+            ..base(n.receipts(), vec![format!("{ns}.receipts.>")])
+        };
         let dlq = Config { max_age: self.dlq_age, ..base(n.dlq(), vec![format!("{ns}.dlq.>")]) };
         let advisories = Config {
             max_age: Duration::from_secs(7 * 24 * 3600),
@@ -301,7 +331,7 @@ impl Layout {
             )
         };
         // Ordering: `JOBS` last, because its metadata say that the others are there.
-        vec![events, batches, dlq, advisories, sched, jobs]
+        vec![events, batches, receipts, dlq, advisories, sched, jobs]
     }
 
     /// Every consumer of the declared queues.
@@ -318,6 +348,19 @@ impl Layout {
             max_deliver: self.max_deliver,
             max_ack_pending: self.max_ack_pending,
             // Not updatable later: room for one waiting pull of each worker of a large fleet.
+            max_waiting: 4096,
+            ..pull::Config::default()
+        }
+    }
+
+    /// What all dispatchers of receipts share. The tries are counted in the records, so the broker sets no limit.
+    pub(crate) fn dispatcher(&self) -> pull::Config {
+        pull::Config {
+            durable_name: Some(receipts::CONSUMER.into()),
+            ack_policy: AckPolicy::Explicit,
+            ack_wait: self.receipt_wait,
+            max_deliver: -1,
+            max_ack_pending: self.max_ack_pending,
             max_waiting: 4096,
             ..pull::Config::default()
         }
@@ -350,25 +393,10 @@ impl Broker {
         }
         for lane in layout.lanes(n) {
             let want = layout.consumer(&lane);
-            let name = lane.title();
-            let of = &lane.stream;
-            let stream = self.on_stream(of, self.js.get_stream(of)).await?.map_err(|e| unfit(&name, &e))?;
-            match self.consumer_info(&lane.stream, &lane.consumer).await? {
-                Some(found) => {
-                    let (differences, next) = drift::consumer(&found.config, &want);
-                    if done.take(&name, &differences) {
-                        let update = stream.update_consumer(next);
-                        self.on_stream(of, update).await?.map_err(|e| unfit(&name, &e))?;
-                        done.changed.push(format!("{name} updated"));
-                    }
-                }
-                None => {
-                    let create = stream.create_consumer(want);
-                    self.on_stream(of, create).await?.map_err(|e| unfit(&name, &e))?;
-                    done.changed.push(format!("{name} created"));
-                }
-            }
+            self.provision_consumer(&mut done, &lane.title(), &lane.stream, &lane.consumer, want).await?;
         }
+        let (want, of) = (layout.dispatcher(), n.receipts());
+        self.provision_consumer(&mut done, "consumer of receipts", &of, receipts::CONSUMER, want).await?;
         let of = n.advisories();
         if self.consumer_info(&of, advisories::CONSUMER).await?.is_none() {
             let stream = self.on_stream(&of, self.js.get_stream(&of)).await?.map_err(|e| unfit(&of, &e))?;
@@ -377,6 +405,33 @@ impl Broker {
             done.changed.push(format!("consumer {} created", advisories::CONSUMER));
         }
         Ok(done)
+    }
+
+    async fn provision_consumer(
+        &self,
+        done: &mut Provisioned,
+        title: &str,
+        of: &str,
+        consumer: &str,
+        want: pull::Config,
+    ) -> Result<(), BrokerError> {
+        let stream = self.on_stream(of, self.js.get_stream(of)).await?.map_err(|e| unfit(title, &e))?;
+        match self.consumer_info(of, consumer).await? {
+            Some(found) => {
+                let (differences, next) = drift::consumer(&found.config, &want);
+                if done.take(title, &differences) {
+                    let update = stream.update_consumer(next);
+                    self.on_stream(of, update).await?.map_err(|e| unfit(title, &e))?;
+                    done.changed.push(format!("{title} updated"));
+                }
+            }
+            None => {
+                let create = stream.create_consumer(want);
+                self.on_stream(of, create).await?.map_err(|e| unfit(title, &e))?;
+                done.changed.push(format!("{title} created"));
+            }
+        }
+        Ok(())
     }
 
     pub(crate) async fn jobs_stream(&self) -> Result<async_nats::jetstream::stream::Stream, BrokerError> {
@@ -475,6 +530,19 @@ mod tests {
             [("surety.due.q", Some("q")), ("surety.sched.q.a", Some("q")), ("surety.dlq.q.a", None)]
         {
             assert_eq!(n.queue_of(subject), queue, "{subject}");
+        }
+    }
+
+    #[test]
+    fn a_requester_among_our_own_subjects_is_told_from_others() {
+        let n = Names::new(Namespace::new("surety").unwrap());
+        for ours in ["surety.jobs.default.a", "surety.control.job.a", "surety.notify", "surety.x"] {
+            assert!(n.is_reserved(ours), "{ours}");
+        }
+        for theirs in
+            ["surety.notify.me", "surety", "surety2.jobs.default", "replies.surety.jobs", "_INBOX.a"]
+        {
+            assert!(!n.is_reserved(theirs), "{theirs}");
         }
     }
 

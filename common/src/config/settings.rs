@@ -6,7 +6,7 @@ use super::{
     handlers::Handler,
     layers::Layers,
     secrets::{Address, FilePath, Secret},
-    value::{Choice, Count, Setting, Size, Span},
+    value::{Choice, Count, Setting, Size, Span, Spans},
 };
 use crate::{
     broker::topology::Layout,
@@ -116,6 +116,8 @@ settings! {
         max_deliver: Count<1000000> = "100";
         /// Messages in flight and in backoff per queue; far above both, because a delayed one holds a place.
         max_ack_pending: Count<10000000> = "1000000";
+        /// A receipt that a worker took to deliver and did not settle for this long is given to another one.
+        receipt_wait: Span = "30s";
         /// A message id is refused again for this long.
         duplicate_window: Span = "10m";
         /// Age of journal events before they are dropped; above `attempt.finish`.
@@ -155,6 +157,19 @@ settings! {
         ack: Span = "5s";
         /// A running job shows progress at least this often, or its requester is told.
         progress: Span = "45s";
+    }
+    /// How requesters are told: notices by workers and reapers, receipts by workers.
+    ["notify"] Notify {
+        /// Whether a worker delivers receipts besides running jobs; some worker has to.
+        dispatch: bool = "true";
+        /// A message that was not answered within this time did not surface.
+        timeout: Span = "5s";
+        /// Tries of a receipt before its delivery is given up; it stays in the journal.
+        tries: Count<10000> = "30";
+        /// Delays between these tries; the last one repeats.
+        backoff: Spans = "1s,5s,30s,2m,10m,1h";
+        /// Messages to requesters under way at once, in one process.
+        concurrency: Count<10000> = "64";
     }
     /// One worker process.
     ["worker"] WorkerSettings {
@@ -212,6 +227,7 @@ pub struct Settings {
     pub lease: Lease,
     pub attempt: Attempt,
     pub contract: Contract,
+    pub notify: Notify,
     pub worker: WorkerSettings,
     pub reaper: Reaper,
     pub telemetry: Telemetry,
@@ -236,6 +252,7 @@ impl Settings {
         let lease = Lease::take(layers);
         let attempt = Attempt::take(layers);
         let contract = Contract::take(layers);
+        let notify = Notify::take(layers);
         let worker = WorkerSettings::take(layers);
         let reaper = Reaper::take(layers);
         let telemetry = Telemetry::take(layers);
@@ -246,6 +263,7 @@ impl Settings {
             lease: lease?,
             attempt: attempt?,
             contract: contract?,
+            notify: notify?,
             worker: worker?,
             reaper: reaper?,
             telemetry: telemetry?,
@@ -271,6 +289,10 @@ impl Settings {
         must(
             self.reaper.overstay > self.attempt.kill_grace,
             "reaper.overstay > attempt.kill_grace (or an attempt that is being stopped is taken from its worker)",
+        );
+        must(
+            self.notify.timeout * 2 < self.layout.receipt_wait,
+            "notify.timeout × 2 < layout.receipt_wait (or a receipt that is being delivered is given to another worker)",
         );
         must(self.layout.events_age > self.attempt.finish, "layout.events_age > attempt.finish");
         must(
@@ -314,6 +336,7 @@ impl Settings {
         self.lease.values(&mut out);
         self.attempt.values(&mut out);
         self.contract.values(&mut out);
+        self.notify.values(&mut out);
         self.worker.values(&mut out);
         self.reaper.values(&mut out);
         self.telemetry.values(&mut out);
@@ -330,6 +353,7 @@ impl Settings {
             ack_wait: l.ack_wait,
             max_deliver: i64::try_from(l.max_deliver.0).unwrap_or(100),
             max_ack_pending: i64::try_from(l.max_ack_pending.0).unwrap_or(1_000_000),
+            receipt_wait: l.receipt_wait,
             duplicate_window: l.duplicate_window,
             events_age: l.events_age,
             dlq_age: l.dlq_age,

@@ -137,6 +137,25 @@ impl Setting for Vec<String> {
     }
 }
 
+/// Durations in their order, at least one, each above 0; from the environment, separated by commas.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Spans(pub Vec<Duration>);
+
+impl Setting for Spans {
+    const KIND: &'static str = "list of durations";
+    fn read(value: &toml::Value) -> Result<Option<Self>, String> {
+        let texts = Vec::<String>::read(value)?.unwrap_or_default();
+        let spans: Vec<Duration> = texts.iter().map(|t| parse_span(t)).collect::<Result<_, _>>()?;
+        if spans.is_empty() || spans.iter().any(Duration::is_zero) {
+            return Err(format!("{value} needs at least one duration, each above 0"));
+        }
+        Ok(Some(Self(spans)))
+    }
+    fn show(&self) -> String {
+        format!("{:?}", self.0.iter().copied().map(format_span).collect::<Vec<_>>())
+    }
+}
+
 /// How a worker chooses among its queues.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Choice {

@@ -5,7 +5,10 @@ use super::{
     checks::PERMISSIONS,
     facts::{NatsFacts, Permissions},
 };
-use crate::broker::topology::{Lane, Names};
+use crate::broker::{
+    receipts,
+    topology::{Lane, Names},
+};
 
 /// Whether every subject that `inner` stands for is matched by `outer`. Both may have wildcards.
 pub(super) fn covers(outer: &str, inner: &str) -> bool {
@@ -43,14 +46,15 @@ impl Permissions {
     }
 }
 
-/// What a role publishes to, beyond asking about itself.
-pub(super) fn needs(role: Role, n: &Names, lanes: &[Lane]) -> Vec<String> {
+/// What a role publishes to, beyond asking about itself. `is_dispatcher`: a worker that delivers receipts. (Where requesters
+/// listen is known by their jobs alone.)
+pub(super) fn needs(role: Role, n: &Names, lanes: &[Lane], is_dispatcher: bool) -> Vec<String> {
     let ns = n.namespace();
     let mut all = vec![format!("$JS.API.STREAM.INFO.{}", n.jobs())];
     if role == Role::Operator {
         return all;
     }
-    all.extend([format!("{ns}.events.>"), format!("{ns}.dlq.>")]);
+    all.extend([format!("{ns}.events.>"), format!("{ns}.dlq.>"), format!("{ns}.receipts.>")]);
     for lane in lanes {
         let (stream, consumer) = (&lane.stream, &lane.consumer);
         all.push(format!("$JS.API.DIRECT.GET.{stream}"));
@@ -60,7 +64,13 @@ pub(super) fn needs(role: Role, n: &Names, lanes: &[Lane]) -> Vec<String> {
             _ => all.push(format!("$JS.API.STREAM.MSG.DELETE.{stream}")),
         }
     }
+    if role == Role::Worker && is_dispatcher {
+        let receipts = n.receipts();
+        all.push(format!("$JS.API.CONSUMER.MSG.NEXT.{receipts}.{}", receipts::CONSUMER));
+        all.push(format!("$JS.ACK.{receipts}.{}.>", receipts::CONSUMER));
+    }
     if role == Role::Reaper {
+        all.extend([n.receipts(), n.events()].map(|stream| format!("$JS.API.DIRECT.GET.{stream}")));
         let advisories = n.advisories();
         all.push(format!("$JS.API.CONSUMER.MSG.NEXT.{advisories}.reaper"));
         all.push(format!("$JS.ACK.{advisories}.reaper.>"));

@@ -3,10 +3,12 @@
 pub mod contract;
 pub mod cron;
 pub mod deadline;
+pub mod delivery;
 pub mod event;
 pub mod fingerprint;
 pub mod ids;
 pub mod job;
+pub mod notice;
 pub mod outcome;
 pub mod requester;
 pub mod retry;

@@ -37,6 +37,8 @@ pub struct OutboxReceipt {
     pub generation: u32,
     /// Who is to be told ([`crate::domain::Requester`] as JSON).
     pub notify: String,
+    /// `traceparent`, or empty.
+    pub trace: String,
     /// The receipt, byte for byte as the `finished` event has it.
     pub body: String,
 }
@@ -191,7 +193,13 @@ fn event(
         return body
             .map(|body| {
                 let job = JobId::new(job).map_err(invalid)?;
-                Ok(OutboxReceipt { job, generation, notify: notify.to_owned(), body })
+                Ok(OutboxReceipt {
+                    job,
+                    generation,
+                    notify: notify.to_owned(),
+                    trace: trace.to_owned(),
+                    body,
+                })
             })
             .transpose();
     }

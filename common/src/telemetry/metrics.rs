@@ -72,6 +72,9 @@ metrics! {
         jobs_ended: IntCounterVec = "surety_jobs_ended_total" ["queue", "type", "status", "error_code"];
         /// Attempts that were taken back from a session that died, froze or was cut off.
         attempts_lost: IntCounterVec = "surety_attempts_lost_total" ["queue", "type"];
+        /// Notices to requesters, by kind (`started`, `nudge`) and what became of them (`surfaced`, `not_surfaced`, `refused`,
+        /// `not_tried`).
+        notices: IntCounterVec = "surety_notices_total" ["kind", "result"];
         /// Dead letters stored, by the error code that is their reason (`cancelled` for a cancelled job).
         dead_letters: IntCounterVec = "surety_dead_letters_total" ["queue", "error_code"];
         /// What could not be read: a `message` of a queue that is no job, a `record`, index or reply of Redis, an
@@ -107,6 +110,9 @@ metrics! {
         sessions_lost: IntCounter = "surety_sessions_lost_total" [];
         /// Renewals of the session, by result (`ok`, `failed`).
         renewals: IntCounterVec = "surety_renewals_total" ["result"];
+        /// Receipts that this worker took to deliver: `delivered`, `later` (it did not surface and is tried again), `failed`
+        /// (given up), `settled` (it was already), `unreadable`, `left` (no try could be made: a server was away).
+        receipts: IntCounterVec = "surety_receipts_total" ["result"];
         /// What could not be handed on inside the process, because nobody waited for it any more.
         dropped_sends: IntCounter = "surety_dropped_sends_total" [];
     }
@@ -149,7 +155,7 @@ metrics! {
         outbox_entries: IntGaugeVec = "surety_outbox_entries" [];
         /// Age of the oldest of them; 0 when there is none.
         outbox_oldest: GaugeVec = "surety_outbox_oldest_seconds" [];
-        /// Messages in a stream: `jobs`, `sched`, `events`, `dlq` or `advisories`.
+        /// Messages in a stream: `jobs`, `sched`, `events`, `receipts`, `dlq` or `advisories`.
         stream_messages: IntGaugeVec = "surety_stream_messages" ["stream"];
         /// Size of a stream.
         stream_bytes: IntGaugeVec = "surety_stream_bytes" ["stream"];
@@ -170,6 +176,8 @@ pub const ALERTS: &[&str] = &[
     "journal_entry_refused",
     "journal_entry_unreadable",
     "max_deliver",
+    "receipt_failed",
+    "receipt_unreadable",
     "record_set_aside",
     "records_kept",
     "rule_failed",

@@ -32,6 +32,10 @@ pub const GENERATION: &str = "Surety-Generation";
 pub const FIRST_AT: &str = "Surety-First-At";
 /// Commit counter of the Redis data set when the journal entry was written.
 pub const COMMIT: &str = "Surety-Commit";
+/// Who is to be told of a receipt (JSON, as in the `finished` event).
+pub const NOTIFY: &str = "Surety-Notify";
+/// What a message to a requester is: `receipt`, `started` or `nudge`.
+pub const KIND: &str = "Surety-Kind";
 /// Job ids that have a `finished` event in this journal message, separated by commas.
 pub const ENDED: &str = "Surety-Ended";
 

@@ -1,5 +1,5 @@
-//! Documents that cross a process boundary: the job a producer publishes, the events of the journal, lists of
-//! batches, headers.
+//! Documents that cross a process boundary: the job a producer publishes, the events of the journal, receipts and
+//! notices for its requester, lists of batches, headers.
 //!
 //! Wire documents change only by addition. The schemas in `schema/` are generated from these types ([`schema`]).
 
@@ -7,5 +7,6 @@ pub mod batch;
 pub mod event;
 pub mod headers;
 pub mod job;
+pub mod notice;
 pub mod receipt;
 pub mod schema;

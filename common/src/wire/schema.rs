@@ -3,7 +3,7 @@
 
 use schemars::{Schema, schema_for};
 
-use super::{batch::BatchPart, event::Event, job::JobDocument, receipt::Receipt};
+use super::{batch::BatchPart, event::Event, job::JobDocument, notice::Notice, receipt::Receipt};
 
 /// File name (without folder) and schema of every wire document.
 pub fn all() -> Vec<(&'static str, Schema)> {
@@ -11,6 +11,7 @@ pub fn all() -> Vec<(&'static str, Schema)> {
         ("job.json", schema_for!(JobDocument)),
         ("event.json", schema_for!(Event)),
         ("receipt.json", schema_for!(Receipt)),
+        ("notice.json", schema_for!(Notice)),
         ("batch.json", schema_for!(BatchPart)),
     ]
 }

@@ -6,7 +6,7 @@ use clap::Args;
 use serde_json::value::RawValue;
 use surety_common::{
     domain::job::PAYLOAD_CAP,
-    wire::job::{ContractDocument, JobDocument, RetryDocument, parse},
+    wire::job::{ContractDocument, JobDocument, NotifyDocument, RetryDocument, parse},
 };
 
 use super::failure::Failure;
@@ -45,6 +45,18 @@ pub(super) struct JobArgs {
     /// Ended by then, over all attempts [default: the worker's attempt.finish, 24h]
     #[arg(long, value_name = "DURATION")]
     finish: Option<String>,
+    /// Tell this NATS subject the start, silence and the outcome; each message wants a reply
+    #[arg(long, value_name = "SUBJECT")]
+    notify: Option<String>,
+    /// Tell it the outcome and nothing before it
+    #[arg(long)]
+    no_notices: bool,
+    /// Tell the start within this time [default: contract.ack of the worker, 5s]
+    #[arg(long, value_name = "DURATION")]
+    ack: Option<String>,
+    /// Promise progress at least this often [default: contract.progress of the worker, 45s]
+    #[arg(long, value_name = "DURATION")]
+    progress: Option<String>,
     /// Fail the job if it was not started by then
     #[arg(long, value_name = "RFC3339")]
     expires_at: Option<String>,
@@ -91,10 +103,23 @@ impl JobArgs {
                 r.backoff = Some(self.backoff.clone());
             }
         }
-        if self.timeout.is_some() || self.finish.is_some() {
+        let times = [&self.timeout, &self.finish, &self.ack, &self.progress];
+        if times.iter().any(|t| t.is_some()) {
             let c: &mut ContractDocument = doc.contract.get_or_insert_default();
-            c.timeout = self.timeout.clone().or(c.timeout.take());
-            c.finish = self.finish.clone().or(c.finish.take());
+            let fields = [&mut c.timeout, &mut c.finish, &mut c.ack, &mut c.progress];
+            for (field, given) in fields.into_iter().zip(times).filter(|(_, given)| given.is_some()) {
+                field.clone_from(given);
+            }
+        }
+        if let Some(subject) = &self.notify {
+            let n: &mut NotifyDocument = doc.notify.get_or_insert_default();
+            n.subject.clone_from(subject);
+        }
+        if self.no_notices {
+            let n = doc.notify.as_mut().ok_or_else(|| {
+                Failure::input("--no-notices needs somebody to tell: --notify SUBJECT".to_owned())
+            })?;
+            n.notices = Some(false);
         }
         Ok(doc)
     }

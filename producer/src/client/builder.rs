@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 use surety_common::{
     clock::format_span,
-    wire::job::{ContractDocument, JobDocument, Refused, RetryDocument},
+    wire::job::{ContractDocument, JobDocument, NotifyDocument, Refused, RetryDocument},
 };
 
 /// A job to enqueue. Values are checked when it is sent, all at once; each method replaces what an earlier call set.
@@ -134,6 +134,39 @@ impl JobBuilder {
     #[must_use]
     pub fn finish(mut self, limit: Duration) -> Self {
         self.contract().finish = Some(format_span(limit));
+        self
+    }
+
+    /// The start is told to the requester, if there is one, within this time.
+    #[must_use]
+    pub fn ack_within(mut self, time: Duration) -> Self {
+        self.contract().ack = Some(format_span(time));
+        self
+    }
+
+    /// A running job shows progress at least this often, or its requester is told.
+    #[must_use]
+    pub fn progress_within(mut self, time: Duration) -> Self {
+        self.contract().progress = Some(format_span(time));
+        self
+    }
+
+    fn requester(&mut self) -> &mut NotifyDocument {
+        self.document.notify.get_or_insert_default()
+    }
+
+    /// A NATS subject that is told the start, silence, and the outcome: each message is a request, and any reply to it says
+    /// that it was seen.
+    #[must_use]
+    pub fn notify(mut self, subject: impl Into<String>) -> Self {
+        self.requester().subject = subject.into();
+        self
+    }
+
+    /// The subject of [`JobBuilder::notify`] is told the outcome and nothing before it.
+    #[must_use]
+    pub fn without_notices(mut self) -> Self {
+        self.requester().notices = Some(false);
         self
     }
 

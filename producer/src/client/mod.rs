@@ -239,11 +239,24 @@ impl Client {
     /// Sends one job without waiting for its acknowledgement: the way to enqueue many. Waits only while the buffer of
     /// unacknowledged messages is full (8192 messages or 64 MiB). Await [`Pending::stored`] of every one of them.
     pub async fn send(&self, queue: &QueueName, job: impl Into<JobBuilder>) -> Result<Pending, ClientError> {
-        let prepared = Prepared::new(queue, job, self.parent.as_ref())?;
+        let prepared = Prepared::new(queue, self.fit(job.into()), self.parent.as_ref())?;
         Ok(self.send_prepared(prepared).await?)
     }
 
-    /// [`Client::send`] for a job that was prepared before.
+    /// The job, with a problem more where its requester's subject is one of this namespace.
+    fn fit(&self, mut job: JobBuilder) -> JobBuilder {
+        let names = self.link.broker.names();
+        if let Some(notify) = job.document.notify.as_ref().filter(|n| names.is_reserved(&n.subject)) {
+            let ns = names.namespace();
+            job.problems.push(format!(
+                "notify.subject: {:?} is a subject of {ns} itself, where a message would be a command; use {ns}.notify.… or another",
+                notify.subject
+            ));
+        }
+        job
+    }
+
+    /// [`Client::send`] for a job that was prepared before (its requester is looked at when it is told).
     pub async fn send_prepared(&self, job: Prepared) -> Result<Pending, BrokerError> {
         let Prepared { id, queue, due_at, .. } = &job;
         let names = self.link.broker.names();

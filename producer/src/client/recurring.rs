@@ -31,7 +31,7 @@ impl Client {
         job: impl Into<JobBuilder>,
         is_new: bool,
     ) -> Result<u64, ScheduleError> {
-        let body = document(queue, when, job.into()).map_err(ClientError::from)?.into();
+        let body = document(queue, when, self.fit(job.into())).map_err(ClientError::from)?.into();
         let call =
             generated_id().map_err(|e| refused(format!("a new id: {e}"))).map_err(ClientError::from)?;
         let message_id = format!("{name}/schedule/{call}");

@@ -375,7 +375,7 @@ authorization { users = [
   {user: "narrow", password: "n", permissions: {
     publish: ["$SYS.REQ.USER.INFO", "$JS.API.STREAM.INFO.SURETY_JOBS", "$JS.API.CONSUMER.INFO.*.*"
       "$JS.API.CONSUMER.MSG.NEXT.*.default", "$JS.API.DIRECT.GET.*", "$JS.ACK.*.default.>", "surety.events.>"
-      "surety.dlq.>"]
+      "surety.dlq.>", "surety.receipts.>", "$JS.API.CONSUMER.MSG.NEXT.*.dispatcher", "$JS.ACK.*.dispatcher.>"]
     subscribe: ["_INBOX.>"] } } ] }"#;
     let world = World::on("", users, &[]).await;
     let at = |user: &str| world.nats.url().replace("://", &format!("://{user}@"));

@@ -208,12 +208,15 @@ const MAY_PUBLISH: &[(&str, &str)] = &[
     ("surety.events.default", "wro"),
     ("surety.dlq.default.x", "wro"),
     ("surety.receipts.default", "wro"),
+    ("surety.notify.me", "wro"),
     ("surety.control.job.x", "o"),
     ("surety.control.session.x", "ro"),
     ("$JS.ACK.SURETY_JOBS.default.1.1.1.1.0", "wro"),
     ("$JS.ACK.SURETY_SCHED.default.1.1.1.1.0", "wro"),
     ("$JS.ACK.SURETY_ADVISORIES.reaper.1.1.1.1.0", "r"),
+    ("$JS.ACK.SURETY_RECEIPTS.dispatcher.1.1.1.1.0", "w"),
     ("$JS.ACK.OTHER.default.1.1.1.1.0", ""),
+    ("$JS.API.CONSUMER.MSG.NEXT.SURETY_RECEIPTS.dispatcher", "w"),
     ("$JS.API.CONSUMER.MSG.NEXT.SURETY_JOBS.default", "w"),
     ("$JS.API.CONSUMER.MSG.NEXT.SURETY_SCHED.default", "w"),
     ("$JS.API.CONSUMER.MSG.NEXT.SURETY_EVENTS.x", "so"),
@@ -238,6 +241,8 @@ const MAY_PUBLISH: &[(&str, &str)] = &[
     ("$JS.API.STREAM.MSG.DELETE.SURETY_DLQ", "o"),
     ("$JS.API.DIRECT.GET.SURETY_JOBS", "wrso"),
     ("$JS.API.DIRECT.GET.SURETY_DLQ", "so"),
+    ("$JS.API.DIRECT.GET.SURETY_RECEIPTS", "ro"),
+    ("$JS.API.DIRECT.GET.SURETY_EVENTS", "ro"),
     ("_INBOX_producer.x", ""),
 ];
 
@@ -256,6 +261,7 @@ const MAY_SUBSCRIBE: &[(&str, &str)] = &[
     ("_INBOX_operator.>", "o"),
     ("surety.control.session.*", "w"),
     ("surety.control.job.*", "r"),
+    ("surety.notify.>", "p"),
 ];
 
 fn initial(role: &str) -> char {

@@ -62,7 +62,9 @@ local acts = {
     local is_told_now = rec[CONTRACT] == C_TERMINAL_PENDING
       or is_running(rec) and (rec[CONTRACT] == C_CREATED or rec[CONTRACT] == C_SLA_MISSED)
     if not is_told_now then return false end
-    rec[PROMISE], rec[TOLD] = now + it[5], rec[TOLD] + 1
+    rec[PROMISE] = now + it[5]
+    -- A receipt's tries are those of its dispatchers, who tell; whoever looks for it tells nobody.
+    if rec[CONTRACT] ~= C_TERMINAL_PENDING then rec[TOLD] = rec[TOLD] + 1 end
     save(it.at, rec, id)
     return true
   end,
