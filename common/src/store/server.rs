@@ -3,6 +3,7 @@
 use redis::InfoDict;
 
 use super::script::{Store, StoreError};
+use crate::pace::{Pace, retry};
 
 /// From `INFO`, and from `CONFIG GET` where that is allowed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,9 +43,10 @@ impl Store {
         self.inner.options.url.masked()
     }
 
-    /// Asks the server about itself: two calls.
+    /// Asks the server about itself: two calls. A server that loads its data is waited for, as long as calls are tried: until
+    /// then it says that it has no append-only file.
     pub async fn server(&self) -> Result<ServerState, StoreError> {
-        let info: InfoDict = redis::cmd("INFO").query_async(&mut self.connection()).await?;
+        let info = retry(Pace::call(self.inner.options.retry_limit), || self.loaded()).await?;
         let text = |k: &str| info.get::<String>(k).unwrap_or_default();
         let number = |k: &str| info.get::<u64>(k).unwrap_or(0);
         let failed = |k: &str| info.get::<String>(k).is_some_and(|v| v != "ok");
@@ -72,6 +74,14 @@ impl Store {
             evicted: number("evicted_keys"),
             config,
         })
+    }
+
+    async fn loaded(&self) -> Result<InfoDict, StoreError> {
+        let info: InfoDict = redis::cmd("INFO").query_async(&mut self.connection()).await?;
+        match info.get::<u64>("loading") {
+            Some(1) => Err(StoreError::Unreachable("redis is loading its data".into())),
+            _ => Ok(info),
+        }
     }
 
     async fn server_config(&self) -> Result<ServerConfig, String> {

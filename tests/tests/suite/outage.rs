@@ -256,3 +256,26 @@ async fn a_journal_that_refuses_keeps_the_carrier_until_it_takes_the_outcome() {
     assert_eq!((h.count("a", "finished"), h.count("b", "finished"), witness.executions("a")), (1, 1, 1));
     assert_eq!(one.stop().await, Some(0));
 }
+
+// Shows: B-05, H-04
+#[tokio::test]
+async fn whoever_starts_while_redis_loads_its_data_waits_for_it() {
+    // Half a millisecond for each key, and a look at connections after each 1024 of them.
+    let mut world = World::on("", "", &["--key-load-delay", "500"]).await;
+    let c = world.connect().await;
+    let client = redis::Client::open(world.redis.url()).unwrap();
+    let mut plain = client.get_multiplexed_async_connection().await.unwrap();
+    for n in 0..4000 {
+        let () = redis::cmd("SET").arg(format!("key-{n}")).arg(n).query_async(&mut plain).await.unwrap();
+    }
+    world.publish("default", "a", r#"{"type":"noop"}"#).await;
+    world.redis.kill9().await.unwrap();
+    let mut worker = world.worker(&[], &[]);
+    let mut reaper = world.reaper(&[]);
+    world.redis.restart().await.unwrap();
+    assert_eq!(world.ended(&c, "a").await.status, Status::Done);
+    for p in [&mut worker, &mut reaper] {
+        p.logged("ready").await;
+        assert_eq!(p.stop().await, Some(0), "{}", p.log());
+    }
+}
