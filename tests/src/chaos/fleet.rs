@@ -142,15 +142,19 @@ impl Fleet {
             if self.slots[w].is_stopping {
                 continue;
             }
-            let Some(code) = self.slots[w].process.as_mut().and_then(Process::exited) else { continue };
+            let Some(p) = self.slots[w].process.as_mut() else { continue };
+            let Some(code) = p.exited() else { continue };
+            let log = p.log();
             self.slots[w].process = None;
-            self.ended(&format!("worker {w}"), code);
+            self.ended(&format!("worker {w}"), code, &log);
             self.start_worker(w);
         }
         for r in 0..self.reapers.len() {
-            let Some(code) = self.reapers[r].as_mut().and_then(Process::exited) else { continue };
+            let Some(p) = self.reapers[r].as_mut() else { continue };
+            let Some(code) = p.exited() else { continue };
+            let log = p.log();
             self.reapers[r] = None;
-            self.ended(&format!("reaper {r}"), code);
+            self.ended(&format!("reaper {r}"), code, &log);
             self.start_reaper(r);
         }
     }
@@ -190,10 +194,10 @@ impl Fleet {
         self.log.push(line);
     }
 
-    fn ended(&mut self, who: &str, code: Option<i32>) {
+    fn ended(&mut self, who: &str, code: Option<i32>, log: &str) {
         self.say(format!("{who} ended with {code:?} and is started again"));
         if code != Some(69) {
-            self.problems.push(format!("{who} ended by itself with {code:?}"));
+            self.problems.push(format!("{who} ended by itself with {code:?}:\n{}", last_lines(log, 20)));
         }
     }
 
