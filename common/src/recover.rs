@@ -116,13 +116,10 @@ pub async fn settle_carrier(
     s: &Settled,
     delay: Duration,
 ) -> Result<(), RecoverError> {
-    let ack = c.broker.recorded_ack(left.queue, &s.carrier, &s.ack_subject);
     if !s.status.is_terminal() {
-        if let Some(ack) = ack {
-            c.broker.nak(&ack, delay).await?;
-        }
-        return Ok(());
+        return Ok(c.broker.nak_recorded(left.queue, &s.carrier, &s.ack_subject, delay).await?);
     }
+    let ack = c.broker.recorded_ack(left.queue, &s.carrier, &s.ack_subject);
     let code = left.code;
     job_ended(left.queue, left.kind, s.status, code.name());
     let Some(raw) = c.broker.carrier_message(&s.carrier).await? else { return Ok(()) };

@@ -8,6 +8,7 @@ mod meter;
 mod rule;
 mod rules;
 mod service;
+mod sight;
 
 pub use rule::{Context, Done, Rule, Verdict};
 pub use service::{Reaper, StartError};

@@ -29,6 +29,7 @@ mod suite {
     mod schedules;
     mod scripts;
     mod stack;
+    mod stray;
     mod tidy;
     mod tls;
     mod unreadable;

@@ -13,6 +13,7 @@ use surety_common::{
     pace::Pace,
     store::{ClaimItem, ClaimReply, OutboxEntry, StoreError, ops::Ended},
     telemetry::metrics::since,
+    wire::headers,
 };
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -140,6 +141,13 @@ async fn refused(w: &Arc<Shared>, p: u32, mut job: InHand, reply: ClaimReply) {
             w.meters.deferred(&job.held.queue, Reason::NotDue);
             Settle::Nak(Duration::from_millis(due_in_ms.max(1)))
         }
+        ClaimReply::SecondCarrier { recorded }
+            if job.adopt != recorded && takes_place_of(&job, &recorded) =>
+        {
+            job.adopt = recorded;
+            w.lanes.claim(p, job);
+            return;
+        }
         ClaimReply::SecondCarrier { recorded } => match w.c.broker.carrier_message(&recorded).await {
             Ok(Some(_)) => {
                 tracing::info!(job_id = %id, recorded, "second carrier of an open job acked away");
@@ -175,6 +183,11 @@ async fn refused(w: &Arc<Shared>, p: u32, mut job: InHand, reply: ClaimReply) {
         ClaimReply::Granted(_) => Settle::Leave,
     };
     job.held.settle(settle).await;
+}
+
+/// Whether a message is a copy that the reaper made, because the recorded carrier is delivered to nobody any more.
+fn takes_place_of(job: &InHand, recorded: &str) -> bool {
+    job.held.d.header(headers::CARRIER) == Some(recorded)
 }
 
 /// A delivery of a job that has its outcome. The journal comes before the ack; and what failed is in the dead letters before

@@ -9,6 +9,7 @@ use futures::StreamExt;
 
 use super::{
     Broker, BrokerError, decode,
+    endings::Start,
     place::{Carrier, CarrierStream},
     pull::{Delivery, Subject},
     schedule,
@@ -42,6 +43,26 @@ impl Broker {
         }
         let Carrier { stream, sequence } = Carrier::parse(carrier)?;
         Some(format!("$JS.ACK.{}.{queue}.1.{sequence}.1.0.0", self.names().stream(stream)))
+    }
+
+    /// Gives the message of a recorded delivery back, as [`Broker::nak`] does. For an ack the counters in its subject do not
+    /// matter; a nak is dropped in silence unless it names a delivery that is not settled (seen in the server's code).
+    pub async fn nak_recorded(
+        &self,
+        queue: &str,
+        carrier: &str,
+        recorded: &str,
+        delay: Duration,
+    ) -> Result<(), BrokerError> {
+        if !recorded.is_empty() {
+            return self.nak(&recorded.to_owned(), delay).await;
+        }
+        let Some(Carrier { stream, sequence }) = Carrier::parse(carrier) else { return Ok(()) };
+        let stream = self.names().stream(stream);
+        let Some(info) = self.consumer_info(&stream, queue).await? else { return Ok(()) };
+        // The newest delivery is above the floor as long as any is held.
+        let newest = info.delivered.consumer_sequence;
+        self.nak(&format!("$JS.ACK.{stream}.{queue}.1.{sequence}.{newest}.0.0"), delay).await
     }
 
     /// Removes the message. Sent without waiting; a lost ack costs one redelivery, which is told that the job has ended.
@@ -112,20 +133,46 @@ impl Broker {
         subject: &str,
         n: usize,
     ) -> Result<(Vec<Delivery>, bool), BrokerError> {
-        self.on_stream(stream, self.read_messages(stream, sequence, subject, n)).await?
+        self.messages_at(stream, Start::Sequence(sequence), subject, n).await
+    }
+
+    /// The same from a sequence or a time on.
+    pub(crate) async fn messages_at(
+        &self,
+        stream: &str,
+        from: Start,
+        subject: &str,
+        n: usize,
+    ) -> Result<(Vec<Delivery>, bool), BrokerError> {
+        self.on_stream(stream, self.read_messages(stream, from, subject, n))
+            .await?
+            .map(|(m, left)| (m, left > 0))
+    }
+
+    /// Number of messages of a stream whose subject matches.
+    pub async fn count(&self, stream: &str, subject: &str) -> Result<u64, BrokerError> {
+        let (first, left) =
+            self.on_stream(stream, self.read_messages(stream, Start::Sequence(1), subject, 1)).await??;
+        Ok(first.len() as u64 + left)
     }
 
     async fn read_messages(
         &self,
         stream: &str,
-        sequence: u64,
+        from: Start,
         subject: &str,
         n: usize,
-    ) -> Result<(Vec<Delivery>, bool), BrokerError> {
+    ) -> Result<(Vec<Delivery>, u64), BrokerError> {
         let away = |e: &dyn std::fmt::Display| BrokerError::Unreachable(format!("{stream}: {e}"));
         let inbox = self.client.new_inbox();
         let mut replies = self.client.subscribe(inbox.clone()).await.map_err(|e| away(&e))?;
-        let body = serde_json::json!({ "seq": sequence, "next_by_subj": subject, "batch": n });
+        let body = match from {
+            Start::Sequence(seq) => serde_json::json!({ "seq": seq, "next_by_subj": subject, "batch": n }),
+            Start::Time(ms) => {
+                let at = crate::clock::iso_millis(ms.max(1));
+                serde_json::json!({ "start_time": at, "next_by_subj": subject, "batch": n })
+            }
+        };
         let request = format!("$JS.API.DIRECT.GET.{stream}");
         self.client
             .publish_with_reply(request, inbox, body.to_string().into())
@@ -139,7 +186,7 @@ impl Broker {
                 .ok_or_else(|| away(&"the connection was closed"))?;
             match m.status.map(|s| s.as_u16()) {
                 // The end of what was asked for.
-                Some(204) => return Ok((out, left > 0)),
+                Some(204) => return Ok((out, left)),
                 Some(503) => return Err(away(&"it does not answer direct reads")),
                 _ => {}
             }
@@ -147,7 +194,7 @@ impl Broker {
             left = pending.and_then(|v| v.as_str().parse().ok()).unwrap_or(0);
             match read_direct(m)? {
                 Some(d) => out.push(d),
-                None => return Ok((out, false)),
+                None => return Ok((out, 0)),
             }
         }
     }

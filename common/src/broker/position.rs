@@ -60,6 +60,17 @@ impl Broker {
         Ok(found.queues.iter().flat_map(|q| self.names().lanes(q)).collect())
     }
 
+    /// Number of messages of a stream that carry jobs to do now: all but schedules.
+    pub async fn carried_by(&self, of: CarrierStream) -> Result<u64, BrokerError> {
+        let stream = self.names().stream(of);
+        let all = self.stream_info(&stream).await?.map_or(0, |i| i.state.messages);
+        if of == CarrierStream::Jobs || all == 0 {
+            return Ok(all);
+        }
+        let schedules = self.count(&stream, &format!("{}.sched.>", self.names().namespace())).await?;
+        Ok(all.saturating_sub(schedules))
+    }
+
     /// Sequence of the newest message that a stream ever had.
     pub async fn last_sequence(&self, of: CarrierStream) -> Result<u64, BrokerError> {
         let info = self.stream_info(&self.names().stream(of)).await?;

@@ -61,7 +61,10 @@ pub(super) fn needs(role: Role, n: &Names, lanes: &[Lane], is_dispatcher: bool) 
         all.push(format!("$JS.ACK.{stream}.{consumer}.>"));
         match role {
             Role::Worker => all.push(format!("$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}")),
-            _ => all.push(format!("$JS.API.STREAM.MSG.DELETE.{stream}")),
+            _ => {
+                all.push(format!("$JS.API.STREAM.MSG.DELETE.{stream}"));
+                all.push(format!("$JS.API.CONSUMER.INFO.{stream}.{consumer}"));
+            }
         }
     }
     if role == Role::Worker && is_dispatcher {
@@ -71,6 +74,8 @@ pub(super) fn needs(role: Role, n: &Names, lanes: &[Lane], is_dispatcher: bool) 
     }
     if role == Role::Reaper {
         all.extend([n.receipts(), n.events()].map(|stream| format!("$JS.API.DIRECT.GET.{stream}")));
+        // The copy of a message that nobody delivers.
+        all.push(format!("{ns}.jobs.>"));
         let advisories = n.advisories();
         all.push(format!("$JS.API.CONSUMER.MSG.NEXT.{advisories}.reaper"));
         all.push(format!("$JS.ACK.{advisories}.reaper.>"));

@@ -37,7 +37,7 @@ pub(super) fn judge(facts: &Facts, nats: &NatsFacts, out: &mut Vec<Finding>) {
             "job stream",
             format!("{n} of its messages are neither waiting nor held: no consumer will deliver them"),
             if layout.uncovered.is_empty() {
-                "run a reaper: it buries deliveries that the broker gave up; `surety doctor` again afterwards"
+                "run a reaper: it hands on what was forgotten and buries what the broker gave up; `surety doctor` again afterwards"
             } else {
                 "see `uncovered_subject`"
             },

@@ -4,6 +4,7 @@
 //! a retry of a call whose reply was lost gets the same answer. Owner of the layout: [`keys`], [`record`] and `entry`.
 //! Deliberately absent: publishing what the outbox holds (that is [`crate::relay`]).
 
+pub mod carriers;
 pub mod deadlines;
 mod entry;
 pub mod group;
@@ -22,6 +23,7 @@ pub mod sessions;
 pub mod unreadable;
 mod waiting;
 
+pub use carriers::{CarrierAct, CarrierItem};
 pub use deadlines::{DueAct, DueItem, DueReply, StopItem, StopReply, Telling, ToldItem, ToldReply};
 pub use entry::{OutboxEntry, OutboxReceipt};
 pub use group::Group;

@@ -71,6 +71,43 @@ pub struct Record {
 }
 
 impl Record {
+    /// The record of a job of which nothing is known but that it waits.
+    pub fn queued() -> Self {
+        Self {
+            status: Status::Queued,
+            contract: Contract::Created,
+            generation: 1,
+            rev: 0,
+            epoch: 0,
+            attempt: 0,
+            charged: 0,
+            max_retries: 0,
+            start_failures: 0,
+            due_ms: 0,
+            started_ms: 0,
+            deadline_ms: 0,
+            created_ms: 0,
+            finish_by_ms: 0,
+            ended_ms: 0,
+            promise_ms: 0,
+            told: 0,
+            is_cancelling: false,
+            queue: String::new(),
+            job_type: String::new(),
+            key: String::new(),
+            trace: String::new(),
+            carrier: String::new(),
+            ack_subject: String::new(),
+            session: String::new(),
+            code: String::new(),
+            entry: String::new(),
+            notify: String::new(),
+            summary: String::new(),
+            print: String::new(),
+            tell_error: String::new(),
+        }
+    }
+
     /// Reads a packed record. The error names the field and is counted; nothing is ever replaced by a default.
     pub fn decode(bytes: &[u8]) -> Result<Self, Undecodable> {
         Self::read(&mut Unpacker::new(bytes)).map_err(|e| {

@@ -143,6 +143,7 @@ pub(super) struct Scripts {
     pub(super) stop: Script,
     pub(super) quarantine: Script,
     pub(super) register: Script,
+    pub(super) carrier: Script,
 }
 
 macro_rules! script {
@@ -172,6 +173,7 @@ impl Scripts {
             stop: script!("stop"),
             quarantine: script!("quarantine"),
             register: script!("register"),
+            carrier: script!("carrier"),
         }
     }
 }

@@ -123,6 +123,10 @@ metrics! {
         actions: IntCounterVec = "surety_reaper_actions_total" ["rule"];
         /// Deadlines of jobs that passed and were acted on, by kind.
         deadlines: IntCounterVec = "surety_deadlines_total" ["kind"];
+        /// Looks at the messages of waiting jobs, by what was found or done: it `waits`; it was `delivered` and is held, or was
+        /// `handed_on` as a copy, because its consumer forgot it; it is gone and another one was `adopted`; the journal had the
+        /// job `ended`; the job is `lost`; it was `given_up`, because its copy was forgotten too.
+        carriers: IntCounterVec = "surety_reaper_carriers_total" ["result"];
         /// Sessions that were not renewed in time and are taken apart: their worker died, froze or was cut off.
         sessions_expired: IntCounter = "surety_sessions_expired_total" [];
         /// Steps of a rule, by result (`ok`, `failed`, `timed_out`).
@@ -176,12 +180,14 @@ pub const ALERTS: &[&str] = &[
     "journal_entry_refused",
     "journal_entry_unreadable",
     "max_deliver",
+    "message_lost",
     "receipt_failed",
     "receipt_unreadable",
     "record_set_aside",
     "records_kept",
     "rule_failed",
     "status_write_failed",
+    "stray_subject",
 ];
 
 /// The label of no error.

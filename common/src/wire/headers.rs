@@ -45,9 +45,9 @@ pub const REASON: &str = "Surety-Reason";
 pub const MESSAGE: &str = "Surety-Message";
 /// Subject the dead letter was first published to.
 pub const SUBJECT: &str = "Surety-Subject";
-/// `STREAM:sequence` of the dead letter's carrier.
+/// `STREAM:sequence` of the dead letter's carrier; on a republished carrier, of the message whose place it takes.
 pub const CARRIER: &str = "Surety-Carrier";
-/// Epoch of the last attempt of the dead letter.
+/// Epoch of the last attempt of the dead letter, or when a carrier was republished.
 pub const EPOCH: &str = "Surety-Epoch";
 /// Prefix under which a dead letter keeps the original value of a header that must not be repeated (`Nats-*`).
 pub const ORIGINAL: &str = "Surety-Original-";

@@ -10,16 +10,18 @@ use surety_common::{
         deadline::{Due, Patience, Watched, decide},
         ids::SessionId,
     },
-    pace::Pace,
+    pace::{Pace, Transient},
     recover::{Left, ended_code, settle_carrier},
-    store::{DueAct, DueItem, DueReply, Read, Record, ops::Settled},
+    store::{CarrierAct, DueAct, DueItem, DueReply, Read, Record, ops::Settled},
     telemetry::metrics::{attempt_lost, reaper},
     wire::receipt::Draft,
 };
 
+use super::carrier_check::{self, Patience as CarrierPatience};
 use crate::{
     leftover,
     rule::{Context, Done, Look, Rule, RuleError, Step, Verdict},
+    sight::Sight,
 };
 
 /// How long a reaper that tells a requester has for it, before another one does.
@@ -41,16 +43,18 @@ impl Rule for Deadlines {
         Box::pin(async move {
             let mut done = Done::default();
             for p in 0..x.c.store.keys().partitions() {
-                let Passed { judged, unreadable, .. } = read(x, p).await?;
-                done.is_partial |= judged.len() + unreadable.len() >= x.batch;
-                for id in unreadable {
+                let passed = read(x, p).await?;
+                done.is_partial |= passed.len() >= x.batch;
+                for id in &passed.unreadable {
                     // It comes again later, or with what is put in its place; the others go on.
                     x.c.store.note_unreadable(p, id.as_str()).await;
                 }
-                if judged.is_empty() {
-                    continue;
+                if !passed.judged.is_empty() {
+                    done.acted += apply(x, p, &passed.judged).await?;
                 }
-                done.acted += apply(x, p, &judged).await?;
+                if !passed.waiting.is_empty() {
+                    done.acted += carriers(x, p, &passed.waiting, passed.now).await?;
+                }
             }
             Ok(done)
         })
@@ -60,8 +64,13 @@ impl Rule for Deadlines {
         Box::pin(async move {
             let mut out = Vec::new();
             for p in 0..x.c.store.keys().partitions() {
-                let Passed { now, judged, .. } = read(x, p).await?;
+                let Passed { now, judged, waiting, .. } = read(x, p).await?;
                 out.extend(judged.iter().filter_map(|j| verdict(j, now)));
+                let (sight, patience) = (Sight::default(), CarrierPatience::of(x));
+                for (id, r, found) in carrier_check::find(x, &sight, &waiting, now).await? {
+                    let next = carrier_check::next(r, id, &found, patience, now);
+                    out.extend(carrier_check::verdict(id, r, &found, &next));
+                }
             }
             Ok(out)
         })
@@ -74,15 +83,18 @@ async fn read(x: &Context, p: u32) -> Result<Passed, RuleError> {
     let ids = x.c.store.due(p, now, isize::try_from(x.batch).unwrap_or(100)).await?;
     let keys: Vec<String> = ids.iter().map(|id| x.c.store.keys().job(id)).collect();
     let records = if keys.is_empty() { Vec::new() } else { x.c.store.records(&keys).await? };
-    let mut judged = Vec::with_capacity(ids.len());
-    let mut unreadable = Vec::new();
+    let mut passed = Passed { now, judged: Vec::new(), waiting: Vec::new(), unreadable: Vec::new() };
     for (id, read) in ids.into_iter().zip(records) {
-        match read {
-            Read::Unreadable => unreadable.push(id),
-            read => judged.push(judge(x, id, read.record(), now)),
+        if read == Read::Unreadable {
+            passed.unreadable.push(id);
+            continue;
+        }
+        match judge(x, id, read.record(), now) {
+            Judged { id, record: Some(r), due: Due::CheckCarrier } => passed.waiting.push((id, r)),
+            judged => passed.judged.push(judged),
         }
     }
-    Ok(Passed { now, judged, unreadable })
+    Ok(passed)
 }
 
 /// What of a partition has passed its deadline.
@@ -90,8 +102,33 @@ struct Passed {
     /// The store's clock.
     now: u64,
     judged: Vec<Judged>,
+    /// Those whose message has to be looked for; they have a way of their own.
+    waiting: Vec<(JobId, Record)>,
     /// Jobs whose record cannot be read.
     unreadable: Vec<JobId>,
+}
+
+impl Passed {
+    fn len(&self) -> usize {
+        self.judged.len() + self.waiting.len() + self.unreadable.len()
+    }
+}
+
+/// Looks for the messages of waiting jobs. Where that fails with more than a server that is away, they come again later, one by
+/// one with others, and hold up nobody.
+async fn carriers(x: &Context, p: u32, waiting: &[(JobId, Record)], now_ms: u64) -> Result<usize, RuleError> {
+    let error = match carrier_check::check(x, p, waiting, now_ms).await {
+        Err(e) if !e.is_transient() => e,
+        other => return other,
+    };
+    tracing::error!(jobs = waiting.len(), %error, alert = "rule_failed", "messages of waiting jobs could not be looked for");
+    let after = x.settings.reaper.carrier_check;
+    let later: Vec<_> = waiting
+        .iter()
+        .map(|(id, r)| carrier_check::item(id, r, CarrierAct::LookAgain { after, looks: r.told }))
+        .collect();
+    x.c.store.on_carriers(p, &later).await?;
+    Ok(0)
 }
 
 /// What would be done, for people.

@@ -60,7 +60,7 @@ impl Rule for MaxDeliver {
 }
 
 /// Buries the job of a message; `false` while an attempt of it runs.
-async fn bury(x: &Context, at: Carrier) -> Result<bool, RuleError> {
+pub(super) async fn bury(x: &Context, at: Carrier) -> Result<bool, RuleError> {
     let names = x.c.broker.names();
     let Some(raw) = x.c.broker.message(&names.stream(at.stream), at.sequence).await? else { return Ok(true) };
     let queue = names.queue_of(&raw.subject).and_then(|q| QueueName::new(q).ok());

@@ -1,10 +1,12 @@
 //! The rules, one file each.
 
+mod carrier_check;
 mod deadlines;
 mod expired_sessions;
 mod max_deliver;
 mod outbox_relay;
 mod retention;
+mod stray;
 mod unreadable;
 mod waiting;
 
@@ -18,6 +20,7 @@ pub(crate) fn all() -> Vec<Box<dyn Rule>> {
         Box::new(outbox_relay::OutboxRelay::default()),
         Box::new(max_deliver::MaxDeliver::default()),
         Box::new(waiting::Waiting::default()),
+        Box::new(stray::Stray::default()),
         Box::new(retention::Retention),
         Box::new(unreadable::Unreadable),
     ]

@@ -107,7 +107,8 @@ impl Rule for Waiting {
                     let mut is_more = false;
                     for _ in 0..if is_moving { PAGES } else { PAGES_OF_REST } {
                         let page = page(x, &at, subject, &mut covered).await?;
-                        done.acted += register(x, &page.jobs).await?;
+                        let jobs: Vec<_> = page.jobs.iter().map(|(m, d)| (m, d)).collect();
+                        done.acted += register(x, &jobs).await?;
                         self.remember(x, subject, covered);
                         is_more = page.is_more;
                         if !is_more {
@@ -187,7 +188,7 @@ fn is_late(stored_ms: u64, now_ms: u64, promise: Duration) -> bool {
 }
 
 /// Makes jobs known. Returns the number of those that were not, or whose message was left over.
-async fn register(x: &Context, jobs: &[(Delivery, Decoded)]) -> Result<usize, RuleError> {
+pub(super) async fn register(x: &Context, jobs: &[(&Delivery, &Decoded)]) -> Result<usize, RuleError> {
     let mut acted = 0;
     for p in 0..x.c.store.keys().partitions() {
         let here: Vec<_> = jobs.iter().filter(|(_, d)| x.c.store.keys().partition(&d.job.id) == p).collect();

@@ -201,7 +201,7 @@ async fn a_reaper_may_remove_what_the_broker_gave_up() {
 
 /// What may be published, and by whom: initials of the roles, `o` for the operator and `s` for the reader (it only sees).
 const MAY_PUBLISH: &[(&str, &str)] = &[
-    ("surety.jobs.default.x", "po"),
+    ("surety.jobs.default.x", "pro"),
     ("surety.sched.default.x", "po"),
     ("surety.batches.x", "po"),
     ("surety.due.default.x", "o"),
@@ -243,6 +243,7 @@ const MAY_PUBLISH: &[(&str, &str)] = &[
     ("$JS.API.DIRECT.GET.SURETY_DLQ", "so"),
     ("$JS.API.DIRECT.GET.SURETY_RECEIPTS", "ro"),
     ("$JS.API.DIRECT.GET.SURETY_EVENTS", "ro"),
+    ("$JS.API.DIRECT.GET.SURETY_ADVISORIES", "ro"),
     ("_INBOX_producer.x", ""),
 ];
 
