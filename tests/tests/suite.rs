@@ -14,6 +14,7 @@ mod suite {
     mod faults;
     mod health;
     mod intake;
+    mod keepers;
     mod logins;
     mod logs;
     mod lost;
@@ -21,6 +22,7 @@ mod suite {
     mod model;
     mod operate;
     mod outage;
+    mod partitions;
     mod permissions;
     mod producers;
     mod provisioning;

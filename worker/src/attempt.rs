@@ -21,7 +21,7 @@ use crate::{
 /// Begins an attempt that was granted. `is_inline`: its first steps are made here; a handler that is done with them, as short
 /// ones are, needs no task of its own.
 pub(crate) fn begin(w: &Arc<Shared>, p: u32, job: InHand, grant: Grant, is_inline: bool) {
-    let Some(stop) = w.enter(&job.decoded.job.id, grant.epoch, p) else {
+    let Some(stop) = w.enter(&job.decoded.job.id, grant.epoch, p, job.held.d.carrier()) else {
         let w2 = w.clone();
         w.tracker.spawn(async move { hand_back(&w2, p, job, &grant).await });
         return;

@@ -29,6 +29,9 @@ use crate::{
     state::LocalState,
 };
 
+/// A keeper on a busy machine may take this long to answer, whatever the lease is.
+const SHORTEST_SILENCE: Duration = Duration::from_secs(2);
+
 /// Why a worker did not start. The text says what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -88,7 +91,10 @@ impl WorkerBuilder {
     /// The program to start as keeper; needed for command handlers. `surety-worker` passes itself.
     #[must_use]
     pub fn keeper(mut self, program: PathBuf, args: Vec<String>) -> Self {
-        self.keeper = Some(KeeperOptions { program, args, cgroup: self.settings.worker.cgroups });
+        // Found out, and its trees killed, before the lease of a worker that fails at the same time can end.
+        let silence = (self.settings.lease.margin / 2).max(SHORTEST_SILENCE);
+        let cgroup = self.settings.worker.cgroups;
+        self.keeper = Some(KeeperOptions { program, args, cgroup, silence });
         self
     }
 

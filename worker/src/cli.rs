@@ -116,6 +116,8 @@ async fn run(args: Args) -> ExitCode {
     let worker = Worker::builder(settings)
         .handler("noop", |_: JobContext| async { Ok(serde_json::Value::Null) })
         .keeper(PathBuf::from("/proc/self/exe"), vec!["keeper".to_owned(), format.to_owned()]);
+    #[cfg(feature = "faults")]
+    let worker = crate::test_handlers::add(worker);
     let (mut term, mut int) = match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
         (Ok(t), Ok(i)) => (t, i),
         (Err(e), _) | (_, Err(e)) => return fail(70, &format!("signals: {e}")),

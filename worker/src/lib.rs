@@ -39,6 +39,8 @@ mod session;
 mod settle;
 mod shared;
 mod state;
+#[cfg(feature = "faults")]
+mod test_handlers;
 mod track;
 mod verdict;
 

@@ -37,6 +37,7 @@ pub(crate) enum AnyHandler {
 pub(crate) struct Live {
     pub(crate) epoch: u64,
     pub(crate) partition: u32,
+    pub(crate) carrier: Carrier,
     /// Its handler has ended and its finish is under way: what the store says of it may be older or newer than that.
     pub(crate) is_finishing: bool,
     pub(crate) stop: Stop,
@@ -74,13 +75,14 @@ fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Shared {
     /// Takes a job into the running set. `None`: an attempt of it runs here already.
-    pub(crate) fn enter(&self, id: &JobId, epoch: u64, partition: u32) -> Option<Stop> {
+    pub(crate) fn enter(&self, id: &JobId, epoch: u64, partition: u32, carrier: Carrier) -> Option<Stop> {
         let mut running = lock(&self.running);
         if running.contains_key(id) {
             return None;
         }
         let stop = Stop { abort: self.abort.clone(), ..Stop::default() };
-        running.insert(id.clone(), Live { epoch, partition, is_finishing: false, stop: stop.clone() });
+        running
+            .insert(id.clone(), Live { epoch, partition, carrier, is_finishing: false, stop: stop.clone() });
         Some(stop)
     }
 
@@ -116,14 +118,21 @@ impl Shared {
             .collect()
     }
 
-    /// Ends an attempt without a word, if its handler runs under this epoch; says whether it does.
+    /// Ends an attempt without a word, if its handler runs under this epoch; says whether it does and was not told before.
     pub(crate) fn fence(&self, id: &JobId, epoch: u64) -> bool {
         let running = lock(&self.running);
         let live = running.get(id).filter(|l| l.epoch == epoch && !l.is_finishing);
-        if let Some(l) = live {
-            l.stop.fence.cancel();
+        live.is_some_and(|l| self.fence_one(l))
+    }
+
+    /// The carrier of a fenced attempt is others' business: a handler that does not end must not keep it from them.
+    fn fence_one(&self, live: &Live) -> bool {
+        let is_news = !live.stop.fence.is_cancelled();
+        if is_news {
+            live.stop.fence.cancel();
+            lock(&self.held).remove(&live.carrier);
         }
-        live.is_some()
+        is_news
     }
 
     /// Stops an attempt because its job is to be cancelled, if it runs under this epoch; says whether it does.
@@ -139,7 +148,9 @@ impl Shared {
     /// Ends every attempt without a word. Returns their number.
     pub(crate) fn fence_all(&self) -> usize {
         let running = lock(&self.running);
-        running.values().for_each(|l| l.stop.fence.cancel());
+        for live in running.values() {
+            self.fence_one(live);
+        }
         running.len()
     }
 

@@ -23,7 +23,12 @@ const PROGRAM: &str = env!("CARGO_BIN_EXE_surety-worker");
 const BOUND: Duration = Duration::from_secs(20);
 
 fn options(cgroup: bool) -> KeeperOptions {
-    KeeperOptions { program: PathBuf::from(PROGRAM), args: vec!["keeper".into()], cgroup }
+    KeeperOptions {
+        program: PathBuf::from(PROGRAM),
+        args: vec!["keeper".into()],
+        cgroup,
+        silence: Duration::from_secs(5),
+    }
 }
 
 async fn keeper(cgroup: bool) -> Keeper {

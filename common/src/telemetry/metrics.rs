@@ -179,6 +179,7 @@ pub const ALERTS: &[&str] = &[
     "job_failed",
     "journal_entry_refused",
     "journal_entry_unreadable",
+    "keeper_hangs",
     "max_deliver",
     "message_lost",
     "receipt_failed",

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -34,13 +34,21 @@ pub struct KeeperOptions {
     pub args: Vec<String>,
     /// Use a cgroup v2 per attempt where the host permits.
     pub cgroup: bool,
+    /// A keeper that says nothing for so long, though it was asked, is frozen or hangs: it is killed with its attempts, and
+    /// replaced.
+    pub silence: Duration,
 }
 
 impl Default for KeeperOptions {
     /// The running binary itself, also when its file was replaced meanwhile, with the argument
     /// `keeper` and cgroups.
     fn default() -> Self {
-        Self { program: PathBuf::from("/proc/self/exe"), args: vec!["keeper".to_owned()], cgroup: true }
+        Self {
+            program: PathBuf::from("/proc/self/exe"),
+            args: vec!["keeper".to_owned()],
+            cgroup: true,
+            silence: Duration::from_secs(5),
+        }
     }
 }
 
@@ -56,6 +64,8 @@ pub struct Keeper {
 /// What the handles and the supervisor share.
 pub(super) struct Shared {
     pub(super) pid: AtomicU32,
+    /// It said something since this was last looked at.
+    pub(super) heard: AtomicBool,
     next_id: AtomicU64,
     board: Mutex<Board>,
     /// Rung when something is on the board.
@@ -67,6 +77,8 @@ pub(super) struct Shared {
 pub(super) struct Board {
     pub(super) trust: u64,
     pub(super) trust_changed: bool,
+    /// It is to be asked whether it is there.
+    pub(super) ask: bool,
     pub(super) stops: HashMap<u64, StopReason>,
     pub(super) credits: HashMap<u64, u32>,
     pub(super) attempts: HashMap<u64, Entry>,
@@ -124,10 +136,12 @@ impl Keeper {
         let link = supervisor::connect(&options, u64::MAX).await?;
         let shared = Arc::new(Shared {
             pid: AtomicU32::new(link.pid()),
+            heard: AtomicBool::new(true),
             next_id: AtomicU64::new(1),
             board: Mutex::new(Board {
                 trust: u64::MAX,
                 trust_changed: false,
+                ask: false,
                 stops: HashMap::new(),
                 credits: HashMap::new(),
                 attempts: HashMap::new(),

@@ -15,7 +15,8 @@
 //!   tree, those included which left the group or the session.
 //! * The end of an attempt is reported only after nothing of its tree is left.
 //! * A keeper that dies is noticed by the worker, which kills what the keeper left (it is a
-//!   subreaper too), reports [`Cause::KeeperLost`] and starts another keeper.
+//!   subreaper too), reports [`Cause::KeeperLost`] and starts another keeper. One that does not answer any more, because
+//!   it is frozen or hangs in a system call, is killed first.
 //!
 //! A handler is a session and process group of its own, sits in a cgroup v2 of its own where the
 //! host permits, reads its input from stdin, has the control pipe (JSON lines) at descriptor 3 and

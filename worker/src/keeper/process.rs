@@ -264,6 +264,12 @@ impl Main {
             ToKeeper::Credit { id, lines } => {
                 self.shared.order(id, |o| o.credit += u64::from(lines));
             }
+            ToKeeper::AreYouThere => {
+                // With a full queue something else will be heard.
+                if let Err(mpsc::error::TrySendError::Closed(_)) = self.out.try_send(FromKeeper::Here) {
+                    tracing::debug!("no one left to answer to");
+                }
+            }
             ToKeeper::Trust { until } => {
                 self.trust = until;
                 self.arm()?;

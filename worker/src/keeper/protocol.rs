@@ -183,6 +183,8 @@ pub(super) enum ToKeeper {
     Trust {
         until: u64,
     },
+    /// To be answered by [`FromKeeper::Here`].
+    AreYouThere,
 }
 
 /// Keeper to worker.
@@ -212,6 +214,8 @@ pub(super) enum FromKeeper {
         exit: Box<Exit>,
         lines: Vec<serde_bytes::ByteBuf>,
     },
+    /// Its main loop goes round.
+    Here,
 }
 
 /// One frame, ready to be written.

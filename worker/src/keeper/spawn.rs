@@ -67,10 +67,16 @@ pub(super) fn spawn(spec: AttemptSpec, group: Option<&Group>) -> Result<Handler,
     if let Some(cwd) = &spec.cwd {
         command.current_dir(cwd);
     }
+    let keeper = rustix::process::getpid();
     let prepare = move || -> io::Result<()> {
         if let Some(procs) = &procs {
             // Only an errno comes back to the parent: one that exec can not give marks the cgroup.
             (&*procs).write_all(b"0").map_err(|_| io::Error::from(Errno::BADE))?;
+        }
+        // Whoever hangs in its exec has no token yet by which it could be found when the keeper is killed.
+        rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
+        if rustix::process::getppid() != Some(keeper) {
+            return Err(io::Error::from(Errno::SRCH));
         }
         rustix::process::setsid()?;
         if control_end.as_raw_fd() == CONTROL_FD {
@@ -89,7 +95,7 @@ pub(super) fn spawn(spec: AttemptSpec, group: Option<&Group>) -> Result<Handler,
     };
     #[expect(unsafe_code, reason = "cgroup, session and control pipe must be set before exec")]
     // SAFETY: the closure runs in the forked child and makes plain system calls only (write,
-    // setsid, dup2 or fcntl), all async-signal-safe: it allocates nothing and takes no locks (an
+    // prctl, getppid, setsid, dup2 or fcntl), all async-signal-safe: it allocates nothing and takes no locks (an
     // `io::Error` of an errno is a plain number), and what it captures was made before the fork.
     let command = unsafe { command.pre_exec(prepare) };
 

@@ -10,7 +10,7 @@ use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
 use tokio::io::AsyncWriteExt as _;
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 
 use super::cgroup;
 use super::client::{Board, Entry, KeeperOptions, Queued, Shared, lost_exit};
@@ -19,6 +19,8 @@ use super::tree::{Mark, Scope, Table, read_process, strike};
 
 /// How long a new keeper may take to answer.
 const HELLO_WAIT: Duration = Duration::from_secs(10);
+/// How long a killed keeper is waited for.
+const KILL_WAIT: Duration = Duration::from_secs(2);
 /// How long a keeper may take to kill everything after the end of its input.
 const END_WAIT: Duration = Duration::from_secs(15);
 
@@ -85,7 +87,7 @@ pub(super) async fn supervise(
     let mut pause = Duration::from_millis(10);
     loop {
         let since = Instant::now();
-        let closing = serve(&shared, &mut link, &mut runs).await;
+        let closing = serve(&shared, &mut link, &mut runs, options.silence).await;
         let Link { mut child, input, mut frames, cgroups, .. } = link;
         if closing {
             // The end of its input makes it kill everything; its last reports are still taken.
@@ -132,8 +134,11 @@ pub(super) async fn supervise(
 
 /// Ends a keeper that has no more use.
 async fn end(child: &mut Child) {
-    if let Err(error) = child.kill().await {
-        tracing::warn!(%error, "can not kill the keeper");
+    match timeout(KILL_WAIT, child.kill()).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::warn!(%error, "can not kill the keeper"),
+        // In a system call that does not return; it executes nothing of ours any more.
+        Err(_) => tracing::error!("the keeper was killed and does not end"),
     }
 }
 
@@ -152,11 +157,40 @@ fn take_lost(shared: &Shared, all: bool) -> Vec<Entry> {
 }
 
 /// Talks to one keeper. `true` when it is to end, `false` when it is lost.
-async fn serve(shared: &Shared, link: &mut Link, runs: &mut mpsc::Receiver<Queued>) -> bool {
+async fn serve(
+    shared: &Shared,
+    link: &mut Link,
+    runs: &mut mpsc::Receiver<Queued>,
+    silence: Duration,
+) -> bool {
+    let pid = link.pid;
     let Link { input, frames, .. } = link;
     tokio::select! {
+        // What was heard counts before the time that passed.
+        biased;
         () = receive(shared, frames) => false,
         closing = transmit(shared, input, runs) => closing,
+        () = silent(shared, silence) => {
+            tracing::error!(pid, ?silence, alert = "keeper_hangs", "the keeper does not answer: it is frozen, or hangs in a system call");
+            false
+        }
+    }
+}
+
+/// Looks of one span of silence: a worker that was frozen itself looks once and asks again before it judges.
+const LOOKS: u32 = 4;
+
+/// Ends when nothing was heard of the keeper for so long, though it was asked.
+async fn silent(shared: &Shared, silence: Duration) {
+    let mut looks = interval(silence / LOOKS);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    shared.heard.store(true, Ordering::Relaxed);
+    let mut quiet = 0;
+    while quiet <= LOOKS {
+        looks.tick().await;
+        quiet = if shared.heard.swap(false, Ordering::Relaxed) { 0 } else { quiet + 1 };
+        shared.board().ask = true;
+        shared.bell.notify_one();
     }
 }
 
@@ -171,6 +205,9 @@ async fn transmit(shared: &Shared, input: &mut ChildStdin, runs: &mut mpsc::Rece
             }
             if std::mem::take(&mut board.trust_changed) {
                 messages.push(ToKeeper::Trust { until: board.trust });
+            }
+            if std::mem::take(&mut board.ask) {
+                messages.push(ToKeeper::AreYouThere);
             }
             // Attempts not sent yet keep their stop until the keeper knows them.
             let Board { stops, credits, attempts, .. } = &mut *board;
@@ -227,7 +264,10 @@ async fn write(input: &mut ChildStdin, bytes: &[u8]) -> bool {
 async fn receive(shared: &Shared, frames: &mut Frames<ChildStdout>) {
     loop {
         match frames.next::<FromKeeper>().await {
-            Ok(Some(event)) => take(shared, event),
+            Ok(Some(event)) => {
+                shared.heard.store(true, Ordering::Relaxed);
+                take(shared, event);
+            }
             Ok(None) => return,
             Err(error) => {
                 tracing::error!(%error, "the keeper's reports can not be read");
@@ -240,7 +280,7 @@ async fn receive(shared: &Shared, frames: &mut Frames<ChildStdout>) {
 fn take(shared: &Shared, event: FromKeeper) {
     let mut board = shared.board();
     match event {
-        FromKeeper::Hello { .. } => {}
+        FromKeeper::Hello { .. } | FromKeeper::Here => {}
         FromKeeper::Started { id, pid, start_time } => {
             if let Some(entry) = board.attempts.get_mut(&id) {
                 entry.process = Some((pid, start_time));
