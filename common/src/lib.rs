@@ -12,6 +12,7 @@
 //! Deliberately absent: process supervision (worker), rules of repair (reaper), commands (producer).
 
 pub mod broker;
+pub mod cancel;
 pub mod clock;
 pub mod config;
 pub mod connect;
@@ -20,6 +21,7 @@ pub mod domain;
 pub mod ending;
 pub mod fault;
 pub mod history;
+pub mod lookup;
 pub mod manual;
 pub mod mend;
 pub mod pace;
@@ -29,4 +31,5 @@ pub mod store;
 pub mod telemetry;
 pub mod tell;
 pub mod tls;
+pub mod view;
 pub mod wire;

@@ -6,6 +6,7 @@ mod suite {
     mod attempts;
     mod audit;
     mod basics;
+    mod cancel;
     mod chaos;
     mod compose;
     mod dashboards;

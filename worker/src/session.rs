@@ -153,11 +153,14 @@ fn trust(w: &Shared, session: &Session, renewal_started: u64) {
 /// Renews until the session is lost.
 async fn renew_loop(w: &Arc<Shared>, session: &Arc<Session>) {
     let mut suspects: HashSet<String> = HashSet::new();
+    let mut orders = w.c.broker.orders(&session.id).await;
     let mut next = tokio::time::Instant::now() + w.settings.lease.renewal;
     loop {
         tokio::select! {
             () = session.lost() => return,
             () = tokio::time::sleep_until(next) => {}
+            // Somebody wants an attempt stopped: the store knows which.
+            () = orders.came() => {}
             () = watchdog(session) => {
                 session.lose("it was not renewed in time");
                 return;

@@ -8,6 +8,7 @@ pub mod advisories;
 pub mod auth;
 pub mod batches;
 pub mod carrier;
+pub mod control;
 pub mod dead;
 pub mod decode;
 mod denial;

@@ -10,7 +10,10 @@ use async_nats::jetstream::{
 use super::{Broker, BrokerError, advisories, drift, place::CarrierStream, receipts};
 use crate::{
     clock::wall_now,
-    domain::{JobId, QueueName, ids::Namespace},
+    domain::{
+        JobId, QueueName,
+        ids::{Namespace, SessionId},
+    },
 };
 
 /// Metadata key of `JOBS` that holds the number of Redis partitions.
@@ -185,6 +188,16 @@ impl Names {
     /// Where a journal entry goes; `suffix` is `<queue>` or `<queue>.ended`.
     pub fn event_subject(&self, suffix: &str) -> String {
         format!("{}.events.{suffix}", self.ns)
+    }
+
+    /// Where a job is asked about, and asked of: `cancel`, `status`, `why`.
+    pub fn control_job_subject(&self, id: &str) -> String {
+        format!("{}.control.job.{id}", self.ns)
+    }
+
+    /// Where the worker of a session is told to look at once.
+    pub fn control_session_subject(&self, session: &SessionId) -> String {
+        format!("{}.control.session.{session}", self.ns)
     }
 
     /// Where a dead letter goes.

@@ -6,20 +6,15 @@ use clap::Args;
 use serde::Serialize;
 use surety_common::{
     domain::{JobId, text},
+    lookup::{find, journal_part},
     wire::event::Event,
 };
 
-use super::{
-    Context,
-    failure::Failure,
-    lookup::{self, Seen},
-};
+use super::{Context, failure::Failure, lookup};
 use crate::render::{Row, Tone};
 
 /// Most events of one page.
 pub(super) const PAGE_CAP: usize = 500;
-/// A record's creation time is the stream's clock, the journal's another server's: this much they may differ.
-const SKEW_MS: u64 = 60_000;
 
 /// List the journal of a job, or of a key
 ///
@@ -171,15 +166,8 @@ pub(super) async fn run(cx: &Context, args: EventsArgs) -> Result<(), Failure> {
         Page { events: Vec::new(), is_cut: false, next_after: None, unreadable: 0 }
     } else if let Some(id) = args.id {
         let c = cx.look().await?;
-        let (queue, from_ms) = match lookup::find(&c, &id).await? {
-            None => return Err(lookup::unknown(&id)),
-            // Not limited to the queue: a replay may have moved the job. A replay also makes the record's creation
-            // time that of its last generation.
-            Some(Seen::Record(r)) if r.generation == 1 => {
-                (Some(r.queue), r.created_ms.saturating_sub(SKEW_MS))
-            }
-            Some(Seen::Record(_) | Seen::Journal(_) | Seen::Waiting(..)) => (None, 0),
-        };
+        let Some(seen) = find(&c, &id).await? else { return Err(lookup::unknown(&id)) };
+        let (queue, from_ms) = journal_part(&seen);
         let mut found = ByRev { job: id, after, limit, found: BTreeMap::new() };
         let unreadable = c.broker.read_journal(queue.as_deref(), from_ms, |e| found.add(e)).await?;
         found.page(unreadable)

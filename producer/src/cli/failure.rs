@@ -3,8 +3,8 @@
 use std::{fmt, io, process::ExitCode};
 
 use surety_common::{
-    broker::BrokerError, config::ConfigError, connect::ConnectError, pace::Transient, store::StoreError,
-    wire::job::Refused,
+    broker::BrokerError, config::ConfigError, connect::ConnectError, lookup::LookupError, pace::Transient,
+    store::StoreError, wire::job::Refused,
 };
 
 use crate::{
@@ -25,6 +25,8 @@ pub(crate) enum Exit {
     Unreachable = 69,
     /// A bug in Surety.
     Bug = 70,
+    /// What was asked for is under way, and not over.
+    Pending = 75,
     /// Bad configuration, a login or permission that is missing, or servers that are not fit for use.
     Config = 78,
     /// Ctrl-C ended a command that would have gone on.
@@ -68,6 +70,11 @@ impl Failure {
 
     pub(crate) fn unreachable(text: impl Into<String>) -> Self {
         Self::new(Exit::Unreachable, text)
+    }
+
+    /// Asked for, and not over yet.
+    pub(crate) fn pending(text: impl Into<String>) -> Self {
+        Self::new(Exit::Pending, text)
     }
 
     pub(crate) fn bug(text: impl Into<String>) -> Self {
@@ -129,6 +136,16 @@ impl From<ConnectError> for Failure {
             ConnectError::Broker(e) => e.into(),
             ConnectError::Store(e) => e.into(),
             ConnectError::Unfit(_) => Self::config(e.to_string()),
+        }
+    }
+}
+
+impl From<LookupError> for Failure {
+    fn from(e: LookupError) -> Self {
+        match e {
+            LookupError::Broker(e) => e.into(),
+            LookupError::Store(e) => e.into(),
+            LookupError::NewerRelease { .. } => Self::no(e.to_string()),
         }
     }
 }

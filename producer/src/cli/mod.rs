@@ -54,6 +54,7 @@ Exit codes:
    2  bad arguments or bad input
   69  NATS or Redis cannot be reached
   70  a bug in Surety
+  75  asked for, and not over yet (an attempt that is still stopping)
   78  bad configuration, a login or permission that is missing, or servers that are not fit for use
  130  ended by Ctrl-C
 
@@ -197,7 +198,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Events(a) => events::run(&cx, a).await,
         Command::Watch(a) => watch::run(&cx, a).await,
         Command::Audit(a) => Box::pin(audit::run(&cx, a)).await,
-        Command::Cancel(a) => cancel::run(&cx, a).await,
+        Command::Cancel(a) => Box::pin(cancel::run(&cx, a)).await,
         Command::Queues(a) => queues::run(&cx, a).await,
         Command::Workers(a) => workers::run(&cx, a).await,
         Command::Doctor(a) => doctor::run(&cx, a).await,

@@ -6,11 +6,11 @@ use std::fmt::Write;
 use clap::{Arg, Command, CommandFactory};
 use schemars::{JsonSchema, generate::SchemaSettings};
 use serde_json::Value;
-use surety_common::wire::event::Event;
+use surety_common::{cancel::Report, wire::event::Event};
 
 use super::{
-    Cli, EXIT_CODES, audit, batch, cancel, dev, dlq, doctor, enqueue, events, provision, purge, queues,
-    replay, schedule, shell, status, watch, workers,
+    Cli, EXIT_CODES, audit, batch, dev, dlq, doctor, enqueue, events, provision, purge, queues, replay,
+    schedule, shell, watch, workers,
 };
 use crate::{bench, demo};
 
@@ -37,12 +37,12 @@ fn shapes() -> Vec<(&'static str, &'static str, Value)> {
     vec![
         ("enqueue", "", of::<enqueue::Answer>()),
         ("batch", "", of::<batch::Counts>()),
-        ("status", "", of::<status::JobView>()),
+        ("status", "", of::<surety_common::view::JobView>()),
         ("events", "", of::<events::Page>()),
         ("watch", "One line for each event", of::<Event>()),
         ("watch", "With --batch, at the end", of::<watch::batch::Outcomes>()),
         ("audit", "", of::<audit::Answer>()),
-        ("cancel", "", of::<cancel::Answer>()),
+        ("cancel", "", of::<Report>()),
         ("queues", "", of::<queues::Answer>()),
         ("workers", "", of::<workers::Answer>()),
         ("doctor", "", of::<doctor::Report>()),
@@ -55,7 +55,7 @@ fn shapes() -> Vec<(&'static str, &'static str, Value)> {
         ("schedule add", "", of::<schedule::add::Answer>()),
         ("schedule list", "", of::<schedule::list::Page>()),
         ("schedule rm", "", of::<schedule::remove::Answer>()),
-        ("schedule rm", "Of a schedule that fires once", of::<cancel::Answer>()),
+        ("schedule rm", "Of a schedule that fires once", of::<Report>()),
         ("schedule rm", "Where --yes is missing", of::<schedule::remove::Preview>()),
         ("schedule next", "", of::<schedule::next::Answer>()),
         ("provision", "", of::<provision::Report>()),

@@ -175,9 +175,25 @@ async fn cancel_says_what_happened() {
     w.run(&["enqueue", "thumbnail", "--id", "a"]).await.exits(0);
     let hand = Hand::start(&w).await;
     let g = hand.granted("a").await;
-    w.run(&["cancel", "a"]).await.exits(1).complains("it is running").complains("cannot cancel running jobs");
+    // Nobody obeys: it is told as it is, and the wish stays.
+    let said = w.run(&["--json", "cancel", "a", "--reason", "first", "--wait", "100ms"]).await.exits(75);
+    let said = said.complains("still running after 100ms").json();
+    assert_eq!((&said["result"], &said["is_cancelled"]), (&"stopping".into(), &false.into()));
+    // Its worker has the result all the same.
     hand.finish("a", g.epoch, Verdict::Done).await;
     w.run(&["cancel", "a"]).await.exits(1).complains("not cancelled, already done");
+
+    w.run(&["enqueue", "thumbnail", "--id", "b"]).await.exits(0);
+    let g = hand.granted("b").await;
+    let obey = async {
+        wait("the request", async || {
+            hand.c.store.record(&"b".parse().unwrap()).await.unwrap().unwrap().is_cancelling
+        })
+        .await;
+        hand.finish("b", g.epoch, Verdict::CancelObeyed).await;
+    };
+    let (said, ()) = tokio::join!(w.run(&["cancel", "b", "--reason", " first "]), obey);
+    assert_eq!(said.exits(0).out, "b: cancelled (first)\n");
 }
 
 // Shows: T-13

@@ -46,7 +46,7 @@ impl JobContext {
             .map_err(|e| HandlerError::give_up(format!("payload: {e}")))
     }
 
-    /// Resolves when the attempt should stop: time limit, shutdown, lost lease. The future of the handler is dropped soon
+    /// Resolves when the attempt should stop: time limit, cancel, shutdown, lost lease. The future of the handler is dropped soon
     /// after; in-process code cannot be killed, only asked.
     pub async fn stopped(&self) {
         self.stop.cancelled().await;
