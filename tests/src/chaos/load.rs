@@ -19,6 +19,9 @@ use tokio_util::sync::CancellationToken;
 use super::schedule::Dice;
 use crate::world::bin;
 
+/// Who is told the outcomes of every other job.
+pub const REQUESTER: &str = "replies.chaos";
+
 /// What a job does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Kind {
@@ -85,7 +88,7 @@ impl Kind {
         self == Self::Unwanted
     }
 
-    fn body(self) -> String {
+    fn body(self, is_told: bool) -> String {
         // Lost attempts are charged, and a run loses many.
         let (retries, backoff) = match self {
             Self::Spent => (2, "50ms"),
@@ -94,8 +97,12 @@ impl Kind {
             _ => (1000, "100ms"),
         };
         let limit = if self == Self::Stuck { "1s" } else { "1h" };
+        let notify = match is_told {
+            true => format!(r#","notify":{{"subject":"{REQUESTER}","notices":false}}"#),
+            false => String::new(),
+        };
         format!(
-            r#"{{"type":"{}","retry":{{"max_retries":{retries},"backoff":["{backoff}"]}},"contract":{{"timeout":"{limit}"}}}}"#,
+            r#"{{"type":"{}","retry":{{"max_retries":{retries},"backoff":["{backoff}"]}},"contract":{{"timeout":"{limit}"}}{notify}}}"#,
             self.name()
         )
     }
@@ -128,6 +135,8 @@ pub fn handlers(traces: &Path) -> String {
 #[derive(Debug, Clone)]
 pub struct Sent {
     pub kind: Kind,
+    /// Its receipt goes to [`REQUESTER`].
+    pub is_told: bool,
     /// Somebody asked for its end.
     pub is_cancel_tried: bool,
     /// `surety cancel` said that it is cancelled.
@@ -184,8 +193,9 @@ impl Load {
             }
             let kind = Kind::of(&mut dice);
             let id = format!("j{n}-{}", kind.name());
+            let is_told = n.is_multiple_of(2);
             n += 1;
-            if !self.enqueue(&js, &id, kind, &give_up).await {
+            if !self.enqueue(&js, &id, kind, is_told, &give_up).await {
                 break;
             }
             let is_passing = dice.below(20) == 0;
@@ -228,6 +238,7 @@ impl Load {
         js: &async_nats::jetstream::Context,
         id: &str,
         kind: Kind,
+        is_told: bool,
         give_up: &CancellationToken,
     ) -> bool {
         while !give_up.is_cancelled() {
@@ -235,10 +246,10 @@ impl Load {
             h.insert("Nats-Msg-Id", id);
             let publish = async {
                 let subject = format!("surety.jobs.default.{id}");
-                js.publish_with_headers(subject, h, kind.body().into()).await.ok()?.await.ok()
+                js.publish_with_headers(subject, h, kind.body(is_told).into()).await.ok()?.await.ok()
             };
             if let Ok(Some(_)) = timeout(Duration::from_secs(2), publish).await {
-                let sent = Sent { kind, is_cancel_tried: false, is_cancel_promised: false };
+                let sent = Sent { kind, is_told, is_cancel_tried: false, is_cancel_promised: false };
                 self.book.lock().unwrap().jobs.insert(id.to_owned(), sent);
                 return true;
             }

@@ -25,7 +25,7 @@ use surety_common::connect::Connected;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::world::World;
+use crate::{requester::Requester, world::World};
 use fleet::Fleet;
 use load::{Addresses, Book, Load};
 use schedule::Plan;
@@ -39,6 +39,17 @@ const TIMES: &str = r#"
 renewal = "300ms"
 ttl = "3s"
 margin = "1s"
+[layout]
+receipt_wait = "4s"
+[notify]
+timeout = "1s"
+tries = 1000
+backoff = ["100ms", "500ms"]
+[contract]
+ack = "1s"
+progress = "1s"
+[reaper]
+carrier_check = "2s"
 "#;
 /// Longest that everything takes to settle after the last fault.
 const SETTLES_WITHIN: Duration = Duration::from_secs(120);
@@ -87,6 +98,7 @@ pub async fn run(plan: &Plan, is_loud: bool) -> Report {
     let world = World::on(&(load::handlers(folder.path()) + TIMES), "", fsync).await;
     let traces = Traces::new(folder.path());
     let c = world.connect().await;
+    let requester = Requester::start(&world, load::REQUESTER).await;
     let book = Arc::new(Mutex::new(Book::default()));
     let addresses =
         Addresses { nats: world.nats.url(), redis: world.redis.url(), config: world.config_file() };
@@ -109,7 +121,7 @@ pub async fn run(plan: &Plan, is_loud: bool) -> Report {
 
     let book = std::mem::take(&mut *book.lock().unwrap());
     let mut figures = Figures::default();
-    match verdict::judge(&fleet.world, &c, &book, &traces).await {
+    match verdict::judge(&fleet.world, &c, &book, &traces, &requester).await {
         Ok((f, more)) => {
             figures = f;
             problems.extend(more);

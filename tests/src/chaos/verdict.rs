@@ -5,13 +5,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use surety_common::{
     broker::BrokerError,
     connect::Connected,
-    domain::{JobId, Status},
+    domain::{JobId, Status, ids::receipt_id},
     history::History,
     store::{Read, StoreError},
 };
 
 use super::{load::Book, traces::Traces};
 use crate::{
+    requester::Requester,
     witness::dead_letters,
     world::{World, messages},
 };
@@ -65,6 +66,10 @@ pub async fn unsettled(world: &World, c: &Connected, book: &Book) -> Result<Vec<
     if left > 0 {
         whole(format!("JOBS holds {left} messages"));
     }
+    let receipts = messages(world, &c.broker.names().receipts()).await;
+    if receipts > 0 {
+        whole(format!("RECEIPTS holds {receipts} messages"));
+    }
     let (open, outbox) = (c.store.n_open().await?, c.store.depths().await?.outbox);
     if open > 0 {
         whole(format!("the due index has {open} jobs"));
@@ -99,6 +104,7 @@ pub async fn judge(
     c: &Connected,
     book: &Book,
     traces: &Traces,
+    requester: &Requester,
 ) -> Result<(Figures, Vec<Problem>), Away> {
     let mut problems: Vec<Problem> =
         book.problems.iter().map(|p| Problem { job: None, what: p.clone() }).collect();
@@ -145,6 +151,7 @@ pub async fn judge(
             let has = if letters.contains(id) { "a" } else { "no" };
             say(format!("it ended as {} and has {has} dead letter", status.name()));
         }
+        told(id, sent.is_told, &history, requester).into_iter().for_each(&mut say);
         let claimed: BTreeSet<u64> = history.jobs.get(id).map_or_else(BTreeSet::new, |h| {
             h.events.iter().filter(|e| e.kind == "started").map(|e| e.epoch).collect()
         });
@@ -156,6 +163,29 @@ pub async fn judge(
         problems.push(Problem { job: Some(id.clone()), what: "nobody enqueued it".into() });
     }
     Ok((figures, problems))
+}
+
+/// What is wrong with how an outcome was told: at least once where somebody is to be told, always the same, and the truth.
+fn told(id: &str, is_told: bool, history: &History, requester: &Requester) -> Vec<String> {
+    let heard = requester.heard(id, "receipt");
+    let (delivered, failed) = (history.count(id, "receipt_delivered"), history.count(id, "receipt_failed"));
+    let mut out = Vec::new();
+    if (delivered, failed) != (usize::from(is_told), 0) {
+        out.push(format!("its receipt was delivered {delivered} times and given up {failed} times"));
+    }
+    if heard.is_empty() == is_told {
+        out.push(format!("its requester heard of it {} times", heard.len()));
+    }
+    let job = JobId::new(id).unwrap();
+    let events = history.jobs.get(id).map(|h| h.events.as_slice()).unwrap_or_default();
+    let decided = events.iter().find(|e| e.kind == "finished").map(|e| &e.data["receipt"]);
+    for h in &heard {
+        let is_same = h.id == receipt_id(&job, 1, "finished") && h.body == heard[0].body;
+        if !is_same || Some(&h.json()) != decided {
+            out.push(format!("its requester heard {:?} and the journal has {decided:?}", h.json()));
+        }
+    }
+    out
 }
 
 fn of_name(status: &str) -> Option<Status> {
