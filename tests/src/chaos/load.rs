@@ -42,6 +42,8 @@ pub enum Kind {
     Stuck,
     /// Never gets anywhere, until somebody cancels it.
     Unwanted,
+    /// Stays until somebody cancels it.
+    Endless,
 }
 
 impl Kind {
@@ -56,6 +58,7 @@ impl Kind {
             (2, Self::Spent),
             (2, Self::Stuck),
             (1, Self::Unwanted),
+            (1, Self::Endless),
         ])
     }
 
@@ -70,6 +73,7 @@ impl Kind {
             Self::Spent => "spent",
             Self::Stuck => "stuck",
             Self::Unwanted => "unwanted",
+            Self::Endless => "endless",
         }
     }
 
@@ -80,12 +84,12 @@ impl Kind {
             Self::Hopeless | Self::Spent => &[Status::Failed],
             // With a lost attempt as its last, it is out of attempts.
             Self::Stuck => &[Status::TimedOut, Status::Failed],
-            Self::Unwanted => &[Status::Cancelled],
+            Self::Unwanted | Self::Endless => &[Status::Cancelled],
         }
     }
 
     fn is_to_be_cancelled(self) -> bool {
-        self == Self::Unwanted
+        matches!(self, Self::Unwanted | Self::Endless)
     }
 
     fn body(self, is_told: bool) -> String {
@@ -122,6 +126,7 @@ pub fn handlers(traces: &Path) -> String {
         (Kind::Spent, "exit 1"),
         (Kind::Stuck, "child 3600; exec sleep 3600"),
         (Kind::Unwanted, "exit 1"),
+        (Kind::Endless, "child 3600; exec sleep 3600"),
     ] {
         let (name, t) = (kind.name(), traces.display());
         text += &format!(
@@ -286,12 +291,13 @@ impl Load {
                 return;
             };
             let err = String::from_utf8_lossy(&said.stderr).into_owned();
-            let is_cancelled = said.status.success() || err.contains("already cancelled");
+            let answer: serde_json::Value = serde_json::from_slice(&said.stdout).unwrap_or_default();
+            let is_cancelled = answer["is_cancelled"] == true || answer["status"] == "cancelled";
             if is_cancelled && let Some(s) = book.jobs.get_mut(&id) {
                 s.is_cancel_promised = true;
             }
-            // 0 it is, 1 it is not, 69 a server is away.
-            if !matches!(said.status.code(), Some(0 | 1 | 69)) {
+            // 0 it is, 1 it is not, 75 it is being stopped, 69 a server is away.
+            if !matches!(said.status.code(), Some(0 | 1 | 69 | 75)) {
                 book.problems.push(format!("surety cancel {id}: {} {err}", said.status));
             }
         }

@@ -104,8 +104,6 @@ enum Target {
     /// The process of a worker.
     Process(usize),
     Keeper(usize),
-    /// Who would kill the trees of a worker that loses its lease.
-    Guard(usize),
     Link(usize),
     Reaper(usize),
     Nats,
@@ -114,14 +112,13 @@ enum Target {
 
 impl Fault {
     fn targets(self) -> Vec<Target> {
-        use Target::{Guard, Keeper, Link, Nats, Process, Reaper, Redis};
+        use Target::{Keeper, Link, Nats, Process, Reaper, Redis};
         match self {
             // Whoever is left kills the trees: the keeper when the worker is gone, the worker when the keeper is.
             Self::KillWorker(w) | Self::MoveWorker(w) | Self::StopWorker(w) | Self::FreezeWorker(w) => {
                 vec![Process(w)]
             }
-            Self::KillKeeper(w) => vec![Keeper(w)],
-            Self::FreezeKeeper(w) => vec![Keeper(w), Guard(w)],
+            Self::KillKeeper(w) | Self::FreezeKeeper(w) => vec![Keeper(w)],
             Self::Cut(w, _) | Self::Hold(w, _) => vec![Link(w)],
             Self::KillReaper(r) | Self::FreezeReaper(r) => vec![Reaper(r)],
             Self::KillNats => vec![Nats],
@@ -131,13 +128,10 @@ impl Fault {
 
     /// Whether this may begin while (or shortly after) the other lasts.
     fn bears(self, other: Target) -> bool {
-        use Target::{Guard, Keeper, Link, Process, Redis};
+        use Target::{Keeper, Process};
         self.targets().iter().all(|own| match (*own, other) {
             (a, b) if a == b => false,
             (Keeper(a), Process(b)) | (Process(b), Keeper(a)) => a != b,
-            // A frozen keeper kills nothing when the lease ends.
-            (Guard(a), Link(b)) | (Link(b), Guard(a)) => a != b,
-            (Guard(_), Redis) | (Redis, Guard(_)) => false,
             _ => true,
         })
     }
@@ -275,8 +269,7 @@ mod tests {
                 for b in steps[i + 1..].iter().filter(|b| b.at < a.until + TTL) {
                     let clash = match (a.fault, b.fault) {
                         (Fault::KillWorker(x), Fault::KillKeeper(y) | Fault::FreezeKeeper(y)) => x == y,
-                        (Fault::FreezeKeeper(x), Fault::Hold(y, _) | Fault::FreezeWorker(y)) => x == y,
-                        (Fault::KillRedis, Fault::FreezeKeeper(_)) => true,
+                        (Fault::FreezeKeeper(x), Fault::FreezeWorker(y)) => x == y,
                         (a, b) => a == b,
                     };
                     assert!(!clash, "seed {seed}: {a:?} and {b:?}");
