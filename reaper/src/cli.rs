@@ -10,7 +10,10 @@ use surety_common::{
 };
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::service::Reaper;
+use crate::{
+    once::{Pass, PassError, once},
+    service::Reaper,
+};
 
 /// Reconciles what got stuck: attempts of dead workers, journal entries that were not published, deliveries that the broker
 /// gave up. Several may run.
@@ -18,13 +21,22 @@ use crate::service::Reaper;
 #[command(
     name = "surety-reaper",
     version,
-    after_help = "Example:\n  surety-reaper --nats nats://127.0.0.1:4222 --redis redis://127.0.0.1:6379\n\nCommands:\n  surety-reaper health  ask the process with these settings on this host whether it is ready: exit code 0, or 1\n  surety-reaper man     print the manual page\n\nExit codes:\n  0 stopped in order, 2 bad arguments, 69 NATS or Redis not reachable, 70 internal error,\n  78 bad configuration, a login or permission that is missing, or servers that do not keep what\n     the promises need"
+    after_help = "Example:\n  surety-reaper --nats nats://127.0.0.1:4222 --redis redis://127.0.0.1:6379\n  surety-reaper --once --dry-run\n\nCommands:\n  surety-reaper health  ask the process with these settings on this host whether it is ready: exit code 0, or 1\n  surety-reaper man     print the manual page\n\nExit codes:\n  0 stopped in order, 1 --once: a rule failed, 2 bad arguments, 69 NATS or Redis not reachable, 70 internal error,\n  78 bad configuration, a login or permission that is missing, or servers that do not keep what\n     the promises need"
 )]
 struct Args {
     #[command(flatten)]
     connection: ConnectionOptions,
     #[command(flatten)]
     telemetry: TelemetryOptions,
+    /// Go through every rule once, tell what each did, and end
+    #[arg(long)]
+    once: bool,
+    /// With --once: tell what each rule would do and why; write nothing
+    #[arg(long, requires = "once")]
+    dry_run: bool,
+    /// With --once: one JSON object in each line
+    #[arg(long, requires = "once")]
+    json: bool,
 }
 
 fn settings(args: &Args) -> Result<Settings, ConfigError> {
@@ -61,6 +73,15 @@ async fn run(args: Args) -> ExitCode {
         Err(e) => return fail(78, &e.to_string()),
     };
     telemetry::start(settings.telemetry.log_format, &settings.telemetry.log_level);
+    if args.once {
+        let pass = Pass { is_dry: args.dry_run, is_json: args.json };
+        return match once(settings, pass, &mut std::io::stdout()).await {
+            Ok(0) => ExitCode::SUCCESS,
+            Ok(n) => fail(1, &format!("{n} rules failed: see the log")),
+            Err(PassError::Connect(e)) => fail(if e.is_unreachable() { 69 } else { 78 }, &e.to_string()),
+            Err(e @ PassError::Output(_)) => fail(70, &e.to_string()),
+        };
+    }
     let (mut term, mut int) = match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
         (Ok(t), Ok(i)) => (t, i),
         (Err(e), _) | (_, Err(e)) => return fail(70, &format!("signals: {e}")),

@@ -5,10 +5,12 @@ pub mod cli;
 mod fleet;
 mod leftover;
 mod meter;
+mod once;
 mod rule;
 mod rules;
 mod service;
 mod sight;
 
+pub use once::{Pass, PassError, once};
 pub use rule::{Context, Done, Rule, Verdict};
 pub use service::{Reaper, StartError};

@@ -38,7 +38,7 @@ impl StartError {
 }
 
 /// Longest that one step may take before it counts as timed out and its batch is halved.
-const STEP_LIMIT: Duration = Duration::from_secs(30);
+pub(crate) const STEP_LIMIT: Duration = Duration::from_secs(30);
 
 /// A reaper that runs.
 #[derive(Debug)]

@@ -27,6 +27,7 @@ mod suite {
     mod permissions;
     mod producers;
     mod provisioning;
+    mod reaper;
     mod receipts;
     mod retention;
     mod schedules;

@@ -206,7 +206,12 @@ async fn verdict_of(w: &Shared, c: &Concluded, reply: &FinishReply, is_journaled
             );
             return Settle::Leave;
         }
-        FinishReply::NoRecord | FinishReply::BudgetSpent | FinishReply::Unreadable => {
+        // Its outcome was decided and deleted since: nothing is left to be said.
+        FinishReply::NoRecord => {
+            tracing::info!(job_id = %item.id, epoch = item.epoch, "late result of a job whose record is gone");
+            return Settle::Leave;
+        }
+        FinishReply::BudgetSpent | FinishReply::Unreadable => {
             tracing::error!(job_id = %item.id, ?reply, "finish refused");
             return Settle::Leave;
         }

@@ -93,6 +93,10 @@ pub(crate) fn stream(have: &stream::Config, want: &stream::Config) -> (Vec<Diffe
     c.own("discard", &mut next.discard, &want.discard);
     c.own("discard_new_per_subject", &mut next.discard_new_per_subject, &want.discard_new_per_subject);
     c.own("max_age", &mut next.max_age, &want.max_age);
+    // Without a limit of ours an operator's own stays.
+    if want.max_bytes > 0 {
+        c.own("max_bytes", &mut next.max_bytes, &want.max_bytes);
+    }
     next.max_messages_per_subject = unlimited(next.max_messages_per_subject);
     let per_subject = unlimited(want.max_messages_per_subject);
     c.own("max_msgs_per_subject", &mut next.max_messages_per_subject, &per_subject);

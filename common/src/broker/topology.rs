@@ -254,6 +254,10 @@ pub struct Layout {
     pub duplicate_window: Duration,
     pub events_age: Duration,
     pub dlq_age: Duration,
+    /// 0: no limit.
+    pub events_bytes: u64,
+    /// 0: no limit.
+    pub dlq_bytes: u64,
 }
 
 /// What `provision` did and what it left alone.
@@ -322,7 +326,11 @@ impl Layout {
                     .collect(),
             )
         };
-        let events = Config { max_age: self.events_age, ..base(n.events(), vec![format!("{ns}.events.>")]) };
+        let events = Config {
+            max_age: self.events_age,
+            max_bytes: bytes(self.events_bytes),
+            ..base(n.events(), vec![format!("{ns}.events.>")])
+        };
         // As old as the journal: a list of jobs without their events is of no use.
         let batches = Config { max_age: self.events_age, ..base(n.batches(), vec![n.batch_subject("*")]) };
         // What is full refuses: the outcome then stays in the outbox, and no receipt is dropped.
@@ -331,7 +339,11 @@ impl Layout {
             discard: DiscardPolicy::New,
             ..base(n.receipts(), vec![format!("{ns}.receipts.>")])
         };
-        let dlq = Config { max_age: self.dlq_age, ..base(n.dlq(), vec![format!("{ns}.dlq.>")]) };
+        let dlq = Config {
+            max_age: self.dlq_age,
+            max_bytes: bytes(self.dlq_bytes),
+            ..base(n.dlq(), vec![format!("{ns}.dlq.>")])
+        };
         let advisories = Config {
             max_age: Duration::from_secs(7 * 24 * 3600),
             ..base(
@@ -514,6 +526,11 @@ impl Broker {
             max_deliver: c.max_deliver,
         })
     }
+}
+
+/// A limit as the server has it: -1 for none.
+fn bytes(limit: u64) -> i64 {
+    i64::try_from(limit).ok().filter(|n| *n > 0).unwrap_or(-1)
 }
 
 /// Where a new `SCHED` begins to count: at the time in milliseconds. Sequences make the ids of recurring jobs and name

@@ -124,6 +124,11 @@ settings! {
         events_age: Span = "720h";
         /// Age of dead letters before they are dropped.
         dlq_age: Span = "2160h";
+        /// Size of the journal from which on its oldest events are dropped before their time; 0B: no limit. It must hold the events of
+        /// `attempt.finish`, or outcomes are forgotten that a job's message outlives.
+        events_bytes: Size = "0B";
+        /// Size of the dead letters from which on the oldest are dropped before their time; 0B: no limit.
+        dlq_bytes: Size = "0B";
     }
     /// How a worker holds on to what it runs.
     ["lease"] Lease {
@@ -204,6 +209,11 @@ settings! {
         relay_age: Span = "5s";
         /// How long the record of an ended job is kept: what `surety status` shows, and what refuses a second run of the same id.
         keep: Span = "168h";
+        /// Records of ended jobs that are kept at most, about; the oldest go first, but none younger than `layout.duplicate_window`.
+        keep_records: Count<1000000000> = "1000000000";
+        /// Memory of Redis (`used_memory`) from which on the oldest records of ended jobs are deleted before their time, but none
+        /// younger than `layout.duplicate_window`; well below its `maxmemory`. 0B: no limit.
+        keep_bytes: Size = "0B";
         /// Jobs that one step of a rule handles; a step that times out is halved.
         batch: Count<1000> = "100";
     }
@@ -357,6 +367,8 @@ impl Settings {
             duplicate_window: l.duplicate_window,
             events_age: l.events_age,
             dlq_age: l.dlq_age,
+            events_bytes: l.events_bytes.0,
+            dlq_bytes: l.dlq_bytes.0,
         }
     }
 }

@@ -88,6 +88,18 @@ impl Store {
         Ok(self.connection().lrange(self.keys().ended(p), 0, n - 1).await?)
     }
 
+    /// Length of the list of ended jobs: about their number, as the moments of their ends stand in it too.
+    pub async fn ended_len(&self, p: u32) -> Result<u64, StoreError> {
+        Ok(self.connection().llen(self.keys().ended(p)).await?)
+    }
+
+    /// Bytes of memory that the server uses.
+    pub async fn used_memory(&self) -> Result<u64, StoreError> {
+        let info: redis::InfoDict =
+            redis::cmd("INFO").arg("memory").query_async(&mut self.connection()).await?;
+        info.get("used_memory").ok_or_else(|| StoreError::Decode("INFO has no used_memory".into()))
+    }
+
     /// Number of entries in the outbox.
     pub async fn outbox_len(&self, p: u32) -> Result<u64, StoreError> {
         Ok(self.connection().xlen(self.keys().outbox(p)).await?)

@@ -9,6 +9,16 @@ use crate::rule::{Context, Done, Look, Rule, RuleError, Step, Verdict};
 /// The rule.
 pub(crate) struct Retention;
 
+/// Which of the ended jobs at the front of the list are to go.
+struct Front {
+    head: Vec<String>,
+    /// How old they must be.
+    keep: Duration,
+    why: &'static str,
+    /// More of them are to go after these.
+    is_more: bool,
+}
+
 impl Rule for Retention {
     fn name(&self) -> &'static str {
         "retention"
@@ -17,19 +27,18 @@ impl Rule for Retention {
     fn look<'a>(&'a self, x: &'a Context) -> Look<'a> {
         Box::pin(async move {
             let mut out = Vec::new();
-            let keep = x.settings.reaper.keep;
             for p in 0..x.c.store.keys().partitions() {
-                let head = x.c.store.ended(p, head_len(x)).await?;
+                let Some(front) = front(x, p).await? else { continue };
                 let now = x.c.store.now_ms().await?;
                 let mut since = "";
-                for element in &head {
+                for element in &front.head {
                     if element.starts_with('@') {
-                        since = element;
-                        if !is_old(Some(since), now, keep) {
+                        since = element.trim_start_matches('@');
+                        if !is_old(Some(element), now, front.keep) {
                             break;
                         }
                     } else {
-                        let evidence = format!("ended at {} ms or before", since.trim_start_matches('@'));
+                        let evidence = format!("ended at {since} ms or before; {}", front.why);
                         out.push(Verdict::new(element, evidence, "delete its record, if nothing needs it"));
                     }
                 }
@@ -41,12 +50,8 @@ impl Rule for Retention {
     fn step<'a>(&'a self, x: &'a Context) -> Step<'a> {
         Box::pin(async move {
             let mut done = Done::default();
-            let keep = x.settings.reaper.keep;
             for p in 0..x.c.store.keys().partitions() {
-                let head = x.c.store.ended(p, head_len(x)).await?;
-                if !is_old(head.first().map(String::as_str), x.c.store.now_ms().await?, keep) {
-                    continue;
-                }
+                let Some(Front { head, keep, is_more, .. }) = front(x, p).await? else { continue };
                 let answer = x.c.store.forget(p, keep, &head).await?;
                 x.c.relay.publish(p, &answer.entries, Pace::call(Duration::from_secs(5))).await?;
                 for f in answer.results.into_iter().flatten() {
@@ -55,16 +60,44 @@ impl Rule for Retention {
                         tracing::warn!(
                             jobs = f.kept,
                             alert = "records_kept",
-                            "old records are kept: their outcome is not journaled, or they cannot be read"
+                            "old records are kept: their outcome is not journaled or not delivered, or they cannot be read"
                         );
                     }
                     done.acted += f.deleted;
-                    done.is_partial |= f.deleted > 0 && f.taken == head.len();
+                    done.is_partial |= f.deleted > 0 && f.taken == head.len() && is_more;
                 }
             }
             Ok(done)
         })
     }
+}
+
+/// What is to go of a partition, the oldest first: what is old enough, else what is too much.
+async fn front(x: &Context, p: u32) -> Result<Option<Front>, RuleError> {
+    let (settings, store) = (&x.settings.reaper, &x.c.store);
+    let mut head = store.ended(p, head_len(x)).await?;
+    let now = store.now_ms().await?;
+    if is_old(head.first().map(String::as_str), now, settings.keep) {
+        let why = "older than `reaper.keep`";
+        return Ok(Some(Front { head, keep: settings.keep, why, is_more: true }));
+    }
+    // A message id is known at the broker for so long: before that a repeated publish is no second job.
+    let least = x.settings.layout.duplicate_window.min(settings.keep);
+    if !is_old(head.first().map(String::as_str), now, least) {
+        return Ok(None);
+    }
+    let share = settings.keep_records.0 / u64::from(store.keys().partitions()).max(1);
+    let too_many = store.ended_len(p).await?.saturating_sub(share);
+    let (surplus, why) = if too_many > 0 {
+        (usize::try_from(too_many).unwrap_or(usize::MAX), "more than `reaper.keep_records` are kept")
+    } else if settings.keep_bytes.0 > 0 && store.used_memory().await? > settings.keep_bytes.0 {
+        (usize::MAX, "redis uses more memory than `reaper.keep_bytes`")
+    } else {
+        return Ok(None);
+    };
+    let is_more = surplus > head.len();
+    head.truncate(surplus.max(2));
+    Ok(Some(Front { head, keep: least, why, is_more }))
 }
 
 /// Notes the records that cannot be read among these, so that they are set aside.

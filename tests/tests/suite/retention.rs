@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use redis::AsyncCommands;
 use surety_common::{
-    domain::Status,
-    store::{ClaimItem, Forgotten, Verdict},
+    domain::{ErrorCode, Requester, Status},
+    store::{ClaimItem, FinishReply, Forgotten, Telling, ToldItem, ToldReply, Verdict},
 };
 use surety_tests::world::{World as Servers, wait};
 
@@ -107,4 +107,144 @@ async fn the_reaper_forgets_and_the_history_stays_whole() {
     wait("the record is deleted", async || c.store.record(&id("a")).await.unwrap().is_none()).await;
     wait("the journal says so", async || w.history(&c).await.count("a", "deleted") == 1).await;
     w.history(&c).await.check().unwrap();
+}
+
+// Shows: N-03
+#[tokio::test]
+async fn what_its_requester_was_not_told_of_stays() {
+    let w = World::start().await;
+    let asks = Requester::new("answers.here", false).unwrap();
+    let granted = w.claim(&[ClaimItem { requester: &asks, ..claim("a") }]).await;
+    w.finish(&[finish("a", epoch(&granted[0]), Verdict::Done)]).await;
+    w.journaled().await;
+    assert_eq!(w.forget(NOW, 100).await, Some(Forgotten { taken: 2, deleted: 0, kept: 1 }));
+    let told = ToldItem {
+        id: id("a"),
+        generation: 1,
+        what: Telling::Receipt,
+        note: String::new(),
+        data: "{}".into(),
+    };
+    w.store.told(0, std::slice::from_ref(&told)).await.unwrap();
+    w.journaled().await;
+    assert_eq!(w.forget(NOW, 100).await.unwrap().deleted, 1);
+    // What comes late finds nothing to do.
+    let late = w.store.told(0, &[told]).await.unwrap();
+    assert_eq!(late.results, [ToldReply::NoRecord]);
+}
+
+// Shows: N-04
+#[tokio::test]
+async fn nothing_of_a_deleted_job_is_left_and_late_work_changes_nothing() {
+    let w = World::start().await;
+    let granted = epoch(&w.claim(&[claim("gone")]).await[0]);
+    let detail = r#"{"tail":[]}"#.to_owned();
+    let failed = || finish("gone", granted, Verdict::Fail(ErrorCode::Oom));
+    w.finish(&[surety_common::store::FinishItem { detail, ..failed() }]).await;
+    w.journaled().await;
+    assert_eq!(w.forget(NOW, 100).await.unwrap().deleted, 1);
+    w.journaled().await;
+    let keys = async || {
+        let all: Vec<String> = w.plain.clone().keys("*").await.unwrap();
+        let mut found = Vec::new();
+        for k in all {
+            let value: Vec<u8> = redis::cmd("DUMP").arg(&k).query_async(&mut w.plain.clone()).await.unwrap();
+            if k.contains("gone") || value.windows(4).any(|b| b == b"gone") {
+                found.push(k);
+            }
+        }
+        found
+    };
+    assert_eq!(keys().await, Vec::<String>::new());
+    assert_eq!(w.finish(&[failed()]).await, [FinishReply::NoRecord]);
+    assert!(w.outbox().await.is_empty());
+    assert_eq!(keys().await, Vec::<String>::new());
+}
+
+// Shows: N-01, N-03
+#[tokio::test]
+async fn of_too_many_records_the_oldest_go_first() {
+    let config = "[layout]\nduplicate_window = \"1s\"\n[reaper]\nkeep_records = 10\n";
+    let w = Servers::with(config).await;
+    let c = w.connect().await;
+    let worker = w.worker(&["--slots", "1"], &[]);
+    for n in 0..30 {
+        w.publish("default", &format!("j{n}"), r#"{"type":"noop"}"#).await;
+    }
+    w.drained(&c).await;
+    drop(worker);
+    let _reaper = w.reaper(&[]);
+    wait("no more than ten to be kept", async || c.store.ended_len(0).await.unwrap() <= 10).await;
+    let h = w.history(&c).await;
+    h.check().unwrap();
+    let mut gone = Vec::new();
+    for n in 0..30 {
+        let job = format!("j{n}");
+        let is_gone = c.store.record(&id(&job)).await.unwrap().is_none();
+        assert_eq!(h.count(&job, "deleted"), usize::from(is_gone), "{job}");
+        gone.push(is_gone);
+    }
+    let n_gone = gone.iter().filter(|g| **g).count();
+    assert!((20..30).contains(&n_gone), "{n_gone} of thirty: the moments of their ends count, too");
+    assert!(gone[..n_gone].iter().all(|g| *g), "the oldest: {gone:?}");
+}
+
+// Shows: N-01
+#[tokio::test]
+async fn records_make_room_where_redis_uses_too_much_memory() {
+    let config = "[layout]\nduplicate_window = \"1s\"\n[reaper]\nkeep_bytes = \"1B\"\n";
+    let w = Servers::with(config).await;
+    let c = w.connect().await;
+    let _worker = w.worker(&[], &[]);
+    w.publish("default", "a", r#"{"type":"noop"}"#).await;
+    w.publish("default", "open", r#"{"type":"noop","contract":{"ack":"1h"}}"#).await;
+    w.drained(&c).await;
+    let _reaper = w.reaper(&[]);
+    wait("the records to be deleted", async || c.store.record(&id("a")).await.unwrap().is_none()).await;
+}
+
+// Shows: N-01
+#[tokio::test]
+async fn an_id_is_refused_while_its_record_is_kept_and_runs_anew_after() {
+    let w = Servers::with("[layout]\nduplicate_window = \"1s\"\n[reaper]\nkeep_records = 1\n").await;
+    let c = w.connect().await;
+    let _worker = w.worker(&[], &[]);
+    let body = r#"{"type":"noop"}"#;
+    let first = w.publish("default", "a", body).await;
+    w.drained(&c).await;
+    // Within the window the broker itself drops it; after it the record refuses a second run.
+    assert_eq!(w.publish("default", "a", body).await, first);
+    wait("the window to pass", async || w.publish("default", "a", body).await != first).await;
+    w.drained(&c).await;
+    assert_eq!(w.history(&c).await.count("a", "started"), 1);
+    // The record goes, and what comes then is a new job.
+    let reaper = w.reaper(&[]);
+    wait("the record to be deleted", async || c.store.record(&id("a")).await.unwrap().is_none()).await;
+    drop(reaper);
+    wait("it to run anew", async || {
+        w.publish("default", "a", body).await;
+        w.history(&c).await.count("a", "started") == 2
+    })
+    .await;
+    wait("it to end", async || c.store.n_open().await.unwrap() == 0).await;
+    let h = w.history(&c).await;
+    h.check().unwrap();
+    assert_eq!(h.count("a", "deleted"), 1);
+}
+
+// Shows: N-01
+#[tokio::test]
+async fn journal_and_dead_letters_have_limits_by_size_where_they_are_set() {
+    let w = Servers::with("[layout]\nevents_bytes = \"64MiB\"\n").await;
+    w.connect().await;
+    let js = async_nats::jetstream::new(w.plain().await);
+    let limit =
+        async |stream: &str| js.get_stream(stream).await.unwrap().get_info().await.unwrap().config.max_bytes;
+    assert_eq!((limit("SURETY_EVENTS").await, limit("SURETY_DLQ").await), (64 << 20, -1));
+    // Without one of ours an operator's own stays.
+    let mut own = js.get_stream("SURETY_DLQ").await.unwrap().get_info().await.unwrap().config;
+    own.max_bytes = 1 << 30;
+    js.update_stream(own).await.unwrap();
+    w.surety(&["provision"]).await.exits(0);
+    assert_eq!((limit("SURETY_EVENTS").await, limit("SURETY_DLQ").await), (64 << 20, 1 << 30));
 }
