@@ -13,7 +13,27 @@ pub fn boot_ms() -> u64 {
 
 /// Wall-clock time of this machine, for humans and logs only.
 pub fn wall_now() -> jiff::Timestamp {
-    jiff::Timestamp::now()
+    skewed(jiff::Timestamp::now())
+}
+
+/// The clock of a machine that is wrong by `SURETY_CLOCK_SKEW` (`10m`, `-10m`), in builds with fault points. There is no such
+/// switch for [`boot_ms`]: boot-time clocks of two machines have nothing in common anyway, and worker and keeper share one.
+#[cfg(feature = "faults")]
+fn skewed(now: jiff::Timestamp) -> jiff::Timestamp {
+    use std::sync::OnceLock;
+    static SKEW: OnceLock<jiff::SignedDuration> = OnceLock::new();
+    let skew = SKEW.get_or_init(|| {
+        #[expect(clippy::disallowed_methods, reason = "a test's switch, never part of the configuration")]
+        let text = std::env::var("SURETY_CLOCK_SKEW").unwrap_or_default();
+        text.parse().unwrap_or_default()
+    });
+    now.checked_add(*skew).unwrap_or(now)
+}
+
+#[cfg(not(feature = "faults"))]
+#[inline(always)]
+fn skewed(now: jiff::Timestamp) -> jiff::Timestamp {
+    now
 }
 
 /// Milliseconds of the store's or the stream's clock as RFC 3339; `None` for 0, which means "not set".

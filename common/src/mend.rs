@@ -67,6 +67,7 @@ pub async fn mend(c: &Connected, p: u32, defaults: &Defaults) -> Result<Mended, 
         if !c.store.set_aside(p, &id, &raw, record.as_ref()).await? {
             continue;
         }
+        crate::fault::point("record_set_aside");
         let status = record.as_ref().map_or("unknown", |r| r.status.name());
         tracing::error!(
             job_id = %id, status, rev = record.as_ref().map_or(0, |r| r.rev), alert = "record_set_aside",

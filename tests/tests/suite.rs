@@ -8,6 +8,7 @@ mod suite {
     mod basics;
     mod cancel;
     mod chaos;
+    mod clocks;
     mod compose;
     mod dashboards;
     mod doctor;
@@ -32,10 +33,12 @@ mod suite {
     mod retention;
     mod schedules;
     mod scripts;
+    mod slow;
     mod stack;
     mod stray;
     mod tidy;
     mod tls;
+    mod troubles;
     mod unreadable;
     mod waiting;
 }

@@ -78,7 +78,7 @@ metrics! {
         /// Dead letters stored, by the error code that is their reason (`cancelled` for a cancelled job).
         dead_letters: IntCounterVec = "surety_dead_letters_total" ["queue", "error_code"];
         /// What could not be read: a `message` of a queue that is no job, a `record`, index or reply of Redis, an
-        /// `entry` of the outbox, a message of the `journal`.
+        /// `entry` of the outbox, a message of the `journal`, a control `line` of a command.
         decode_errors: IntCounterVec = "surety_decode_errors_total" ["what"];
         /// Conditions that need a person: lines of the log that carry `alert`.
         alerts: IntCounterVec = "surety_alerts_total" ["alert"];
@@ -113,6 +113,8 @@ metrics! {
         /// Receipts that this worker took to deliver: `delivered`, `later` (it did not surface and is tried again), `failed`
         /// (given up), `settled` (it was already), `unreadable`, `left` (no try could be made: a server was away).
         receipts: IntCounterVec = "surety_receipts_total" ["result"];
+        /// Texts of handlers that were longer than allowed and were cut: `output` of a command, a `report`.
+        truncations: IntCounterVec = "surety_truncations_total" ["what"];
         /// What could not be handed on inside the process, because nobody waited for it any more.
         dropped_sends: IntCounter = "surety_dropped_sends_total" [];
     }
@@ -207,7 +209,7 @@ pub fn start(program: &str) {
     for alert in ALERTS {
         m.alerts.with_label_values(&[alert]);
     }
-    for what in ["message", "record", "entry", "journal"] {
+    for what in ["message", "record", "entry", "journal", "line"] {
         m.decode_errors.with_label_values(&[what]);
     }
 }

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 use surety_common::{
     broker::{BrokerError, follow::From as FollowFrom},
-    clock::{format_span, parse_span, parse_time, wall_now},
+    clock::{format_span, parse_span, parse_time},
     domain::{JobId, QueueName, text},
     wire::event::Event,
 };
@@ -117,9 +117,10 @@ pub(super) async fn run(cx: &Context, args: EnqueueArgs) -> Result<(), Failure> 
     if !cx.screen.is_json {
         cx.screen.line(id)?;
     }
+    let now = client.now().await;
     let until_due = enqueued
         .due_at
-        .map_or(Duration::ZERO, |t| Duration::try_from(t.duration_since(wall_now())).unwrap_or_default());
+        .map_or(Duration::ZERO, |t| Duration::try_from(t.duration_since(now)).unwrap_or_default());
     let Some(event) = follow.ended(id, Instant::now() + until_due + args.wait_for).await? else {
         if cx.screen.is_json {
             cx.screen.show(&answer, String::new)?;

@@ -20,7 +20,7 @@ pub mod recurring;
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use surety_common::{
     broker::{
         Broker, BrokerError,
@@ -38,6 +38,7 @@ use surety_common::{
         job::{Refused, VERSION, check},
     },
 };
+use tokio::sync::OnceCell;
 
 pub use builder::JobBuilder;
 use builder::Start;
@@ -95,8 +96,18 @@ impl Prepared {
         job: impl Into<JobBuilder>,
         parent: Option<&JobId>,
     ) -> Result<Self, Refused> {
+        Self::at(wall_now(), queue, job, parent)
+    }
+
+    /// [`Prepared::new`] for whoever knows better what time it is: a start for later is counted from then.
+    pub fn at(
+        now: Timestamp,
+        queue: &QueueName,
+        job: impl Into<JobBuilder>,
+        parent: Option<&JobId>,
+    ) -> Result<Self, Refused> {
         let JobBuilder { mut document, traceparent, start, mut problems } = job.into();
-        let due_at = due_at(start).unwrap_or_else(|problem| {
+        let due_at = due_at(start, now).unwrap_or_else(|problem| {
             problems.push(problem);
             None
         });
@@ -146,8 +157,7 @@ impl Prepared {
 }
 
 /// The time of a start for later. Errors: one line for people.
-fn due_at(start: Start) -> Result<Option<Timestamp>, String> {
-    let now = wall_now();
+fn due_at(start: Start, now: Timestamp) -> Result<Option<Timestamp>, String> {
     let at = match start {
         Start::Now => return Ok(None),
         Start::At(at) => at,
@@ -191,6 +201,8 @@ struct Link {
     broker: Broker,
     publisher: Publisher,
     patience: Pace,
+    /// The broker's clock minus ours.
+    offset: OnceCell<SignedDuration>,
 }
 
 impl Client {
@@ -205,7 +217,10 @@ impl Client {
     pub async fn on(broker: Broker, settings: &Settings) -> Result<Self, ClientError> {
         let publisher = Publisher::start(&broker).await?;
         let patience = Pace::call(settings.connection.retry_limit);
-        Ok(Self { link: Arc::new(Link { broker, publisher, patience }), parent: None })
+        Ok(Self {
+            link: Arc::new(Link { broker, publisher, patience, offset: OnceCell::new() }),
+            parent: None,
+        })
     }
 
     /// Names the job whose handler enqueues: it becomes the `parent` of documents that have none.
@@ -222,7 +237,7 @@ impl Client {
     /// Tells which jobs a batch has, so that others can follow them: the `n`th part of its list.
     /// Errors: `NoStream` where nothing is provisioned for it.
     pub async fn publish_batch_part(&self, part: &BatchPart, n: u64) -> Result<(), BrokerError> {
-        let Link { broker, publisher, patience } = &*self.link;
+        let Link { broker, publisher, patience, .. } = &*self.link;
         broker.publish_batch_part(publisher, part, n, *patience).await
     }
 
@@ -239,8 +254,27 @@ impl Client {
     /// Sends one job without waiting for its acknowledgement: the way to enqueue many. Waits only while the buffer of
     /// unacknowledged messages is full (8192 messages or 64 MiB). Await [`Pending::stored`] of every one of them.
     pub async fn send(&self, queue: &QueueName, job: impl Into<JobBuilder>) -> Result<Pending, ClientError> {
-        let prepared = Prepared::new(queue, self.fit(job.into()), self.parent.as_ref())?;
+        let job = self.fit(job.into());
+        let now = if matches!(job.start, Start::Now) { wall_now() } else { self.now().await };
+        let prepared = Prepared::at(now, queue, job, self.parent.as_ref())?;
         Ok(self.send_prepared(prepared).await?)
+    }
+
+    /// What time it is for the schedules of the broker: by its clock, as this client saw it first; by ours, where it does not
+    /// tell. Jobs for later are counted from it, so that a clock that is wrong here moves none of them.
+    pub async fn now(&self) -> Timestamp {
+        let Link { broker, offset, .. } = &*self.link;
+        let ask = async || {
+            let ms = i64::try_from(broker.now_ms().await?).unwrap_or(i64::MAX);
+            Ok::<_, BrokerError>(SignedDuration::from_millis(ms - wall_now().as_millisecond()))
+        };
+        let offset = offset.get_or_try_init(ask).await;
+        let offset = offset.copied().unwrap_or_else(|e| {
+            tracing::debug!(error = %e, "the broker does not tell its time; ours is taken");
+            SignedDuration::ZERO
+        });
+        let now = wall_now();
+        now.checked_add(offset).unwrap_or(now)
     }
 
     /// The job, with a problem more where its requester's subject is one of this namespace.

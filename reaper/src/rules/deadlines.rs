@@ -10,6 +10,7 @@ use surety_common::{
         deadline::{Due, Patience, Watched, decide},
         ids::SessionId,
     },
+    fault,
     pace::{Pace, Transient},
     recover::{Left, ended_code, settle_carrier},
     store::{CarrierAct, DueAct, DueItem, DueReply, Read, Record, ops::Settled},
@@ -197,8 +198,10 @@ fn watched(r: &Record) -> Watched {
 async fn apply(x: &Context, p: u32, judged: &[Judged]) -> Result<usize, RuleError> {
     let items: Vec<DueItem> = judged.iter().map(|j| item(x, j)).collect();
     let answer = x.c.store.act_on_due(p, x.settings.reaper.overstay, &items).await?;
+    fault::point("due_committed");
     // Ordering: the verdicts are journaled before any carrier is touched.
     x.c.relay.publish(p, &answer.entries, PATIENCE).await?;
+    fault::point("due_journaled");
     let mut acted = 0;
     for (j, reply) in judged.iter().zip(answer.results) {
         let DueReply::Applied(s) = reply else { continue };

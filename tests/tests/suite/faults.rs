@@ -181,6 +181,46 @@ async fn the_reaper_dies_while_it_takes_attempts_back() {
     tokio::join!(reaper_dies_at("lost_committed"), reaper_dies_at("buried"));
 }
 
+/// The reaper that ends an overdue job, or sets a record aside, dies right after; the next one goes on.
+async fn reaper_dies_after(point: &str) {
+    let case = Case::new().await;
+    let mut worker = case.world.worker(&[], &[]);
+    let terms = r#""retry":{"backoff":["4s"]},"contract":{"finish":"1500ms"}"#;
+    case.world.publish("default", "late", &format!(r#"{{"type":"always",{terms}}}"#)).await;
+    case.world.publish("default", "broken", r#"{"type":"flaky","retry":{"backoff":["1s"]}}"#).await;
+    for job in ["late", "broken"] {
+        case.world.status(&case.c, job, Status::RetryWait).await;
+    }
+    let client = redis::Client::open(case.world.redis.url()).unwrap();
+    let mut plain = client.get_multiplexed_async_connection().await.unwrap();
+    let key = case.c.store.keys().job(&surety_tests::witness::id("broken"));
+    () = redis::AsyncCommands::set(&mut plain, key, "rubbish").await.unwrap();
+    let mut reaper = case.world.reaper(&[("SURETY_FAULT", &format!("{point}:1"))]);
+    assert_eq!(reaper.ended(PATIENCE).await, None, "{}", reaper.log());
+    let mut second = case.world.reaper(&[]);
+    let late = case.world.ended(&case.c, "late").await;
+    assert_eq!((late.status, late.code.as_str()), (Status::TimedOut, "finish_deadline"));
+    assert_eq!(case.world.ended(&case.c, "broken").await.status, Status::Done);
+    settled(&case.world, &case.c).await;
+    let h = case.world.history(&case.c).await;
+    h.check().unwrap();
+    assert_eq!((h.count("late", "finished"), h.count("broken", "finished")), (1, 1));
+    let letters = dead_letters(&case.world).await;
+    assert_eq!(letters.iter().map(|l| l.job.as_str()).collect::<Vec<_>>(), ["late"]);
+    case.witness.no_overlap();
+    assert_eq!((worker.stop().await, second.stop().await), (Some(0), Some(0)));
+}
+
+// Shows: D-06, D-08, X-04, X-13
+#[tokio::test]
+async fn the_reaper_dies_while_it_acts_on_deadlines_and_mends() {
+    tokio::join!(
+        reaper_dies_after("due_committed"),
+        reaper_dies_after("due_journaled"),
+        reaper_dies_after("record_set_aside")
+    );
+}
+
 // Shows: A-06, A-13, P8, D-06
 #[tokio::test]
 async fn a_job_that_kills_its_workers_is_buried_though_the_reaper_dies_too() {

@@ -13,6 +13,7 @@ use surety_common::{
         text,
     },
     fault,
+    telemetry::metrics::{shared, worker},
 };
 
 use super::{
@@ -129,6 +130,7 @@ impl CommandHandler {
                 stderr_bytes = exit.stderr_total,
                 "output over the limit was cut; the command went on"
             );
+            worker().truncations.with_label_values(&["output"]).inc();
         }
         match judge_command(end, &heard.said, &self.config.exit_codes) {
             Verdict::Done => {
@@ -168,12 +170,15 @@ async fn follow(running: &RunningAttempt, a: &Attempt) -> (Heard, Exit) {
                             tracing::warn!(job_id = %a.context.id(), "a report of this attempt was refused");
                         }
                     }
-                    Err(e) => tracing::warn!(
-                        job_id = %a.context.id(),
-                        error = %e,
-                        line = %text::cut(&text_, 200),
-                        "control line does not parse and is ignored"
-                    ),
+                    Err(e) => {
+                        shared().decode_errors.with_label_values(&["line"]).inc();
+                        tracing::warn!(
+                            job_id = %a.context.id(),
+                            error = %e,
+                            line = %text::cut(&text_, 200),
+                            "control line does not parse and is ignored"
+                        );
+                    }
                 },
             },
             exit = running.wait(), if !lines_open => return (heard, exit),

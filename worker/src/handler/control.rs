@@ -7,10 +7,14 @@ use serde_json::{Value, value::RawValue};
 use surety_common::{
     domain::{EventKind, JobId, fingerprint, ids::SessionId, job::EVENT_CAP, outcome::Said, text},
     store::{ProgressItem, ProgressReply},
+    telemetry::metrics::worker,
 };
 use tokio_util::sync::CancellationToken;
 
 use crate::reports::ReportGroups;
+
+/// Most bytes of one text in an event.
+const TEXT_CAP: usize = EVENT_CAP / 2;
 
 /// One line. A line may hold several fields; each is taken.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -39,6 +43,11 @@ impl Line {
         Self { progress: Some(fraction), message: Some(message.to_owned()), ..Self::default() }
     }
 
+    /// Whether the journal gets less than what the line says.
+    pub(crate) fn is_cut(&self) -> bool {
+        [&self.message, &self.tool, &self.state].into_iter().flatten().any(|s| s.len() > TEXT_CAP)
+    }
+
     /// The event of this line, if it is one that the journal keeps: kind and data (a JSON object within the event cap).
     pub(crate) fn event(&self) -> Option<(EventKind, String)> {
         let mut data = serde_json::Map::new();
@@ -58,7 +67,7 @@ impl Line {
         } else {
             return None;
         };
-        let short = |s: &String| Value::from(text::cut(s, EVENT_CAP / 2).into_owned());
+        let short = |s: &String| Value::from(text::cut(s, TEXT_CAP).into_owned());
         put("progress", self.progress.map(Value::from));
         put("message", self.message.as_ref().map(short));
         put("tool", self.tool.as_ref().map(short));
@@ -127,6 +136,10 @@ impl Reports {
     /// logged and costs the report, not the attempt (H-03).
     pub(crate) async fn send(&self, line: &Line) -> bool {
         let Some((kind, data)) = line.event() else { return true };
+        if line.is_cut() {
+            worker().truncations.with_label_values(&["report"]).inc();
+            tracing::warn!(job_id = %self.id, "a report over the limit was cut");
+        }
         let print = fingerprint(kind.name(), &data);
         let (id, epoch, progress_ms) = (self.id.to_string(), self.epoch, self.progress_ms);
         let item = ProgressItem { id, epoch, kind: kind.name(), data, progress_ms, print };
