@@ -11,6 +11,7 @@ mod suite {
     mod clocks;
     mod compose;
     mod dashboards;
+    mod deadlines;
     mod doctor;
     mod drain;
     mod faults;
