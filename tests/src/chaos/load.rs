@@ -30,6 +30,8 @@ pub enum Kind {
     Quick,
     /// Takes a while, with a process of its own that ignores TERM.
     Tree,
+    /// The same for longer than a lease lasts.
+    Long,
     /// Says how far it is.
     Reports,
     /// Its first two attempts fail.
@@ -52,6 +54,7 @@ impl Kind {
             (5, Self::Noop),
             (5, Self::Quick),
             (5, Self::Tree),
+            (4, Self::Long),
             (2, Self::Reports),
             (3, Self::Flaky),
             (1, Self::Hopeless),
@@ -67,6 +70,7 @@ impl Kind {
             Self::Noop => "noop",
             Self::Quick => "quick",
             Self::Tree => "tree",
+            Self::Long => "long",
             Self::Reports => "reports",
             Self::Flaky => "flaky",
             Self::Hopeless => "hopeless",
@@ -80,7 +84,8 @@ impl Kind {
     /// The outcomes that keep the promise. A job that was cancelled in passing may be cancelled as well.
     pub fn outcomes(self) -> &'static [Status] {
         match self {
-            Self::Noop | Self::Quick | Self::Tree | Self::Reports | Self::Flaky => &[Status::Done],
+            Self::Noop | Self::Quick | Self::Tree | Self::Long => &[Status::Done],
+            Self::Reports | Self::Flaky => &[Status::Done],
             Self::Hopeless | Self::Spent => &[Status::Failed],
             // With a lost attempt as its last, it is out of attempts.
             Self::Stuck => &[Status::TimedOut, Status::Failed],
@@ -120,6 +125,7 @@ pub fn handlers(traces: &Path) -> String {
     for (kind, body) in [
         (Kind::Quick, ""),
         (Kind::Tree, r#"child 3600; sleep 1.$((SURETY_EPOCH % 10))"#),
+        (Kind::Long, "child 3600; sleep 8"),
         (Kind::Reports, r#"for i in 1 2 3 4 5; do echo "{\"progress\":0.$i}" >&3; sleep 0.2; done"#),
         (Kind::Flaky, "[ $starts -ge 2 ] || exit 1"),
         (Kind::Hopeless, "exit 64"),

@@ -32,13 +32,14 @@ use schedule::Plan;
 use traces::Traces;
 use verdict::{Figures, Problem};
 
-/// Session TTL of a run. On a busy machine a process may be late by more than the margin of the shortest tests.
-pub const TTL: Duration = Duration::from_secs(3);
+/// Session TTL of a run. A keeper that is frozen is found out within half the margin, and within two seconds at the soonest: with
+/// a shorter margin than four, trees outlive a lease that ends meanwhile.
+pub const TTL: Duration = Duration::from_secs(6);
 const TIMES: &str = r#"
 [lease]
 renewal = "300ms"
-ttl = "3s"
-margin = "1s"
+ttl = "6s"
+margin = "4s"
 [layout]
 receipt_wait = "4s"
 [notify]
@@ -114,7 +115,7 @@ pub async fn run(plan: &Plan, is_loud: bool) -> Report {
     fleet.heal().await;
     stop.cancel();
     let healed = Instant::now();
-    let mut problems = settle(&mut fleet, &c, &book, &producer).await;
+    let mut problems = settle(&mut fleet, &c, &book, &producer, plan.may_wipe).await;
     let settled = healed.elapsed();
     give_up.cancel();
     producer.await.unwrap();
@@ -149,6 +150,7 @@ async fn settle(
     c: &Connected,
     book: &Mutex<Book>,
     producer: &tokio::task::JoinHandle<()>,
+    may_wipe: bool,
 ) -> Vec<Problem> {
     let deadline = Instant::now() + SETTLES_WITHIN;
     let mut left = Vec::new();
@@ -158,7 +160,8 @@ async fn settle(
             let book = book.lock().unwrap();
             Book { jobs: book.jobs.clone(), problems: Vec::new() }
         };
-        let looked = timeout(Duration::from_secs(10), verdict::unsettled(&fleet.world, c, &jobs)).await;
+        let looked =
+            timeout(Duration::from_secs(10), verdict::unsettled(&fleet.world, c, &jobs, may_wipe)).await;
         left = match looked {
             Ok(Ok(left)) if left.is_empty() && producer.is_finished() => return left,
             Ok(Ok(left)) => left,

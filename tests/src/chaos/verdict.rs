@@ -58,8 +58,14 @@ impl From<BrokerError> for Away {
     }
 }
 
-/// What is still to come before the run is over; empty when everything has settled.
-pub async fn unsettled(world: &World, c: &Connected, book: &Book) -> Result<Vec<Problem>, Away> {
+/// What is still to come before the run is over; empty when everything has settled. `may_wipe`: records of jobs that had ended
+/// may be gone for good, and the journal alone knows them.
+pub async fn unsettled(
+    world: &World,
+    c: &Connected,
+    book: &Book,
+    may_wipe: bool,
+) -> Result<Vec<Problem>, Away> {
     let mut out = Vec::new();
     let mut whole = |what: String| out.push(Problem { job: None, what });
     let left = messages(world, &c.broker.names().jobs()).await;
@@ -89,6 +95,7 @@ pub async fn unsettled(world: &World, c: &Connected, book: &Book) -> Result<Vec<
             let what = match record {
                 Read::Record(r) if r.status.is_terminal() => continue,
                 Read::Record(r) => format!("it is {} under session {:?}", r.status.name(), r.session),
+                Read::Missing if may_wipe => continue,
                 Read::Missing => "it has no record".to_owned(),
                 Read::Unreadable => "its record does not decode".to_owned(),
             };
