@@ -6,7 +6,7 @@ use crate::{
     broker::{pull::Delivery, schedule::due_at},
     clock::iso,
     connect::Connected,
-    domain::{JobId, QueueName, Status},
+    domain::{Contract, JobId, QueueName, Status},
     lookup::{LookupError, Seen, find, generation},
     store::Record,
     wire::event::Event,
@@ -27,6 +27,29 @@ pub struct JobView {
     pub key: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub contract: Option<&'static str>,
+    /// Who is told how it goes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub requester: Option<serde_json::Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub summary: Option<String>,
+    /// By when its start is told.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ack_by: Option<String>,
+    /// By when it shows progress.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub progress_by: Option<String>,
+    /// Progress was missed, and whoever should be nudged was.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub is_nudged: Option<bool>,
+    /// Tries so far of what is being told: the start, or the receipt.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tries: Option<u32>,
+    /// Why the last of them did not surface.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tell_error: Option<String>,
+    /// Fingerprint of the last report of its handler.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_report: Option<String>,
     pub generation: u32,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rev: Option<u64>,
@@ -79,6 +102,8 @@ impl JobView {
     /// From the record; `detail` is the JSON kept beside it.
     pub fn of_record(id: &JobId, r: &Record, detail: Option<&str>) -> Self {
         let text = |s: &str| (!s.is_empty()).then(|| s.to_owned());
+        let promised =
+            |by: &[Contract]| iso(r.promise_ms).filter(|_| r.status.is_running() && by.contains(&r.contract));
         Self {
             id: id.to_string(),
             status: r.status.name(),
@@ -89,6 +114,17 @@ impl JobView {
             // The record has it as a JSON string literal.
             key: serde_json::from_str(&r.key).ok(),
             contract: Some(r.contract.name()),
+            requester: serde_json::from_str(&r.notify).ok(),
+            summary: text(&r.summary),
+            ack_by: promised(&[Contract::Created]),
+            progress_by: promised(&[Contract::Acked, Contract::Progressing]),
+            is_nudged: r
+                .status
+                .is_running()
+                .then_some(r.contract == Contract::SlaMissed && r.promise_ms == 0),
+            tries: (r.told > 0).then_some(r.told),
+            tell_error: text(&r.tell_error),
+            last_report: text(&r.print),
             generation: r.generation,
             rev: Some(r.rev),
             attempt: Some(r.attempt),

@@ -10,6 +10,7 @@ mod suite {
     mod chaos;
     mod clocks;
     mod compose;
+    mod contract;
     mod dashboards;
     mod deadlines;
     mod doctor;
@@ -21,6 +22,7 @@ mod suite {
     mod logins;
     mod logs;
     mod lost;
+    mod lost_receipts;
     mod metrics;
     mod model;
     mod operate;

@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use crate::{
+    announce,
     claims::SHORTEST_NAK,
     finishes::{self, Concluded},
     hand::{InHand, Settle},
@@ -52,6 +53,7 @@ async fn hand_back(w: &Arc<Shared>, p: u32, job: InHand, grant: &Grant) {
 async fn run(w: Arc<Shared>, p: u32, job: InHand, grant: Grant, stop: Stop) {
     let mut track =
         Track::start(&w.meters, &job.held.d, &job.decoded, &grant, &job.held.session.id, &job.handler);
+    announce::started(&w, &job, &grant);
     let mut ended = execute(&w, p, &job, &grant, stop).instrument(track.span()).await;
     if let (Ended::Failed { code, class, .. }, true) = (&mut ended, grant.limit_ms > 0)
         && *code == ErrorCode::Timeout

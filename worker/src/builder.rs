@@ -11,11 +11,13 @@ use surety_common::{
     recover::{RecoverError, lost_session},
     store::StoreError,
     telemetry::{ListenError, Server},
+    tell::SubjectSink,
 };
 use tokio::sync::{Notify, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
+    announce::Announcer,
     dispatch,
     handler::{HandlerError, JobContext, RustHandler, command::CommandHandler},
     intake,
@@ -138,6 +140,8 @@ impl WorkerBuilder {
         let reports = ReportGroups::start(&c.store, &c.relay, &tracker);
         let n_slots = usize::try_from(settings.worker.slots.0).unwrap_or(8).max(1);
         let (lanes, ends) = Lanes::new(c.store.keys().partitions(), n_slots);
+        let at_once = usize::try_from(settings.notify.concurrency.0).unwrap_or(64);
+        let announcer = Announcer::new(SubjectSink::new(c.broker.clone(), settings.notify.timeout), at_once);
         let w = Arc::new(Shared {
             c,
             settings,
@@ -147,6 +151,7 @@ impl WorkerBuilder {
             reports,
             lanes,
             meters,
+            announcer,
             session: watch::Sender::new(None),
             running: Default::default(),
             held: Default::default(),

@@ -19,6 +19,7 @@
 //! beside all that.
 
 mod admit;
+mod announce;
 mod attempt;
 mod builder;
 mod claims;

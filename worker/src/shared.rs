@@ -16,6 +16,7 @@ use tokio::sync::{Notify, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
+    announce::Announcer,
     claims::short,
     handler::{RustHandler, Stop, command::CommandHandler},
     keeper::Keeper,
@@ -53,6 +54,7 @@ pub(crate) struct Shared {
     pub(crate) reports: ReportGroups,
     pub(crate) lanes: Lanes,
     pub(crate) meters: Arc<Meters>,
+    pub(crate) announcer: Announcer,
     /// The session that new claims use; `None` while there is none.
     pub(crate) session: watch::Sender<Option<Arc<Session>>>,
     /// The local running set: what is between claim and the end of its finish.

@@ -29,6 +29,7 @@ pub mod queues;
 pub mod receipts;
 mod scan;
 pub mod schedule;
+pub mod search;
 mod sizes;
 pub mod tell;
 pub mod topology;

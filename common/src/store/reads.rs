@@ -61,6 +61,16 @@ impl Store {
         Ok(found.into_iter().map(read).collect())
     }
 
+    /// Whether an entry still waits in the outbox.
+    pub async fn has_entry(&self, p: u32, id: &str) -> Result<bool, StoreError> {
+        if id.is_empty() {
+            return Ok(false);
+        }
+        let found: Vec<(String, redis::Value)> =
+            self.connection().xrange_count(self.keys().outbox(p), id, id, 1).await?;
+        Ok(!found.is_empty())
+    }
+
     /// Removes entries that JetStream confirmed.
     pub async fn trim(&self, p: u32, ids: &[String]) -> Result<(), StoreError> {
         if !ids.is_empty() {

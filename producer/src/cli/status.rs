@@ -29,6 +29,7 @@ fn human(view: &JobView, screen: Screen) -> String {
     let text = |name: &str| {
         view.detail.as_ref().and_then(|d| d.get(name)).and_then(|v| v.as_str()).map(str::to_owned)
     };
+    let subject = view.requester.as_ref().and_then(|r| r.get("subject")?.as_str()).map(str::to_owned);
     screen.facts(&[
         ("id", Some(view.id.clone())),
         ("status", Some(view.status.to_owned())),
@@ -36,7 +37,15 @@ fn human(view: &JobView, screen: Screen) -> String {
         ("queue", Some(view.queue.clone())),
         ("type", view.job_type.clone()),
         ("key", view.key.clone()),
+        ("summary", view.summary.clone()),
         ("contract", view.contract.map(str::to_owned)),
+        ("requester", subject),
+        ("start told by", view.ack_by.clone()),
+        ("progress by", view.progress_by.clone()),
+        ("nudged", view.is_nudged.filter(|n| *n).map(|_| "yes".to_owned())),
+        ("tries to tell", view.tries.map(|n| n.to_string())),
+        ("not seen because", view.tell_error.clone()),
+        ("last report", view.last_report.clone()),
         ("generation", Some(view.generation.to_string())),
         ("rev", number(view.rev)),
         ("attempt", attempt),

@@ -7,7 +7,7 @@ use surety_common::{
     broker::place::Carrier,
     domain::{
         Contract, ErrorCode, JobId, Status, TypeName,
-        deadline::{Due, Patience, Watched, decide},
+        deadline::{Due, Patience, Watched, decide, next_look},
         ids::SessionId,
     },
     fault,
@@ -18,22 +18,26 @@ use surety_common::{
     wire::receipt::Draft,
 };
 
-use super::carrier_check::{self, Patience as CarrierPatience};
+use super::{
+    carrier_check::{self, Patience as CarrierPatience},
+    tell::{TELL_WITHIN, Teller, Todo},
+};
 use crate::{
     leftover,
     rule::{Context, Done, Look, Rule, RuleError, Step, Verdict},
     sight::Sight,
 };
 
-/// How long a reaper that tells a requester has for it, before another one does.
-const TELL_WITHIN: Duration = Duration::from_secs(30);
 /// How often the start of a job is told by reapers before it is given up.
 const TRIES: u32 = 5;
 /// How long publishes of one step are tried before the next step goes on.
 const PATIENCE: Pace = Pace::call(Duration::from_secs(10));
 
 /// The rule.
-pub(crate) struct Deadlines;
+#[derive(Default)]
+pub(crate) struct Deadlines {
+    teller: Teller,
+}
 
 impl Rule for Deadlines {
     fn name(&self) -> &'static str {
@@ -51,7 +55,7 @@ impl Rule for Deadlines {
                     x.c.store.note_unreadable(p, id.as_str()).await;
                 }
                 if !passed.judged.is_empty() {
-                    done.acted += apply(x, p, &passed.judged).await?;
+                    done.acted += apply(x, &self.teller, p, &passed.judged).await?;
                 }
                 if !passed.waiting.is_empty() {
                     done.acted += carriers(x, p, &passed.waiting, passed.now).await?;
@@ -195,14 +199,14 @@ fn watched(r: &Record) -> Watched {
 }
 
 /// Commits what was judged, journals it, and does what follows outside of the store. Returns the number of acts.
-async fn apply(x: &Context, p: u32, judged: &[Judged]) -> Result<usize, RuleError> {
+async fn apply(x: &Context, teller: &Teller, p: u32, judged: &[Judged]) -> Result<usize, RuleError> {
     let items: Vec<DueItem> = judged.iter().map(|j| item(x, j)).collect();
     let answer = x.c.store.act_on_due(p, x.settings.reaper.overstay, &items).await?;
     fault::point("due_committed");
     // Ordering: the verdicts are journaled before any carrier is touched.
     x.c.relay.publish(p, &answer.entries, PATIENCE).await?;
     fault::point("due_journaled");
-    let mut acted = 0;
+    let (mut acted, mut to_tell) = (0, Todo::default());
     for (j, reply) in judged.iter().zip(answer.results) {
         let DueReply::Applied(s) = reply else { continue };
         if matches!(j.due, Due::NotYet(_) | Due::Drop) {
@@ -210,8 +214,12 @@ async fn apply(x: &Context, p: u32, judged: &[Judged]) -> Result<usize, RuleErro
         }
         acted += 1;
         reaper().deadlines.with_label_values(&[name(j.due)]).inc();
+        if let Some(r) = &j.record {
+            to_tell.add(x, teller, j.due, (&j.id, r), s.rev);
+        }
         follow(x, j, s).await?;
     }
+    teller.tell(x, p, to_tell).await?;
     Ok(acted)
 }
 
@@ -240,7 +248,11 @@ fn item(x: &Context, j: &Judged) -> DueItem {
         // By then its worker was told at a renewal and has killed it, or has lost its trust.
         Due::Overstayed => DueAct::Overstayed(x.settings.lease.ttl),
         Due::Missed => DueAct::Missed(TELL_WITHIN),
-        Due::TellStart | Due::TellNudge | Due::SendReceipt => DueAct::Tell(TELL_WITHIN),
+        Due::TellStart | Due::TellNudge => DueAct::Tell(TELL_WITHIN),
+        Due::SendReceipt => DueAct::Tell(j.record.as_ref().map_or(TELL_WITHIN, |r| {
+            // Its own tries go on meanwhile; this only finds out whether it was lost.
+            next_look(r.ended_ms, r.promise_ms, TELL_WITHIN)
+        })),
         Due::CheckCarrier => DueAct::LookAgain(x.settings.reaper.carrier_check),
         Due::Forgo => DueAct::Forgo,
         Due::Drop => DueAct::Drop,

@@ -7,6 +7,7 @@ mod max_deliver;
 mod outbox_relay;
 mod retention;
 mod stray;
+mod tell;
 mod unreadable;
 mod waiting;
 
@@ -16,7 +17,7 @@ use crate::rule::Rule;
 pub(crate) fn all() -> Vec<Box<dyn Rule>> {
     vec![
         Box::new(expired_sessions::ExpiredSessions),
-        Box::new(deadlines::Deadlines),
+        Box::new(deadlines::Deadlines::default()),
         Box::new(outbox_relay::OutboxRelay::default()),
         Box::new(max_deliver::MaxDeliver::default()),
         Box::new(waiting::Waiting::default()),

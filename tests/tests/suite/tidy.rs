@@ -618,6 +618,7 @@ fn the_protocol_names_every_field_kind_header_and_variable() {
         ("job", "## The job document"),
         ("event", "## The journal"),
         ("batch", "## Batches"),
+        ("notice", "### Notices"),
         ("receipt", "## Receipts"),
     ] {
         let text = section(&doc, heading);
