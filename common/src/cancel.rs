@@ -243,7 +243,7 @@ fn reason_in(entries: &[OutboxEntry], id: &JobId, generation: u32) -> Option<Str
 async fn journaled_reason(c: &Connected, id: &JobId, r: &Record) -> Option<String> {
     let (queue, from_ms) = journal_part(&Seen::Record(Box::new(r.clone())));
     let mut reason = None;
-    let read = c.broker.read_journal(queue.as_deref(), from_ms, |e| {
+    let read = c.broker.look_through_journal(queue.as_deref(), from_ms, |e| {
         reason = reason_of(&e, id, r.generation).or_else(|| reason.take());
     });
     match read.await {
@@ -259,7 +259,7 @@ async fn journaled_reason(c: &Connected, id: &JobId, r: &Record) -> Option<Strin
 async fn replayed(c: &Connected, id: &JobId, a: &Asked, seen: &Option<Seen>) -> Result<Report, CancelError> {
     let (queue, from_ms) = seen.as_ref().map(journal_part).unwrap_or_default();
     let mut status = None;
-    let read = c.broker.read_journal(queue.as_deref(), from_ms, |e| {
+    let read = c.broker.look_through_journal(queue.as_deref(), from_ms, |e| {
         if e.job == id.as_str() && e.generation == a.generation && e.kind == "finished" {
             status = Some(e.status);
         }

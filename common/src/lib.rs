@@ -32,4 +32,5 @@ pub mod telemetry;
 pub mod tell;
 pub mod tls;
 pub mod view;
+pub mod why;
 pub mod wire;

@@ -64,7 +64,7 @@ pub async fn find(c: &Connected, id: &JobId) -> Result<Option<Seen>, LookupError
 async fn last_event(c: &Connected, id: &JobId) -> Result<Option<Event>, LookupError> {
     let mut last: Option<Event> = None;
     c.broker
-        .read_journal(None, 0, |e| {
+        .look_through_journal(None, 0, |e| {
             if e.job == id.as_str()
                 && last.as_ref().is_none_or(|l| (l.generation, l.rev) <= (e.generation, e.rev))
             {

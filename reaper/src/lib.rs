@@ -2,6 +2,7 @@
 //! committed atomically by the store, so two of them never act twice on one thing.
 
 pub mod cli;
+mod control;
 mod fleet;
 mod leftover;
 mod meter;

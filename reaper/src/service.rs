@@ -15,6 +15,7 @@ use surety_common::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
+    control::{Control, serve},
     fleet::Fleet,
     meter::Meter,
     rule::{Context, Rule},
@@ -63,6 +64,8 @@ impl Reaper {
             };
             tasks.spawn(run(rule.into(), context, meter, stop.clone()));
         }
+        let control = Control { c: c.clone(), settings: settings.clone() };
+        tasks.spawn(serve(control, stop.clone()));
         tasks.close();
         server.health().started(Fleet::new(c));
         tracing::info!(tick = ?settings.reaper.tick, "reaper ready");

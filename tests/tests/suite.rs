@@ -11,6 +11,7 @@ mod suite {
     mod clocks;
     mod compose;
     mod contract;
+    mod control;
     mod dashboards;
     mod deadlines;
     mod doctor;
@@ -44,4 +45,5 @@ mod suite {
     mod troubles;
     mod unreadable;
     mod waiting;
+    mod why;
 }

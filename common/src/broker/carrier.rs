@@ -151,11 +151,17 @@ impl Broker {
 
     /// Number of messages of a stream whose subject matches.
     pub async fn count(&self, stream: &str, subject: &str) -> Result<u64, BrokerError> {
-        let (first, left) =
-            self.on_stream(stream, self.read_messages(stream, Start::Sequence(1), subject, 1)).await??;
+        self.count_from(stream, 1, subject).await
+    }
+
+    /// Number of those at or after a sequence. One request.
+    pub async fn count_from(&self, stream: &str, sequence: u64, subject: &str) -> Result<u64, BrokerError> {
+        let from = Start::Sequence(sequence);
+        let (first, left) = self.on_stream(stream, self.read_messages(stream, from, subject, 1)).await??;
         Ok(first.len() as u64 + left)
     }
 
+    /// The messages, and how many follow the last of them.
     async fn read_messages(
         &self,
         stream: &str,

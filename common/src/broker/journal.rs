@@ -5,6 +5,7 @@ use bytes::Bytes;
 
 use super::{
     Broker, BrokerError,
+    endings::Start,
     publish::{Pending, Publisher},
     scan::{Place, Scan},
 };
@@ -42,6 +43,8 @@ impl Kept {
 
 /// Longest list of ended ids in a header: longer ones are left out (readers then read the body).
 const ENDED_CAP: usize = 16 * 1024;
+/// Messages of one direct read.
+const PAGE: usize = 500;
 
 impl Broker {
     /// Sends an entry; the result tells when it is stored.
@@ -66,6 +69,38 @@ impl Broker {
         mut visit: impl FnMut(event::Event) + Send,
     ) -> Result<u64, BrokerError> {
         self.read_journal_from(queue, from_ms, |_, e| visit(e)).await
+    }
+
+    /// The same by direct reads, in pages: for whoever has no right to make consumers. With a queue named, events with outcomes
+    /// come after all others.
+    pub async fn look_through_journal(
+        &self,
+        queue: Option<&str>,
+        from_ms: u64,
+        mut visit: impl FnMut(event::Event) + Send,
+    ) -> Result<u64, BrokerError> {
+        let n = self.names();
+        let subjects = match queue {
+            Some(q) => vec![n.event_subject(q), n.event_subject(&format!("{q}.ended"))],
+            None => vec![n.event_subject(">")],
+        };
+        let mut unreadable = 0;
+        for subject in subjects {
+            let mut from = if from_ms == 0 { Start::Sequence(1) } else { Start::Time(from_ms) };
+            loop {
+                let (page, is_more) = self.messages_at(&n.events(), from, &subject, PAGE).await?;
+                for m in &page {
+                    let (good, bad) = event::read_message(&m.payload);
+                    good.into_iter().for_each(&mut visit);
+                    unreadable += u64::from(!bad.is_empty());
+                }
+                match page.last() {
+                    Some(last) if is_more => from = Start::Sequence(last.sequence + 1),
+                    _ => break,
+                }
+            }
+        }
+        Ok(unreadable)
     }
 
     /// The whole journal, each event with the time its message was stored (nanoseconds of the stream's clock).

@@ -33,6 +33,7 @@ pub mod search;
 mod sizes;
 pub mod tell;
 pub mod topology;
+pub mod whereabouts;
 
 use std::{
     future::Future,
@@ -197,6 +198,11 @@ impl Broker {
     /// How long one request may take.
     pub fn call_timeout(&self) -> Duration {
         self.call_timeout
+    }
+
+    /// Most bytes that a message may have.
+    pub fn max_payload(&self) -> usize {
+        self.client.server_info().max_payload
     }
 
     /// Version of the server.

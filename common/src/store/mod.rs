@@ -38,6 +38,6 @@ pub use ops::{
 pub use record::Record;
 pub use script::{Answer, Store, StoreError, StoreOptions};
 pub use server::{ServerConfig, ServerState};
-pub use sessions::{Fleet, FleetSession, Held, SessionInfo};
+pub use sessions::{Fleet, FleetSession, Held, Mate, SessionInfo};
 pub use unreadable::Read;
 pub use waiting::{WaitingItem, WaitingReply};

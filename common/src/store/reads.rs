@@ -61,7 +61,7 @@ impl Store {
         Ok(found.into_iter().map(read).collect())
     }
 
-    /// Whether an entry still waits in the outbox.
+    /// Whether an entry still waits in the outbox. It may be journaled: it is trimmed some time after that.
     pub async fn has_entry(&self, p: u32, id: &str) -> Result<bool, StoreError> {
         if id.is_empty() {
             return Ok(false);
@@ -69,6 +69,12 @@ impl Store {
         let found: Vec<(String, redis::Value)> =
             self.connection().xrange_count(self.keys().outbox(p), id, id, 1).await?;
         Ok(!found.is_empty())
+    }
+
+    /// When the lease of a session ends unless it is renewed (ms); `None`: the store does not know the session.
+    pub async fn lease(&self, p: u32, session: &SessionId) -> Result<Option<u64>, StoreError> {
+        let score: Option<f64> = self.connection().zscore(self.keys().sessions(p), session.as_str()).await?;
+        Ok(score.map(|s| s as u64))
     }
 
     /// Removes entries that JetStream confirmed.

@@ -87,6 +87,16 @@ impl Fleet {
     }
 }
 
+/// A session with how much it runs, but not what.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mate {
+    /// `None` when what it says of itself is missing or does not decode.
+    pub info: Option<SessionInfo>,
+    /// When it expires unless renewed (milliseconds of the store's clock): the earliest of all partitions.
+    pub expires_ms: u64,
+    pub n_held: u64,
+}
+
 /// Records of one read.
 const SLICE: usize = 500;
 
@@ -99,6 +109,33 @@ impl Store {
             self.sessions_of(p, &mut all).await?;
         }
         Ok(Fleet { now_ms: self.now_ms().await?, sessions: all.into_values().collect() })
+    }
+
+    /// All sessions, without what they run: one call for each, whatever their number of attempts.
+    pub async fn crew(&self) -> Result<Vec<Mate>, StoreError> {
+        let mut all: BTreeMap<String, Mate> = BTreeMap::new();
+        let keys = self.keys();
+        let mut connection = self.connection();
+        for p in 0..keys.partitions() {
+            let scores: Vec<(String, f64)> = connection.zrange_withscores(keys.sessions(p), 0, -1).await?;
+            for (id, expires) in scores {
+                let session = SessionId::new(&id).map_err(|e| StoreError::Decode(e.to_string()))?;
+                let (info, n_held): (Option<String>, u64) = redis::pipe()
+                    .hget(keys.session_info(p), &id)
+                    .scard(keys.run(p, &session))
+                    .query_async(&mut connection)
+                    .await?;
+                let expires_ms = expires as u64;
+                let mate = all.entry(id).or_insert_with(|| Mate {
+                    info: info.as_deref().and_then(|i| serde_json::from_str(i).ok()),
+                    expires_ms,
+                    n_held: 0,
+                });
+                mate.expires_ms = mate.expires_ms.min(expires_ms);
+                mate.n_held += n_held;
+            }
+        }
+        Ok(all.into_values().collect())
     }
 
     async fn sessions_of(&self, p: u32, all: &mut BTreeMap<String, FleetSession>) -> Result<(), StoreError> {

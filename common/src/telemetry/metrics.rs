@@ -129,6 +129,9 @@ metrics! {
         /// `handed_on` as a copy, because its consumer forgot it; it is gone and another one was `adopted`; the journal had the
         /// job `ended`; the job is `lost`; it was `given_up`, because its copy was forgotten too.
         carriers: IntCounterVec = "surety_reaper_carriers_total" ["result"];
+        /// Requests about jobs that were answered, by operation (`cancel`, `status`, `why`, `other`) and result: `ok`, or the
+        /// code of the error.
+        control_requests: IntCounterVec = "surety_control_requests_total" ["op", "result"];
         /// Sessions that were not renewed in time and are taken apart: their worker died, froze or was cut off.
         sessions_expired: IntCounter = "surety_sessions_expired_total" [];
         /// Steps of a rule, by result (`ok`, `failed`, `timed_out`).

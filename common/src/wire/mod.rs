@@ -4,6 +4,7 @@
 //! Wire documents change only by addition. The schemas in `schema/` are generated from these types ([`schema`]).
 
 pub mod batch;
+pub mod control;
 pub mod event;
 pub mod headers;
 pub mod job;

@@ -3,7 +3,14 @@
 
 use schemars::{Schema, schema_for};
 
-use super::{batch::BatchPart, event::Event, job::JobDocument, notice::Notice, receipt::Receipt};
+use super::{
+    batch::BatchPart,
+    control::{ControlReply, ControlRequest},
+    event::Event,
+    job::JobDocument,
+    notice::Notice,
+    receipt::Receipt,
+};
 
 /// File name (without folder) and schema of every wire document.
 pub fn all() -> Vec<(&'static str, Schema)> {
@@ -13,6 +20,8 @@ pub fn all() -> Vec<(&'static str, Schema)> {
         ("receipt.json", schema_for!(Receipt)),
         ("notice.json", schema_for!(Notice)),
         ("batch.json", schema_for!(BatchPart)),
+        ("control-request.json", schema_for!(ControlRequest)),
+        ("control-reply.json", schema_for!(ControlReply)),
     ]
 }
 

@@ -25,6 +25,7 @@ mod schedule;
 mod shell;
 mod status;
 mod watch;
+mod why;
 mod workers;
 
 use std::{
@@ -100,6 +101,7 @@ enum Command {
     Enqueue(Box<enqueue::EnqueueArgs>),
     Batch(batch::BatchArgs),
     Status(status::StatusArgs),
+    Why(why::WhyArgs),
     Events(events::EventsArgs),
     Watch(watch::WatchArgs),
     Audit(audit::AuditArgs),
@@ -195,6 +197,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Enqueue(a) => enqueue::run(&cx, *a).await,
         Command::Batch(a) => batch::run(&cx, a).await,
         Command::Status(a) => status::run(&cx, a).await,
+        Command::Why(a) => Box::pin(why::run(&cx, a)).await,
         Command::Events(a) => events::run(&cx, a).await,
         Command::Watch(a) => watch::run(&cx, a).await,
         Command::Audit(a) => Box::pin(audit::run(&cx, a)).await,

@@ -38,6 +38,7 @@ fn shapes() -> Vec<(&'static str, &'static str, Value)> {
         ("enqueue", "", of::<enqueue::Answer>()),
         ("batch", "", of::<batch::Counts>()),
         ("status", "", of::<surety_common::view::JobView>()),
+        ("why", "", of::<surety_common::why::Why>()),
         ("events", "", of::<events::Page>()),
         ("watch", "One line for each event", of::<Event>()),
         ("watch", "With --batch, at the end", of::<watch::batch::Outcomes>()),

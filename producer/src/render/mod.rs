@@ -98,6 +98,17 @@ impl Screen {
         self.show(value, || table::table(rows, self.look))
     }
 
+    /// Rows as a table that fits the terminal, for a text that has more than it.
+    pub(crate) fn rows<R: Row>(self, rows: &[R]) -> String {
+        table::table(rows, self.look)
+    }
+
+    /// One line of a stranger's text, cut to the terminal.
+    pub(crate) fn fit(self, text: &str) -> String {
+        let text = printable(text);
+        self.look.width.map_or_else(|| text.clone(), |w| cut(&text, w))
+    }
+
     /// [`facts`] that fit the terminal.
     pub(crate) fn facts(self, entries: &[(&str, Option<String>)]) -> String {
         table::facts(entries, self.look.width)

@@ -127,14 +127,17 @@ async fn json_is_what_the_reference_says() {
 
     compare("enqueue", "", &run(&["enqueue", "thumbnail", "--id", "a", "--key", "k"]).await);
     compare("status", "", &run(&["status", "a"]).await);
+    compare("why", "", &run(&["why", "a"]).await);
     compare("queues", "", &run(&["queues"]).await);
     let hand = Hand::start(&w).await;
     compare("queues", "", &run(&["queues"]).await);
     let g = hand.granted("a").await;
     compare("status", "", &run(&["status", "a"]).await);
+    compare("why", "", &run(&["why", "a"]).await);
     compare("workers", "", &run(&["workers"]).await);
     hand.finish("a", g.epoch, surety_common::store::Verdict::Done).await;
     compare("status", "", &run(&["status", "a"]).await);
+    compare("why", "", &run(&["why", "a"]).await);
     compare("enqueue", "", &run(&["enqueue", "thumbnail", "--id", "a", "--wait"]).await);
     compare("events", "", &run(&["events", "a"]).await);
     compare("audit", "", &run(&["audit"]).await);
@@ -175,6 +178,7 @@ async fn json_is_what_the_reference_says() {
     compare("schedule rm", "", &run(&["schedule", "rm", "daily", "--yes"]).await);
     compare("enqueue", "", &run(&["enqueue", "a", "--id", "later", "--in", "1h"]).await);
     compare("status", "", &run(&["status", "later"]).await);
+    compare("why", "", &run(&["why", "later"]).await);
     let cancelled = run(&["schedule", "rm", "later", "--yes"]).await;
     compare("schedule rm", "Of a schedule that fires once", &cancelled);
 

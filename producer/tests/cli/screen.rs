@@ -41,6 +41,7 @@ async fn every_table_fits_a_terminal_of_40_columns_and_ids_stay_whole() {
         &["events", "--key", "k"],
         &["queues"],
         &["status", "a"],
+        &["why", "a"],
         &["workers"],
     ] {
         for columns in [40, 80, 200] {

@@ -87,6 +87,7 @@ async fn each_role_does_its_work() {
     for args in [
         &["status", "fine"][..],
         &["events", "fine"],
+        &["why", "fine"],
         &["queues"],
         &["workers"],
         &["dlq", "list"],
@@ -98,6 +99,16 @@ async fn each_role_does_its_work() {
         let said = g.surety("reader", args).await.exits(0);
         assert!(!said.out.is_empty(), "{args:?}");
     }
+    // A producer asks the reaper, and cancels, over NATS alone.
+    let (plain, _) = g.nats("producer").await;
+    let ask = async |id: &str, body: &'static str| {
+        let reply = plain.request(format!("surety.control.job.{id}"), body.into()).await.unwrap();
+        serde_json::from_slice::<serde_json::Value>(&reply.payload).unwrap()
+    };
+    assert_eq!(ask("fine", r#"{"op":"status"}"#).await["answer"]["status"], "done");
+    assert_eq!(ask("fine", r#"{"op":"why"}"#).await["answer"]["gate"]["code"], "ended");
+    assert_eq!(ask("fine", r#"{"op":"cancel"}"#).await["answer"]["result"], "already_ended");
+    assert_eq!(ask("nobody", r#"{"op":"status"}"#).await["error"]["code"], "unknown_job");
     // The operator takes the dead letter up again, cancels what waits, and clears up.
     g.surety("operator", &["dlq", "replay", "broken"]).await.exits(0);
     wait("the replay to fail too", async || {
@@ -209,7 +220,7 @@ const MAY_PUBLISH: &[(&str, &str)] = &[
     ("surety.dlq.default.x", "wro"),
     ("surety.receipts.default", "wro"),
     ("surety.notify.me", "wro"),
-    ("surety.control.job.x", "o"),
+    ("surety.control.job.x", "po"),
     ("surety.control.session.x", "ro"),
     ("$JS.ACK.SURETY_JOBS.default.1.1.1.1.0", "wro"),
     ("$JS.ACK.SURETY_SCHED.default.1.1.1.1.0", "wro"),
@@ -242,7 +253,7 @@ const MAY_PUBLISH: &[(&str, &str)] = &[
     ("$JS.API.DIRECT.GET.SURETY_JOBS", "wrso"),
     ("$JS.API.DIRECT.GET.SURETY_DLQ", "so"),
     ("$JS.API.DIRECT.GET.SURETY_RECEIPTS", "ro"),
-    ("$JS.API.DIRECT.GET.SURETY_EVENTS", "ro"),
+    ("$JS.API.DIRECT.GET.SURETY_EVENTS", "rso"),
     ("$JS.API.DIRECT.GET.SURETY_ADVISORIES", "ro"),
     ("_INBOX_producer.x", ""),
 ];

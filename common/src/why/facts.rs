@@ -1,0 +1,75 @@
+//! What is known of one job at one moment, from wherever it was read. Times are milliseconds of the store's clock.
+
+use crate::{
+    broker::queues::LaneState,
+    domain::JobId,
+    store::{Record, SessionInfo},
+    view::JobView,
+    wire::event::Event,
+};
+
+/// The session that a record names as its owner.
+#[derive(Debug, Clone, PartialEq)]
+pub struct OwnerFacts {
+    /// `None`: what it said of itself is gone, or does not decode.
+    pub info: Option<SessionInfo>,
+    /// When its lease ends unless renewed; `None`: the store does not know the session any more.
+    pub expires_ms: Option<u64>,
+}
+
+/// The consumer that should hand the job to a worker, and the workers.
+#[derive(Debug, Clone, PartialEq)]
+pub struct QueueFacts {
+    pub lane: LaneState,
+    /// Live workers that pull from the queue.
+    pub workers: u64,
+    /// Their slots, and how many of them are taken. A worker that did not say its slots counts as none.
+    pub slots: u64,
+    pub busy: u64,
+}
+
+/// The message that carries the job.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CarrierFacts {
+    /// `STREAM:sequence`.
+    pub name: String,
+    /// `None` where it is gone.
+    pub message: Option<MessageFacts>,
+}
+
+/// A message as the broker has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MessageFacts {
+    pub subject: String,
+    pub stored_ms: u64,
+    /// It was given to a worker at least once; `None`: that cannot be told.
+    pub is_delivered: Option<bool>,
+    /// Messages of its queue that will be delivered before it; `None` where it was delivered.
+    pub ahead: Option<u64>,
+}
+
+/// Everything that was found out.
+#[derive(Debug, Clone)]
+pub struct Facts {
+    pub id: JobId,
+    pub now_ms: u64,
+    pub view: JobView,
+    /// `None`: the store has none.
+    pub record: Option<Record>,
+    /// Why the store takes no claims now, if it does not.
+    pub store_closed: Option<String>,
+    pub owner: Option<OwnerFacts>,
+    /// `None` where it was not asked for: nothing of it could hold the job.
+    pub queue: Option<QueueFacts>,
+    pub carrier: Option<CarrierFacts>,
+    /// The last entry of the job still waits in the outbox.
+    pub is_unjournaled: bool,
+    /// Its events, in the order of their revisions; the last ones, where there are many.
+    pub events: Vec<Event>,
+    /// More events came before.
+    pub is_cut: bool,
+    /// How long an attempt may go on past its time limit before it is taken from its worker.
+    pub overstay_ms: u64,
+    /// What could not be found out, and why.
+    pub unknown: Vec<String>,
+}

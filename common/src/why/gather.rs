@@ -1,0 +1,234 @@
+//! Reading what [`super::explain`] judges. Each source that fails is told as unknown, but for the record: without it there is
+//! nothing to explain.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use super::{
+    CarrierFacts, Facts, MessageFacts, OwnerFacts, QueueFacts, Why,
+    explain::{EVENTS_SHOWN, explain},
+};
+use crate::{
+    broker::place::Carrier,
+    connect::Connected,
+    domain::{JobId, QueueName, ids::SessionId},
+    lookup::{LookupError, Seen, find, journal_part},
+    store::{Record, StoreError},
+    view::JobView,
+    wire::event::Event,
+};
+
+/// Most events of one job that are kept for the list of its attempts.
+const ATTEMPT_EVENTS: usize = 400;
+
+/// Looks a job up and explains it; `None` when no source knows it. `overstay`: how long reapers let an attempt go on past its
+/// time limit. Errors: the record, or the search for the job, could not be read.
+pub async fn why(c: &Connected, id: &JobId, overstay: Duration) -> Result<Option<Why>, LookupError> {
+    Ok(gather(c, id, overstay).await?.map(explain))
+}
+
+/// Reads everything that is known of a job.
+pub async fn gather(c: &Connected, id: &JobId, overstay: Duration) -> Result<Option<Facts>, LookupError> {
+    let Some(seen) = find(c, id).await? else { return Ok(None) };
+    let (view, record) = match &seen {
+        Seen::Record(r) => {
+            let detail = c.store.detail(id).await?;
+            (JobView::of_record(id, r, detail.as_deref()), Some((**r).clone()))
+        }
+        Seen::Waiting(queue, m) => (JobView::of_carrier(id, queue, m), None),
+        Seen::Journal(e) => {
+            let newer = || LookupError::NewerRelease { id: id.clone(), status: e.status.clone() };
+            (JobView::of_event(id, e).ok_or_else(newer)?, None)
+        }
+    };
+    let mut f = Facts {
+        id: id.clone(),
+        now_ms: c.store.now_ms().await?,
+        view,
+        record,
+        store_closed: None,
+        owner: None,
+        queue: None,
+        carrier: None,
+        is_unjournaled: false,
+        events: Vec::new(),
+        is_cut: false,
+        overstay_ms: u64::try_from(overstay.as_millis()).unwrap_or(u64::MAX),
+        unknown: Vec::new(),
+    };
+    if let Some(r) = f.record.clone().filter(|r| r.status.is_running()) {
+        note(&mut f.unknown, "its owner", owner(c, id, &r).await, |o| f.owner = Some(o));
+    }
+    whereabouts(c, &mut f).await;
+    let (queue, from_ms) = journal_part(&seen);
+    let mut story =
+        Story { job: id.clone(), attempts: BTreeMap::new(), last: BTreeMap::new(), is_cut: false };
+    match c.broker.look_through_journal(queue.as_deref(), from_ms, |e| story.add(e)).await {
+        Ok(0) => {}
+        Ok(n) => f.unknown.push(format!("{n} journal messages held something unreadable")),
+        Err(e) => f.unknown.push(format!("its journal: {e}")),
+    }
+    (f.events, f.is_cut) = story.told();
+    if let Some(r) = f.record.clone().filter(|r| r.status.is_terminal() && !r.entry.is_empty()) {
+        let is_told = f.events.iter().any(|e| e.generation == r.generation && e.kind == "finished");
+        let p = c.store.keys().partition(id);
+        note(&mut f.unknown, "the outbox", c.store.has_entry(p, &r.entry).await, |is_there| {
+            // An entry is trimmed some time after it was journaled.
+            f.is_unjournaled = is_there && !is_told;
+        });
+    }
+    Ok(Some(f))
+}
+
+/// Takes what was read, or notes that it could not be.
+fn note<T, E: std::fmt::Display>(
+    unknown: &mut Vec<String>,
+    what: &str,
+    read: Result<T, E>,
+    take: impl FnOnce(T),
+) {
+    match read {
+        Ok(found) => take(found),
+        Err(e) => unknown.push(format!("{what}: {e}")),
+    }
+}
+
+async fn owner(c: &Connected, id: &JobId, r: &Record) -> Result<OwnerFacts, StoreError> {
+    let p = c.store.keys().partition(id);
+    let session = SessionId::new(&r.session).map_err(|e| StoreError::Decode(e.to_string()))?;
+    let info = c.store.session_info(p, &session).await?;
+    Ok(OwnerFacts {
+        info: info.as_deref().and_then(|i| serde_json::from_str(i).ok()),
+        expires_ms: c.store.lease(p, &session).await?,
+    })
+}
+
+/// The carrier, and what stands between it and a worker.
+async fn whereabouts(c: &Connected, f: &mut Facts) {
+    let (Some(name), Ok(queue)) = (f.view.carrier.clone(), QueueName::new(&f.view.queue)) else { return };
+    let Some(carrier) = Carrier::parse(&name) else { return };
+    if f.view.source == "schedule" {
+        // A schedule is no message of a queue yet.
+        let message = c.broker.carrier_message(&name).await;
+        note(&mut f.unknown, "its message", message, |m| {
+            let message = m.map(|m| MessageFacts {
+                subject: m.subject.to_string(),
+                stored_ms: m.stored_ms,
+                is_delivered: None,
+                ahead: None,
+            });
+            f.carrier = Some(CarrierFacts { name, message });
+        });
+        return;
+    }
+    let found = match c.broker.whereabouts(&queue, carrier).await {
+        Ok(Some(found)) => found,
+        Ok(None) => return,
+        Err(e) => {
+            f.unknown.push(format!("its message and its queue: {e}"));
+            return;
+        }
+    };
+    f.carrier = Some(CarrierFacts {
+        name,
+        message: found.message.map(|m| MessageFacts {
+            subject: m.subject.to_string(),
+            stored_ms: m.stored_ms,
+            is_delivered: found.is_delivered,
+            ahead: found.ahead,
+        }),
+    });
+    let is_waiting = f.record.as_ref().is_none_or(|r| !r.status.is_terminal() && !r.status.is_running());
+    if !is_waiting || f.view.is_terminal {
+        return;
+    }
+    let now = f.now_ms;
+    note(&mut f.unknown, "the workers", c.store.crew().await, |crew| {
+        let mut q = QueueFacts { lane: found.lane, workers: 0, slots: 0, busy: 0 };
+        let alive = crew.iter().filter(|m| m.expires_ms > now);
+        for (m, info) in alive.filter_map(|m| Some((m, m.info.as_ref()?))) {
+            if info.serves(queue.as_str()) == Some(true) {
+                let slots = info.slots.unwrap_or(0);
+                (q.workers, q.slots, q.busy) = (q.workers + 1, q.slots + slots, q.busy + m.n_held.min(slots));
+            }
+        }
+        f.queue = Some(q);
+    });
+}
+
+/// The events of one job that are worth keeping: those of attempts, and the last ones.
+struct Story {
+    job: JobId,
+    attempts: BTreeMap<(u64, u32), Event>,
+    last: BTreeMap<(u64, u32), Event>,
+    is_cut: bool,
+}
+
+impl Story {
+    fn add(&mut self, e: Event) {
+        if e.job != self.job.as_str() {
+            return;
+        }
+        // A relayed copy has the same revision and generation.
+        let key = (e.rev, e.generation);
+        let is_of_attempt = matches!(
+            e.kind.as_str(),
+            "started" | "attempt_failed" | "lost" | "released" | "deferred" | "finished" | "cancel_requested"
+        );
+        if is_of_attempt {
+            self.attempts.insert(key, e.clone());
+            if self.attempts.len() > ATTEMPT_EVENTS {
+                self.attempts.pop_first();
+            }
+        }
+        self.last.insert(key, e);
+        if self.last.len() > EVENTS_SHOWN {
+            self.last.pop_first();
+            self.is_cut = true;
+        }
+    }
+
+    fn told(mut self) -> (Vec<Event>, bool) {
+        self.attempts.append(&mut self.last);
+        (self.attempts.into_values().collect(), self.is_cut)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::broker::BrokerError;
+
+    fn event(rev: u64, kind: &str) -> Event {
+        let text = format!(
+            r#"{{"v":1,"job":"a","gen":1,"rev":{rev},"kind":"{kind}","at":"2026-11-21T08:00:00.000Z","queue":"q",
+                "type":"t","status":"running","contract":"acked","attempt":1,"epoch":1}}"#
+        );
+        serde_json::from_str(&text).unwrap()
+    }
+
+    #[test]
+    fn a_long_story_keeps_its_attempts_and_its_end() {
+        let mut s = Story {
+            job: JobId::new("a").unwrap(),
+            attempts: BTreeMap::new(),
+            last: BTreeMap::new(),
+            is_cut: false,
+        };
+        s.add(event(1, "started"));
+        for rev in (2..1000).chain(2..1000) {
+            s.add(event(rev, "progress"));
+        }
+        s.add(Event { job: "b".into(), ..event(1, "lost") });
+        let (events, is_cut) = s.told();
+        assert!(is_cut);
+        let revs: Vec<u64> = events.iter().map(|e| e.rev).collect();
+        assert_eq!(revs, std::iter::once(1).chain(980..1000).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn what_could_not_be_read_is_noted() {
+        let mut unknown = Vec::new();
+        note(&mut unknown, "x", Err::<(), _>(BrokerError::Unfit("no".into())), |()| ());
+        assert_eq!(unknown, ["x: no"]);
+    }
+}

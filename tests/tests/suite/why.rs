@@ -1,0 +1,177 @@
+//! `surety why`: one answer with everything that a person asks about a job that is stuck.
+
+use std::time::Duration;
+
+use serde_json::Value;
+use surety_common::domain::Status;
+use surety_tests::{
+    witness::Witness,
+    world::{World, wait},
+};
+
+async fn why(world: &World, id: &str) -> Value {
+    world.ask(&["why", id]).await
+}
+
+// Shows: I-01
+#[tokio::test]
+async fn one_call_says_why_a_job_is_stuck() {
+    let witness = Witness::default();
+    let body = "echo 'to stdout'; echo 'it broke' >&2; exit 3";
+    let world = World::with(&witness.handler("fails", body)).await;
+    let c = world.connect().await;
+    let _worker = world.worker(&[], &[]);
+    let job = r#"{"type":"fails","key":"k","summary":"Public words","retry":{"max_retries":3,"backoff":["100ms","1h"]}}"#;
+    world.publish("default", "a", job).await;
+    let r = world.until(&c, "a", |r| r.status == Status::RetryWait && r.charged == 2).await;
+    wait("the journal to have it", async || {
+        why(&world, "a").await["attempts"]
+            .as_array()
+            .is_some_and(|a| a.len() == 2 && a[1]["end"] == "attempt_failed")
+    })
+    .await;
+    let w = why(&world, "a").await;
+    // State, error, retry count.
+    let j = &w["job"];
+    assert_eq!(
+        (&j["status"], &j["error_code"], &j["key"]),
+        (&"retry_wait".into(), &"exit_code".into(), &"k".into())
+    );
+    assert_eq!((&j["charged"], &j["max_retries"], &j["attempt"]), (&2.into(), &3.into(), &2.into()));
+    // What holds it, and until when.
+    assert_eq!(w["gate"]["code"], "not_due", "{w}");
+    let until: jiff::Timestamp = w["gate"]["until"].as_str().unwrap().parse().unwrap();
+    assert_eq!(until.as_millisecond() as u64, r.due_ms);
+    // Attempts, with the error of each and the output of the last.
+    let a = w["attempts"].as_array().unwrap();
+    for one in a {
+        assert_eq!(one["error_code"], "exit_code");
+        assert!(one["message"].as_str().unwrap().contains("exit code 3: it broke"), "{one}");
+        assert!(one["started_at"].is_string() && one["ended_at"].is_string() && one["session"].is_string());
+    }
+    assert_eq!((&a[1]["stderr_tail"][0], &a[1]["stdout_tail"][0]), (&"it broke".into(), &"to stdout".into()));
+    // Contract, receipt, deadlines, locks, journal, and the broker's view of its message.
+    let p = &w["promise"];
+    assert_eq!(
+        (&p["contract"], &p["receipt"], &p["summary"]),
+        (&"acked".into(), &"none".into(), &"Public words".into())
+    );
+    assert!(
+        w["deadlines"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .any(|d| d["what"].as_str().unwrap().contains("finish deadline"))
+    );
+    assert_eq!(w["locks"], serde_json::json!([]));
+    assert_eq!(w["events"].as_array().unwrap().last().unwrap()["kind"], "attempt_failed");
+    let m = &w["carrier"];
+    assert_eq!(
+        (&m["stream"], &m["is_there"], &m["is_delivered"]),
+        (&"JOBS".into(), &true.into(), &true.into())
+    );
+    assert_eq!(m["subject"], "surety.jobs.default.a");
+    assert_eq!(w["unknown"], serde_json::json!([]));
+    // The same for people.
+    let said = world.surety(&["why", "a"]).await.exits(0).out;
+    for part in
+        ["held by", "not_due", "it broke", "stderr of attempt 2", "last events", "surety.jobs.default.a"]
+    {
+        assert!(said.contains(part), "{part:?} is not in:\n{said}");
+    }
+}
+
+// Shows: I-01
+#[tokio::test]
+async fn an_owner_is_told_with_host_process_and_the_age_of_its_renewal() {
+    let witness = Witness::default();
+    let world = World::with(&witness.handler("long", "exec sleep 60")).await;
+    let _c = world.connect().await;
+    let mut worker = world.worker(&[], &[]);
+    world.publish("default", "a", r#"{"type":"long"}"#).await;
+    witness.started("a", 1).await;
+    let w = why(&world, "a").await;
+    assert_eq!(w["gate"]["code"], "running", "{w}");
+    let o = &w["owner"];
+    assert_eq!((&o["pid"], &o["is_expired"]), (&worker.pid().into(), &false.into()));
+    assert!(o["host"].is_string() && o["renewed_ms"].as_u64().unwrap() < 2000, "{o}");
+    assert_eq!(w["attempts"][0]["end"], "running");
+    worker.kill9().await;
+    wait("its lease to be over", async || why(&world, "a").await["gate"]["code"] == "owner_lost").await;
+    let w = why(&world, "a").await;
+    assert_eq!(w["owner"]["is_expired"], true);
+    assert!(w["gate"]["then"].as_str().unwrap().contains("reaper"), "{w}");
+}
+
+// Shows: I-01
+#[tokio::test]
+async fn a_job_that_no_worker_has_seen_is_explained_from_its_queue() {
+    let witness = Witness::default();
+    let world = World::with(&witness.handler("long", "until [ -e $W.go ]; do sleep 0.05; done")).await;
+    let c = world.connect().await;
+    for id in ["a", "b", "d"] {
+        world.publish("default", id, r#"{"type":"long"}"#).await;
+    }
+    // What is addressed to nobody in particular stands in the same queue.
+    let js = async_nats::jetstream::new(world.plain().await);
+    js.publish("surety.jobs.default", r#"{"type":"noop"}"#.into()).await.unwrap().await.unwrap();
+    let w = why(&world, "d").await;
+    assert_eq!((&w["gate"]["code"], &w["carrier"]["ahead"]), (&"no_worker".into(), &2.into()), "{w}");
+    let _worker = world.worker(&["--slots", "1", "--queues", "default"], &[]);
+    world.status(&c, "a", Status::Running).await;
+    wait("the slot to be taken", async || why(&world, "d").await["gate"]["code"] == "no_free_slot").await;
+    let w = why(&world, "d").await;
+    assert_eq!(w["also"][0]["code"], "queued", "{w}");
+    // Another queue, paused; then without its consumer.
+    let nats = world.plain().await;
+    let consumer = async |verb: &str, body: &'static str| {
+        nats.request(format!("$JS.API.CONSUMER.{verb}.SURETY_JOBS.critical"), body.into()).await.unwrap()
+    };
+    consumer("PAUSE", r#"{"pause_until":"2100-01-01T00:00:00Z"}"#).await;
+    world.publish("critical", "p", r#"{"type":"noop"}"#).await;
+    let w = why(&world, "p").await;
+    assert_eq!(w["gate"]["code"], "consumer_paused", "{w}");
+    let until = w["gate"]["until"].as_str().unwrap();
+    assert!(until.starts_with("2100-01-01T") || until.starts_with("2099-12-31T"), "{w}");
+    consumer("DELETE", "").await;
+    assert_eq!(why(&world, "p").await["gate"]["code"], "consumer_missing");
+    // Nobody knows it.
+    let said = world.surety(&["why", "nobody"]).await.exits(1);
+    assert!(said.err.contains("unknown job nobody"), "{}", said.err);
+    witness.touch("go");
+}
+
+// Shows: I-01, C-14
+#[tokio::test]
+async fn a_receipt_that_does_not_surface_is_what_holds_an_ended_job() {
+    let world = World::start().await;
+    let c = world.connect().await;
+    let _worker = world.worker(&[], &[]);
+    world.publish("default", "a", r#"{"type":"noop","notify":{"subject":"surety.notify.nobody"}}"#).await;
+    world.ended(&c, "a").await;
+    wait("a try", async || why(&world, "a").await["promise"]["tries"].as_u64() > Some(0)).await;
+    let w = why(&world, "a").await;
+    assert_eq!((&w["job"]["status"], &w["gate"]["code"]), (&"done".into(), &"receipt_pending".into()), "{w}");
+    let p = &w["promise"];
+    assert_eq!((&p["receipt"], &p["requester"]), (&"pending".into(), &"surety.notify.nobody".into()));
+    assert!(p["last_error"].is_string(), "{p}");
+}
+
+#[tokio::test]
+async fn a_job_whose_record_is_gone_is_explained_from_the_journal() {
+    let world = World::with("[reaper]\nkeep = \"100ms\"").await;
+    let c = world.connect().await;
+    let _worker = world.worker(&[], &[]);
+    world.publish("default", "a", r#"{"type":"noop"}"#).await;
+    world.ended(&c, "a").await;
+    let _reaper = world.reaper(&[]);
+    let id = "a".parse().unwrap();
+    wait("its record to be deleted", async || c.store.record(&id).await.unwrap().is_none()).await;
+    tokio::time::timeout(Duration::from_secs(20), async {
+        let w = why(&world, "a").await;
+        assert_eq!((&w["gate"]["code"], &w["job"]["source"]), (&"ended".into(), &"journal".into()), "{w}");
+        assert_eq!(w["attempts"][0]["end"], "done", "{w}");
+    })
+    .await
+    .unwrap();
+}
