@@ -142,7 +142,7 @@ fn namespace(s: &Settings) -> Result<Namespace, ConnectError> {
 }
 
 /// Connects to both servers, refuses those that may lose jobs or records, and opens the data set that belongs to `JOBS`.
-/// The data set of a fresh Redis is created here (a wiped one is not told from a fresh one yet: `docs/guarantees.md`).
+/// The data set of a fresh Redis is created here; one that has lost something gets its gate closed ([`crate::loss`]).
 /// A worker and a reaper look at streams, consumers and permissions too, and log what is wrong and can be lived with.
 pub async fn connect(s: &Settings, name: &str, role: Role) -> Result<Connected, ConnectError> {
     let broker = broker(s, name).await?;
@@ -201,11 +201,16 @@ async fn open(
         findings.iter().for_each(log);
     }
     match access {
-        Access::Work => store.open(&found.jobs_created, true).await?,
+        Access::Work => crate::loss::open(&store, &broker, &found, facts.role).await?,
         Access::Look => store.look(&found.jobs_created).await?,
     }
     let publisher = Publisher::start(&broker).await?;
-    let relay = Relay::new(store.clone(), broker.clone(), publisher.clone());
+    let relay = Relay::new(
+        store.clone(),
+        broker.clone(),
+        publisher.clone(),
+        s.lease.ttl.saturating_sub(s.lease.margin),
+    );
     Ok(Connected { broker, publisher, store, relay, found })
 }
 

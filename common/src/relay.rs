@@ -3,6 +3,12 @@
 //! Worker, reaper and CLI all use this one; a copy that two of them publish has one message id, so the stream keeps one. An
 //! entry is confirmed when its journal message is stored and the receipts of its outcomes are: whoever repeats it publishes
 //! both again.
+//!
+//! An entry counts only if it is stored before its data set is given up (`docs/redis-loss.md`). A data set that answered at
+//! some moment is not given up within the trust that a lease is given, so what is stored by then counts; later, the store is
+//! asked once more.
+
+use std::time::Duration;
 
 use crate::{
     broker::{
@@ -11,6 +17,7 @@ use crate::{
         publish::{Pending, Publisher},
         receipts::Outgoing,
     },
+    clock::boot_ms,
     fault,
     pace::{Pace, Transient},
     store::{OutboxEntry, OutboxReceipt, Store},
@@ -23,6 +30,8 @@ pub struct Relay {
     store: Store,
     broker: Broker,
     publisher: Publisher,
+    /// How long after a data set has answered what it wrote counts, whatever becomes of it.
+    trust_ms: u64,
 }
 
 /// What an entry is published as.
@@ -42,9 +51,10 @@ impl Part<'_> {
 }
 
 impl Relay {
-    /// A relay between these two.
-    pub fn new(store: Store, broker: Broker, publisher: Publisher) -> Self {
-        Self { store, broker, publisher }
+    /// A relay between these two. `trust`: `lease.ttl` without `lease.margin`.
+    pub fn new(store: Store, broker: Broker, publisher: Publisher, trust: Duration) -> Self {
+        let trust_ms = u64::try_from(trust.as_millis()).unwrap_or(0);
+        Self { store, broker, publisher, trust_ms }
     }
 
     async fn send(&self, part: Part<'_>) -> Result<Pending, BrokerError> {
@@ -55,13 +65,14 @@ impl Relay {
     }
 
     async fn send_journal(&self, p: u32, e: &OutboxEntry) -> Result<Pending, BrokerError> {
-        let message_id = format!("{}-{p}-{}", self.store.incarnation(p), e.id);
+        let message_id = format!("{}-{p}-{}", e.origin.incarnation, e.id);
         let entry = Entry { message_id, suffix: &e.suffix, body: &e.body, ended: &e.ended, commit: e.commit };
         self.broker.journal(&self.publisher, &entry).await
     }
 
     /// Publishes entries of a partition and waits until each is stored; stored ones are trimmed with the store's next call.
-    /// The error is that of the last entry that failed for good or for longer than `patience`; the others went on.
+    /// The error is that of the last entry that failed for good or for longer than `patience`; the others went on. `Outlived`:
+    /// their data set was lost meanwhile, or cannot be asked; nobody may act as if they were journaled.
     pub async fn publish(&self, p: u32, entries: &[OutboxEntry], patience: Pace) -> Result<(), BrokerError> {
         // All are sent before the first is awaited: one round trip for the lot.
         let mut sent = Vec::with_capacity(entries.len());
@@ -81,6 +92,11 @@ impl Relay {
                     failed = Some(error);
                 }
             }
+        }
+        // Ordering: nobody is told of an outcome that does not count.
+        if !self.counts(p, entries).await {
+            stored.clear();
+            failed = Some(BrokerError::Outlived);
         }
         // Nearly all entries have none, and pay nothing for those that do.
         if entries.iter().any(|e| !e.receipts.is_empty())
@@ -137,6 +153,26 @@ impl Relay {
         self.broker.send_receipt(&self.publisher, receipt).await
     }
     /// Waits until a part is stored; what may go away by itself is sent again while the patience lasts.
+    fn is_trusted(&self, e: &OutboxEntry) -> bool {
+        boot_ms() <= e.origin.asked_ms + self.trust_ms
+    }
+
+    /// Whether what was stored by now counts.
+    async fn counts(&self, p: u32, entries: &[OutboxEntry]) -> bool {
+        let mut late = entries.iter().filter(|e| !self.is_trusted(e)).map(|e| &e.origin.incarnation);
+        let Some(incarnation) = late.next() else { return true };
+        if late.any(|i| i != incarnation) {
+            return false;
+        }
+        match self.store.is_still(p, incarnation).await {
+            Ok(is_still) => is_still,
+            Err(error) => {
+                tracing::warn!(%error, "the store cannot be asked whether journal entries still count");
+                false
+            }
+        }
+    }
+
     async fn settle(
         &self,
         part: Part<'_>,
@@ -161,6 +197,13 @@ impl Relay {
             let Some(delay) = delays.next_delay() else { return Err(error) };
             tracing::debug!(entry = part.entry(), %error, "publish failed, trying again");
             tokio::time::sleep(delay).await;
+            // Nobody reads what comes after the end of its data set.
+            if let Part::Journal(p, e) = part
+                && !self.is_trusted(e)
+                && self.store.data_set(p) != e.origin.incarnation
+            {
+                return Err(BrokerError::Outlived);
+            }
             pending = self.send(part).await;
         }
     }

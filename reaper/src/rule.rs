@@ -1,11 +1,13 @@
 //! What a rule is.
 
-use std::{future::Future, pin::Pin};
+use std::{future::Future, pin::Pin, time::Duration};
 
 use surety_common::{
     broker::BrokerError, config::Settings, connect::Connected, pace::Transient, recover::RecoverError,
     store::StoreError,
 };
+
+use crate::service::STEP_LIMIT;
 
 /// What a rule may use.
 pub struct Context {
@@ -75,6 +77,11 @@ pub trait Rule: Send + Sync {
     /// What its next step would do, and why. Writes nothing, nowhere: also nothing that its steps remember.
     fn look<'a>(&'a self, context: &'a Context) -> Look<'a>;
 
-    /// One bounded step.
+    /// Longest that one step may take before it counts as timed out and its batch is halved.
+    fn limit(&self) -> Duration {
+        STEP_LIMIT
+    }
+
+    /// One bounded step. It may be dropped at any point: by its limit, or where the reaper stops and it is a long one.
     fn step<'a>(&'a self, context: &'a Context) -> Step<'a>;
 }

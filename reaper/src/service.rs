@@ -38,7 +38,8 @@ impl StartError {
     }
 }
 
-/// Longest that one step may take before it counts as timed out and its batch is halved.
+/// Longest that one step may take before it counts as timed out and its batch is halved. One that may take longer is not
+/// waited for at a stop.
 pub(crate) const STEP_LIMIT: Duration = Duration::from_secs(30);
 
 /// A reaper that runs.
@@ -86,7 +87,11 @@ async fn run(rule: Arc<dyn Rule>, mut context: Context, meter: Meter, stop: Canc
     let tick = context.settings.reaper.tick;
     loop {
         let started = Instant::now();
-        let step = tokio::time::timeout(STEP_LIMIT, rule.step(&context)).await;
+        let step = tokio::time::timeout(rule.limit(), rule.step(&context));
+        let step = tokio::select! {
+            step = step => step,
+            () = stop.cancelled(), if rule.limit() > STEP_LIMIT => return,
+        };
         meter.step(started, &step);
         let again = match step {
             Ok(Ok(done)) => {

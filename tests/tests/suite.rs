@@ -34,6 +34,7 @@ mod suite {
     mod provisioning;
     mod reaper;
     mod receipts;
+    mod redis_loss;
     mod retention;
     mod schedules;
     mod scripts;

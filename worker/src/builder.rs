@@ -7,8 +7,8 @@ use surety_common::{
     config::Settings,
     connect::{ConnectError, Connected, connect},
     doctor::Role,
-    domain::TypeName,
-    recover::{RecoverError, lost_session},
+    domain::{TypeName, ids::SessionId},
+    recover::{RecoverError, Recovered, lost_session},
     store::StoreError,
     telemetry::{ListenError, Server},
     tell::SubjectSink,
@@ -26,9 +26,9 @@ use crate::{
     meter::Meters,
     ready::Ready,
     reports::ReportGroups,
-    session::{self, OpenError},
+    session::{self, OpenError, Session},
     shared::{AnyHandler, Shared},
-    state::LocalState,
+    state::{LocalState, SessionFolder},
 };
 
 /// A keeper on a busy machine may take this long to answer, whatever the lease is.
@@ -160,12 +160,7 @@ impl WorkerBuilder {
             abort: CancellationToken::new(),
             tracker: TaskTracker::new(),
         });
-        let (first, folder) = session::open(&w).await.map_err(|e| match e {
-            OpenError::Store(e) => StartError::Store(e),
-            OpenError::State(source) => {
-                StartError::State { path: PathBuf::from(&w.settings.worker.state_dir), source }
-            }
-        })?;
+        let (first, folder) = first_session(&w).await?;
         w.session.send_replace(Some(first.clone()));
         let background = CancellationToken::new();
         let services = TaskTracker::new();
@@ -195,13 +190,51 @@ async fn recover(c: &Connected, state: &LocalState, settings: &Settings) -> Resu
             tracing::warn!(job_id = a.job, epoch = a.epoch, killed, "left over from a dead worker");
         }
         for p in 0..c.store.keys().partitions() {
-            c.store.expire_session(p, &left.session).await?;
-            while lost_session(c, p, &left.session, 100).await?.is_partial {}
+            while take_back(c, p, &left.session).await?.is_none_or(|r| r.is_partial) {}
         }
         tracing::info!(session = %left.session, attempts = left.attempts.len(), "earlier session reconciled");
         left.clear().map_err(failed)?;
     }
     Ok(())
+}
+
+/// Takes attempts of a dead session back. `None`: the store is being rebuilt; after a pause the caller asks again, because only
+/// what is restored can be taken back.
+async fn take_back(c: &Connected, p: u32, session: &SessionId) -> Result<Option<Recovered>, StartError> {
+    let expired = c.store.expire_session(p, session).await.map(drop).map_err(RecoverError::from);
+    let taken = match expired {
+        Ok(()) => lost_session(c, p, session, 100).await.map(Some),
+        Err(e) => Err(e),
+    };
+    match taken {
+        Err(RecoverError::Store(StoreError::Rebuilding)) => {
+            tokio::time::sleep(WHILE_REBUILDING).await;
+            Ok(None)
+        }
+        other => Ok(other?),
+    }
+}
+
+/// How often a worker that starts asks whether the store is rebuilt.
+const WHILE_REBUILDING: Duration = Duration::from_millis(500);
+
+/// Opens the first session.
+async fn first_session(w: &Arc<Shared>) -> Result<(Arc<Session>, Option<SessionFolder>), StartError> {
+    loop {
+        return match session::open(w).await {
+            // This call found out that the data set is another one by now.
+            Err(OpenError::Store(StoreError::Rebuilding)) => {
+                tokio::time::sleep(WHILE_REBUILDING).await;
+                continue;
+            }
+            Err(OpenError::Store(e)) => Err(StartError::Store(e)),
+            Err(OpenError::State(source)) => {
+                let path = PathBuf::from(&w.settings.worker.state_dir);
+                Err(StartError::State { path, source })
+            }
+            Ok(opened) => Ok(opened),
+        };
+    }
 }
 
 /// A worker that runs.

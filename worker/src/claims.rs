@@ -61,6 +61,13 @@ pub(crate) async fn claim(w: Arc<Shared>, p: u32, jobs: Vec<InHand>, permit: Own
                     j.held.settle(Settle::Nak(Duration::ZERO)).await;
                 }
             }
+            Err(StoreError::Rebuilding) => {
+                tracing::debug!(jobs = jobs.len(), "the store is being rebuilt; the jobs are given back");
+                for j in jobs {
+                    w.meters.deferred(&j.held.queue, Reason::Rebuilding);
+                    j.held.settle(Settle::Nak(w.settings.lease.margin)).await;
+                }
+            }
             Err(e) => {
                 tracing::warn!(jobs = jobs.len(), error = %e, "claim failed; the jobs are given back");
                 for j in jobs {

@@ -6,7 +6,7 @@ use std::{
 };
 
 use surety_common::{
-    broker::dead::Obituary,
+    broker::{BrokerError, dead::Obituary},
     domain::{ErrorCode, Status, ids::SessionId},
     fault,
     pace::Pace,
@@ -78,10 +78,17 @@ pub(crate) async fn finish(w: Arc<Shared>, p: u32, done: Vec<Concluded>, permit:
     drop(permit);
     for (entries, done, replies) in later {
         let sent = Instant::now();
-        let is_journaled = w.c.relay.publish(p, &entries, Pace::call(JOURNAL_PATIENCE)).await.is_ok();
+        let published = w.c.relay.publish(p, &entries, Pace::call(JOURNAL_PATIENCE)).await;
         since(&w.meters.journal, sent);
+        if matches!(published, Err(BrokerError::Outlived)) {
+            // Their data set was lost with what they committed: nothing of it was decided. The next one is told the same.
+            for c in done {
+                again(&w, p, c, Some(StoreError::Rebuilding));
+            }
+            continue;
+        }
         fault::point("finish_journaled");
-        settle(&w, p, done, replies, is_journaled).await;
+        settle(&w, p, done, replies, published.is_ok()).await;
     }
 }
 
@@ -147,7 +154,9 @@ pub(crate) async fn alone(w: &Shared, p: u32, c: &mut Concluded, mut why: Option
         }
         if let Some(e) = why.take() {
             tracing::warn!(job_id = %c.item.id, error = %e, "finish failed, trying again");
-            let delay = delays.next_delay().unwrap_or_else(|| {
+            // A rebuild takes longer than any other failure, and ends.
+            let waits = matches!(e, StoreError::Rebuilding).then_some(w.settings.lease.renewal);
+            let delay = waits.or_else(|| delays.next_delay()).unwrap_or_else(|| {
                 if !is_given_up && gives_up(c.item.verdict, &e) {
                     is_given_up = true;
                     tracing::error!(job_id = %c.item.id, error = %e, alert = "status_write_failed", "{WRITE_FAILED}");
@@ -180,6 +189,7 @@ pub(crate) async fn alone(w: &Shared, p: u32, c: &mut Concluded, mut why: Option
 }
 
 /// Commits one finish. `true`: its journal entry is stored, so the carrier may be acked.
+/// Errors: `Rebuilding` also where it was committed to a data set that was lost before the journal had it.
 pub(crate) async fn finish_one(
     w: &Shared,
     p: u32,
@@ -188,10 +198,13 @@ pub(crate) async fn finish_one(
 ) -> Result<(FinishReply, bool), StoreError> {
     let answer = w.c.store.finish(p, session, &[item]).await?;
     fault::point("finish_committed");
-    let is_journaled = w.c.relay.publish(p, &answer.entries, Pace::call(JOURNAL_PATIENCE)).await.is_ok();
+    let published = w.c.relay.publish(p, &answer.entries, Pace::call(JOURNAL_PATIENCE)).await;
+    if matches!(published, Err(BrokerError::Outlived)) {
+        return Err(StoreError::Rebuilding);
+    }
     fault::point("finish_journaled");
     let reply = answer.results.into_iter().next();
-    Ok((reply.ok_or_else(|| StoreError::Decode("the reply has no result".into()))?, is_journaled))
+    Ok((reply.ok_or_else(|| StoreError::Decode("the reply has no result".into()))?, published.is_ok()))
 }
 
 /// What becomes of the carrier after a finish.

@@ -81,9 +81,11 @@ async fn pull(
         pullers.push(Puller::start(&w.c.broker, CarrierStream::Jobs, q, expires).await?);
     }
     let mut due = Due::start(w, queues).await?;
+    // While the store is being rebuilt nothing is claimed, so nothing more is asked for.
+    let mut is_open = w.c.store.is_open();
     loop {
         let outstanding: usize = pullers.iter().map(Puller::outstanding).sum();
-        let idle = slots.available_permits();
+        let idle = if *is_open.borrow_and_update() { slots.available_permits() } else { 0 };
         let spoken_for = due.ask(idle, outstanding, plan);
         let free = idle.saturating_sub(spoken_for + if queues.len() == 1 { outstanding } else { 0 });
         for ask in plan.next(free, outstanding, jitter) {
@@ -136,6 +138,8 @@ async fn pull(
                 }
             },
             () = w.freed.notified() => plan.on_freed(),
+            // The store is a part of `w`: its end is never seen here.
+            _ = is_open.changed() => plan.on_freed(),
             () = session.lost() => return Ok(()),
             () = w.draining.cancelled() => return Ok(()),
         }

@@ -40,6 +40,7 @@ names! {
         NewerVersion = "newer_version",
         NoSlot = "no_slot",
         SessionLost = "session_lost",
+        Rebuilding = "rebuilding",
         Unreadable = "unreadable",
         StoreError = "store_error",
     }

@@ -7,7 +7,7 @@
 use std::{
     collections::HashSet,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -17,7 +17,7 @@ use surety_common::{
     clock::boot_ms,
     domain::ids::SessionId,
     pace::Pace,
-    store::{FinishItem, SessionInfo, StoreError, Verdict, ops::parse_member},
+    store::{FinishItem, Renewed, SessionInfo, StoreError, Verdict, ops::parse_member},
     telemetry::metrics,
 };
 use tokio_util::sync::CancellationToken;
@@ -29,6 +29,8 @@ pub(crate) struct Session {
     pub(crate) id: Arc<SessionId>,
     trust_until: AtomicU64,
     lost: CancellationToken,
+    /// Incarnation of each partition's data set that knows it.
+    known_in: Mutex<Vec<Arc<str>>>,
 }
 
 impl Session {
@@ -130,11 +132,17 @@ pub(crate) async fn open(w: &Shared) -> Result<(Arc<Session>, Option<SessionFold
     let folder = w.state.as_ref().map(|s| s.open(&id)).transpose()?;
     let started = boot_ms();
     let info = info(w)?;
+    let mut known_in = Vec::new();
     for p in 0..w.c.store.keys().partitions() {
         w.c.store.open_session(p, &id, w.settings.lease.ttl, &info).await?;
+        known_in.push(w.c.store.data_set(p));
     }
-    let session =
-        Session { id: Arc::new(id), trust_until: AtomicU64::new(0), lost: CancellationToken::new() };
+    let session = Session {
+        id: Arc::new(id),
+        trust_until: AtomicU64::new(0),
+        lost: CancellationToken::new(),
+        known_in: Mutex::new(known_in),
+    };
     trust(w, &session, started);
     metrics::worker().sessions_opened.inc();
     tracing::info!(session = %session.id, "session opened");
@@ -210,7 +218,7 @@ async fn renew(w: &Arc<Shared>, session: &Session, suspects: &mut HashSet<String
     let mut found = HashSet::new();
     for p in 0..w.c.store.keys().partitions() {
         let running = w.running_in(p);
-        let answer = w.c.store.renew(p, &session.id, w.settings.lease.ttl, &running).await?;
+        let answer = renew_in(w, session, p, &running).await?;
         for member in answer.fenced {
             if let Some((id, epoch)) = parse_member(&member) {
                 // It may have been finished between the snapshot and the call: then there is nothing to fence any more.
@@ -249,6 +257,35 @@ async fn renew(w: &Arc<Shared>, session: &Session, suspects: &mut HashSet<String
         }
     }
     *suspects = found;
+    Ok(())
+}
+
+/// Renews in one partition. Where its data set was lost, the session is opened again in the one that is being rebuilt, so
+/// that its attempts go on; too late for that, it is lost.
+async fn renew_in(w: &Shared, session: &Session, p: u32, running: &[String]) -> Result<Renewed, StoreError> {
+    let ttl = w.settings.lease.ttl;
+    open_again(w, session, p).await?;
+    match w.c.store.renew(p, &session.id, ttl, running).await {
+        // This very call found it out.
+        Err(StoreError::Rebuilding) => {
+            open_again(w, session, p).await?;
+            w.c.store.renew(p, &session.id, ttl, running).await
+        }
+        other => other,
+    }
+}
+
+async fn open_again(w: &Shared, session: &Session, p: u32) -> Result<(), StoreError> {
+    let incarnation = w.c.store.data_set(p);
+    let is_known = |known: &Vec<Arc<str>>| known.get(p as usize).is_some_and(|k| *k == incarnation);
+    if is_known(&session.known_in.lock().unwrap_or_else(PoisonError::into_inner)) {
+        return Ok(());
+    }
+    w.c.store.reopen_session(p, &session.id, w.settings.lease.ttl, &info(w)?).await?;
+    tracing::warn!(session = %session.id, partition = p, attempts = w.running_in(p).len(), "session opened again in the data set that is rebuilt");
+    if let Some(k) = session.known_in.lock().unwrap_or_else(PoisonError::into_inner).get_mut(p as usize) {
+        *k = incarnation;
+    }
     Ok(())
 }
 

@@ -9,7 +9,7 @@ use async_nats::jetstream::{
 use futures::StreamExt;
 use tokio::time::Instant;
 
-use super::{Broker, BrokerError};
+use super::{Broker, BrokerError, barrier::Barriers};
 use crate::{
     domain::QueueName,
     pace::Transient,
@@ -58,6 +58,7 @@ pub struct Follow {
     subjects: Vec<String>,
     /// First message not read yet.
     next: DeliverPolicy,
+    barriers: Barriers,
     messages: Option<pull::Stream>,
     is_lost: bool,
 }
@@ -88,12 +89,16 @@ impl Broker {
             Part::Open => &[""],
         };
         let subject = |queue: &str, suffix: &str| self.names().event_subject(&format!("{queue}{suffix}"));
-        let subjects = names.iter().flat_map(|q| suffixes.iter().map(|s| subject(q, s))).collect();
+        let mut subjects: Vec<_> =
+            names.iter().flat_map(|q| suffixes.iter().map(|s| subject(q, s))).collect();
+        subjects.push(self.names().barrier_subject("*"));
+        let barriers = if from == From::Start { Barriers::default() } else { self.barriers().await? };
         let mut follow = Follow {
             broker: self.clone(),
             stream: self.names().events(),
             subjects,
             next,
+            barriers,
             messages: None,
             is_lost: false,
         };
@@ -192,7 +197,7 @@ impl Follow {
         match sequence {
             Ok((n, m)) => {
                 self.next = DeliverPolicy::ByStartSequence { start_sequence: n + 1 };
-                Ok(Some(m))
+                Ok(self.barriers.admit(n, m.headers.as_ref()).then_some(m))
             }
             Err(e) => {
                 self.messages = None;

@@ -5,11 +5,14 @@ use bytes::Bytes;
 
 use super::{
     Broker, BrokerError,
+    barrier::{self, Barriers},
     endings::Start,
     publish::{Pending, Publisher},
-    scan::{Place, Scan},
+    pull::Delivery,
+    scan::{Place, Scan, Since},
 };
 use crate::{
+    pace::{Pace, retry},
     telemetry::metrics::shared,
     wire::{event, headers},
 };
@@ -57,6 +60,17 @@ impl Broker {
         }
         let subject = self.names().event_subject(entry.suffix);
         publisher.send(subject, h, Bytes::copy_from_slice(entry.body.as_bytes())).await
+    }
+
+    /// Publishes an entry and waits until it is stored.
+    pub async fn journal_now(
+        &self,
+        publisher: &Publisher,
+        entry: &Entry<'_>,
+        patience: Pace,
+    ) -> Result<(), BrokerError> {
+        let send = || async { self.journal(publisher, entry).await?.stored().await };
+        retry(patience, send).await.map(drop)
     }
 
     /// Reads the journal from a time (milliseconds, 0: from the start) to its present end, in the order of the stream.
@@ -138,11 +152,18 @@ impl Broker {
         let n = self.names();
         let ns = n.namespace();
         let filters = match queue {
-            Some(q) => vec![format!("{ns}.events.{q}"), format!("{ns}.events.{q}.ended")],
+            Some(q) => {
+                vec![format!("{ns}.events.{q}"), format!("{ns}.events.{q}.ended"), n.barrier_subject("*")]
+            }
             None => vec![format!("{ns}.events.>")],
         };
+        let mut barriers = if from_ms > 0 { self.barriers().await? } else { Barriers::default() };
         let mut unreadable = 0;
-        self.scan(Scan { stream: n.events(), filters, from_ms, headers_only: false }, |place, m| {
+        let scan = Scan { stream: n.events(), filters, since: Since::ms(from_ms), headers_only: false };
+        self.scan(scan, |place, m| {
+            if !barriers.admit(place.sequence, m.headers.as_ref()) {
+                return;
+            }
             let (good, bad) = event::read_message(&m.payload);
             good.into_iter().for_each(|e| visit(place, e));
             if !bad.is_empty() {
@@ -154,4 +175,72 @@ impl Broker {
         .await?;
         Ok(unreadable)
     }
+
+    /// The messages of the journal that count, of all queues, from a place to the present end, as they are stored.
+    pub async fn read_journal_messages(
+        &self,
+        from: JournalFrom,
+        mut visit: impl FnMut(JournalMessage<'_>) + Send,
+    ) -> Result<(), BrokerError> {
+        let (since, mut barriers) = match from {
+            JournalFrom::Time(0) => (Since::Start, Barriers::default()),
+            JournalFrom::Time(ms) => (Since::Time(ms), self.barriers().await?),
+            JournalFrom::Sequence(n) => (Since::Sequence(n), self.barriers().await?),
+        };
+        let filters = vec![format!("{}.events.>", self.names().namespace())];
+        let scan = Scan { stream: self.names().events(), filters, since, headers_only: false };
+        self.scan(scan, |place, m| {
+            let header = |name| m.headers.as_ref().and_then(|h| h.get(name));
+            let commit = header(headers::COMMIT);
+            let partition = header(headers::MSG_ID).and_then(|id| barrier::origin(id.as_str()));
+            visit(JournalMessage {
+                sequence: place.sequence,
+                partition: partition.map(|(_, p)| p),
+                commit: commit.and_then(|c| c.as_str().parse().ok()).unwrap_or(0),
+                counts: barriers.admit(place.sequence, m.headers.as_ref()),
+                body: &m.payload,
+            });
+        })
+        .await
+    }
+
+    /// The highest commit counter among the newest messages of the journal, by partition. `n`: how many are looked at.
+    pub async fn newest_commits(&self, n: u64) -> Result<Vec<(u32, u64)>, BrokerError> {
+        let kept = self.journal_kept().await?;
+        if kept.last < kept.first {
+            return Ok(Vec::new());
+        }
+        let from = kept.last.saturating_sub(n - 1).max(kept.first);
+        let all = format!("{}.events.>", self.names().namespace());
+        let (found, _) =
+            self.messages(&self.names().events(), from, &all, usize::try_from(n).unwrap_or(1)).await?;
+        let read = |d: &Delivery| {
+            let (_, partition) = barrier::origin(d.header(headers::MSG_ID)?)?;
+            Some((partition, d.header(headers::COMMIT)?.parse().ok()?))
+        };
+        Ok(found.iter().filter_map(read).collect())
+    }
+}
+
+/// Where to begin to read the journal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum JournalFrom {
+    /// With what was stored from then on (milliseconds of the stream's clock); 0: with the oldest.
+    Time(u64),
+    /// With this place in the stream.
+    Sequence(u64),
+}
+
+/// A message of the journal.
+#[derive(Debug, Clone, Copy)]
+pub struct JournalMessage<'a> {
+    pub sequence: u64,
+    /// Commit counter of its data set; 0 where it does not say.
+    pub commit: u64,
+    /// Whose data set it is; `None` where it does not say.
+    pub partition: Option<u32>,
+    /// `false`: it came after the end of its data set, and nobody reads its events.
+    pub counts: bool,
+    /// JSON array of events.
+    pub body: &'a [u8],
 }

@@ -6,6 +6,7 @@
 
 pub mod advisories;
 pub mod auth;
+mod barrier;
 pub mod batches;
 pub mod carrier;
 pub mod control;
@@ -75,11 +76,15 @@ pub enum BrokerError {
     /// The server does not let us in, or does not let us do this. Names who we are to it, and the subject.
     #[error("{0}")]
     Denied(String),
+    /// The data set that a journal entry belongs to is gone, or may be: whether the entry counts is not known, and nothing may
+    /// be done because of it.
+    #[error("redis has lost the data set of this journal entry")]
+    Outlived,
 }
 
 impl Transient for BrokerError {
     fn is_transient(&self) -> bool {
-        matches!(self, Self::Unreachable(_))
+        matches!(self, Self::Unreachable(_) | Self::Outlived)
     }
 }
 

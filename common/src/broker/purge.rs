@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{
     Broker, BrokerError,
-    scan::{Place, Scan},
+    scan::{Place, Scan, Since},
 };
 use crate::{
     domain::{JobId, QueueName},
@@ -55,7 +55,7 @@ impl Broker {
         let scan = Scan {
             stream: self.names().dlq(),
             filters: vec![self.names().dlq_filter(of.queue.as_ref(), of.id.as_ref())],
-            from_ms: 0,
+            since: Since::Start,
             headers_only: true,
         };
         let mut survey = Survey::default();

@@ -10,14 +10,42 @@ use futures::StreamExt;
 
 use super::{Broker, BrokerError};
 
+/// Where to begin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Since {
+    Start,
+    /// Milliseconds of the stream's clock.
+    Time(u64),
+    Sequence(u64),
+}
+
+impl Since {
+    /// A time, of which 0 is the start.
+    pub(crate) fn ms(ms: u64) -> Self {
+        if ms == 0 { Self::Start } else { Self::Time(ms) }
+    }
+
+    fn policy(self) -> DeliverPolicy {
+        match self {
+            Self::Sequence(n) if n > 1 => DeliverPolicy::ByStartSequence { start_sequence: n },
+            Self::Time(ms) => {
+                match time::OffsetDateTime::from_unix_timestamp_nanos(i128::from(ms) * 1_000_000) {
+                    Ok(start_time) => DeliverPolicy::ByStartTime { start_time },
+                    Err(_) => DeliverPolicy::All,
+                }
+            }
+            Self::Start | Self::Sequence(_) => DeliverPolicy::All,
+        }
+    }
+}
+
 /// What to read of a stream.
 #[derive(Debug, Clone)]
 pub(crate) struct Scan {
     pub(crate) stream: String,
     /// Subjects, with wildcards.
     pub(crate) filters: Vec<String>,
-    /// Where to begin: milliseconds of the stream's clock, 0 for the start.
-    pub(crate) from_ms: u64,
+    pub(crate) since: Since,
     /// Leave the bodies out; `Nats-Msg-Size` has their size.
     pub(crate) headers_only: bool,
 }
@@ -47,14 +75,9 @@ impl Broker {
     ) -> Result<(), BrokerError> {
         let away = |e: &dyn std::fmt::Display| BrokerError::Unreachable(format!("{}: {e}", scan.stream));
         let stream = self.js.get_stream(&scan.stream).await.map_err(|e| away(&e))?;
-        let start = i128::from(scan.from_ms) * 1_000_000;
-        let deliver_policy = match time::OffsetDateTime::from_unix_timestamp_nanos(start) {
-            Ok(start_time) if scan.from_ms > 0 => DeliverPolicy::ByStartTime { start_time },
-            _ => DeliverPolicy::All,
-        };
         let consumer = stream
             .create_consumer(pull::Config {
-                deliver_policy,
+                deliver_policy: scan.since.policy(),
                 filter_subjects: scan.filters.clone(),
                 headers_only: scan.headers_only,
                 ack_policy: AckPolicy::None,

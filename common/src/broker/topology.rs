@@ -200,6 +200,11 @@ impl Names {
         format!("{}.control.session.{session}", self.ns)
     }
 
+    /// Where a barrier of a partition goes (`*`: of any). No queue has capital letters in its name.
+    pub fn barrier_subject(&self, partition: &str) -> String {
+        self.event_subject(&format!("STORE.{partition}"))
+    }
+
     /// Where a dead letter goes.
     pub fn dlq_subject(&self, queue: &str, id: &JobId) -> String {
         format!("{}.dlq.{queue}.{id}", self.ns)

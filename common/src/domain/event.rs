@@ -44,4 +44,5 @@ kinds! {
     Buried = "buried",
     Replayed = "replayed",
     Deleted = "deleted",
+    Missing = "missing",
 }

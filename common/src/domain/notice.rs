@@ -56,7 +56,8 @@ impl Kind {
             | E::ReceiptFailed
             | E::Buried
             | E::Replayed
-            | E::Deleted => None,
+            | E::Deleted
+            | E::Missing => None,
         }
     }
 }

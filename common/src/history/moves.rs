@@ -77,6 +77,7 @@ fn fits(kind: EventKind, status: Option<Status>, outcome: Option<Status>) -> boo
         K::Deleted | K::ReceiptDelivered | K::ReceiptFailed => outcome.is_none_or(|o| o == s),
         K::Progress | K::Tool | K::PhaseStarted | K::PhaseCompleted | K::Checkpoint => s.is_running(),
         K::Acked | K::SlaMissed | K::Nudged | K::CancelRequested => !s.is_terminal(),
+        K::Missing => true,
     }
 }
 
@@ -94,6 +95,8 @@ pub(super) struct Life {
     unsettled: Vec<u32>,
     /// The beginning is not known.
     is_cut: bool,
+    /// What the last event was is not known: the next one is believed.
+    is_blank: bool,
 }
 
 impl Life {
@@ -108,6 +111,7 @@ impl Life {
             is_settled: false,
             unsettled: Vec::new(),
             is_cut: false,
+            is_blank: false,
         };
         life.apply(first)?;
         Ok(life)
@@ -134,6 +138,7 @@ impl Life {
             ),
             unsettled: Vec::new(),
             is_cut: true,
+            is_blank: false,
         }
     }
 
@@ -141,6 +146,18 @@ impl Life {
     pub(super) fn apply(&mut self, f: &Fact) -> Result<(), String> {
         // A newer release's event: it has its place in the order, and that is all that is known of it.
         let Kind::Known(kind) = f.kind else { return Ok(()) };
+        if kind == EventKind::Missing {
+            // Redis lost it before it was journaled; what follows was decided, and counts.
+            self.is_blank = true;
+            return Ok(());
+        }
+        if std::mem::take(&mut self.is_blank) {
+            if f.epoch < self.epoch {
+                return Err(format!("epoch fell from {} to {}", self.epoch, f.epoch));
+            }
+            *self = Self { unsettled: std::mem::take(&mut self.unsettled), ..Self::amid(f) };
+            return Ok(());
+        }
         let is_receipt = matches!(kind, EventKind::ReceiptDelivered | EventKind::ReceiptFailed);
         if is_receipt && f.generation < self.generation && self.phase != Phase::Deleted {
             return self.settle_earlier(f);

@@ -11,6 +11,25 @@ use crate::{
     wire::receipt::Draft,
 };
 
+/// The data set that an entry belongs to.
+#[derive(Debug, Clone)]
+pub struct Origin {
+    /// Incarnation of the data set that had the entry.
+    pub incarnation: std::sync::Arc<str>,
+    /// When that data set was last asked and was still this one, on this machine's boot-time clock: the start of the call that
+    /// gave the entry.
+    pub asked_ms: u64,
+}
+
+impl PartialEq for Origin {
+    /// Two readings of one entry are of one origin, whenever they were made.
+    fn eq(&self, other: &Self) -> bool {
+        self.incarnation == other.incarnation
+    }
+}
+
+impl Eq for Origin {}
+
 /// A journal entry that a script wrote to the outbox.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OutboxEntry {
@@ -28,6 +47,7 @@ pub struct OutboxEntry {
     pub problem: Option<String>,
     /// Receipts of the outcomes in it whose requesters wait: published with it, and confirmed before it is.
     pub receipts: Vec<OutboxReceipt>,
+    pub origin: Origin,
 }
 
 /// A receipt on its way to a requester.
@@ -70,18 +90,19 @@ impl Moment {
 
 impl OutboxEntry {
     /// Reads a packed entry. One that cannot be read says so, names the field, and is counted: the others go on without it.
-    pub(super) fn decode(id: String, packed: &[u8]) -> Self {
-        Self::read(&id, packed).unwrap_or_else(|e| Self::unreadable(id, e.to_string()))
+    pub(super) fn decode(id: String, packed: &[u8], origin: &Origin) -> Self {
+        Self::read(&id, packed, origin).unwrap_or_else(|e| Self::unreadable(id, e.to_string(), origin))
     }
 
     /// An entry of which nothing is known but why.
-    pub(super) fn unreadable(id: String, problem: String) -> Self {
+    pub(super) fn unreadable(id: String, problem: String, origin: &Origin) -> Self {
         shared().decode_errors.with_label_values(&["entry"]).inc();
         let (suffix, body, ended) = (String::new(), String::new(), String::new());
-        Self { id, suffix, body, ended, commit: 0, problem: Some(problem), receipts: Vec::new() }
+        let (problem, origin) = (Some(problem), origin.clone());
+        Self { id, suffix, body, ended, commit: 0, problem, receipts: Vec::new(), origin }
     }
 
-    fn read(id: &str, packed: &[u8]) -> Result<Self, Unreadable> {
+    fn read(id: &str, packed: &[u8], origin: &Origin) -> Result<Self, Unreadable> {
         let mut u = Unpacker::new(packed);
         if u.byte("version")? != 2 {
             return Err(Unreadable { field: "version", problem: "this release does not know it" });
@@ -112,6 +133,7 @@ impl OutboxEntry {
             commit,
             problem: None,
             receipts,
+            origin: origin.clone(),
         })
     }
 }
@@ -239,6 +261,10 @@ mod tests {
     use super::{super::packed::Packer, *};
     use crate::wire::event::read_message;
 
+    fn origin() -> Origin {
+        Origin { incarnation: "01".into(), asked_ms: 0 }
+    }
+
     fn entry(suffix: &str) -> Packer {
         let mut p = Packer::default();
         p.byte(2).u48(9).u48(1_795_261_790_120).text(suffix).text("s1");
@@ -263,7 +289,7 @@ mod tests {
         let mut p = entry("default");
         add(&mut p, 4, "started", "a", "=", "");
         add(&mut p, 6, "lost", "b", "s2", r#"{"x":1}"#);
-        let e = OutboxEntry::decode("1-0".into(), &p.into_bytes());
+        let e = OutboxEntry::decode("1-0".into(), &p.into_bytes(), &origin());
         let (events, bad) = read_message(e.body.as_bytes());
         assert!(bad.is_empty(), "{bad:?} in {}", e.body);
         assert_eq!((e.commit, e.suffix.as_str(), e.ended.as_str()), (9, "default", ""));
@@ -281,8 +307,8 @@ mod tests {
         add(&mut p, 7, "finished", "a", "=", "");
         add(&mut p, 8, "finished", "b", "=", r#"{"v":1,"job":"b","error_code":"oom""#);
         let bytes = p.into_bytes();
-        let e = OutboxEntry::decode("1-0".into(), &bytes);
-        assert_eq!(e, OutboxEntry::decode("1-0".into(), &bytes));
+        let e = OutboxEntry::decode("1-0".into(), &bytes, &origin());
+        assert_eq!(e, OutboxEntry::decode("1-0".into(), &bytes, &origin()));
         assert_eq!(e.ended, "a,b");
         let (events, bad) = read_message(e.body.as_bytes());
         assert!(bad.is_empty(), "{bad:?} in {}", e.body);
@@ -299,7 +325,7 @@ mod tests {
         add(&mut p, 4, "started", "a", "=", "");
         let mut bytes = p.into_bytes();
         bytes.truncate(bytes.len() - 1);
-        let e = OutboxEntry::decode("1-0".into(), &bytes);
+        let e = OutboxEntry::decode("1-0".into(), &bytes, &origin());
         assert_eq!((e.problem.as_deref(), e.body.as_str()), (Some("notify: it is cut off"), ""));
     }
 }

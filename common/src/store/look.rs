@@ -1,8 +1,9 @@
 //! Looks at the store from outside of any job: whether it is there, and how much it holds.
 
-use redis::AsyncCommands;
-
-use super::script::{Store, StoreError};
+use super::{
+    gate::Gate,
+    script::{Store, StoreError},
+};
 
 /// What the store holds, over all partitions.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -16,16 +17,16 @@ pub struct Depths {
 }
 
 impl Store {
-    /// Whether the store answers, and with the data set that this process opened.
-    /// Errors: `OtherStore` when it is another one or gone; `Unreachable`.
+    /// Whether the store answers, with the data set that this process opened, and whole.
+    /// Errors: `OtherStore` when it is another one or gone; `Rebuilding`; `Unreachable`.
     pub async fn check(&self) -> Result<(), StoreError> {
         for p in 0..self.keys().partitions() {
-            let found: Option<String> = self.connection().hget(self.keys().store(p), "inc").await?;
-            match found {
+            match self.identity(p).await? {
                 None => return Err(StoreError::OtherStore("it is empty")),
-                Some(found) if found != self.incarnation(p) => {
+                Some(found) if found.incarnation != self.incarnation(p) => {
                     return Err(StoreError::OtherStore("another incarnation"));
                 }
+                Some(found) if found.gate != Gate::Open => return Err(StoreError::Rebuilding),
                 Some(_) => {}
             }
         }

@@ -7,6 +7,7 @@
 pub mod carriers;
 pub mod deadlines;
 mod entry;
+pub mod gate;
 pub mod group;
 pub mod keys;
 mod login;
@@ -17,6 +18,7 @@ mod packed;
 mod reads;
 pub mod record;
 mod replies;
+pub mod restore;
 pub mod script;
 pub mod server;
 pub mod sessions;
@@ -25,7 +27,8 @@ mod waiting;
 
 pub use carriers::{CarrierAct, CarrierItem};
 pub use deadlines::{DueAct, DueItem, DueReply, StopItem, StopReply, Telling, ToldItem, ToldReply};
-pub use entry::{OutboxEntry, OutboxReceipt};
+pub use entry::{Origin, OutboxEntry, OutboxReceipt};
+pub use gate::{Gate, GateState, Why};
 pub use group::Group;
 pub use keys::Keys;
 pub use login::Login;
@@ -36,6 +39,7 @@ pub use ops::{
     ProgressReply, Renewed, ReplayItem, ReplayReply, SessionState, SettleItem, SettleReply, Verdict,
 };
 pub use record::Record;
+pub use restore::{Restored, RestoredItem};
 pub use script::{Answer, Store, StoreError, StoreOptions};
 pub use server::{ServerConfig, ServerState};
 pub use sessions::{Fleet, FleetSession, Held, Mate, SessionInfo};

@@ -2,6 +2,7 @@
 
 use std::{
     borrow::{Borrow, Cow},
+    sync::PoisonError,
     time::Duration,
 };
 
@@ -302,6 +303,7 @@ enum SessionAct {
     Open = 1,
     Close = 2,
     Expire = 3,
+    OpenAgain = 4,
 }
 
 /// What every script is told: incarnation, call id, session, `keep` and `look` in milliseconds.
@@ -501,6 +503,7 @@ impl Store {
     /// it: from then on a call that meets another data set writes nothing.
     /// Errors: `OtherStore` when missing, or when it belongs to another `JOBS` stream than `jobs_created`.
     pub async fn open(&self, jobs_created: &str, may_create: bool) -> Result<(), StoreError> {
+        self.belong_to(jobs_created);
         for p in 0..self.keys().partitions() {
             let fresh = ulid::Ulid::generate().to_string();
             let (_, call, s, keep, look) = self.frame(p, None);
@@ -517,14 +520,20 @@ impl Store {
                 u8::from(may_create),
             );
             let keys = [self.keys().session_info(p)];
-            let found: SessionState =
-                only(self.call(&self.inner.scripts.session, p, None, &keys, &frame, Vec::new()).await?)?;
+            let script = &self.inner.scripts.session;
+            let (answer, _) = self.call_here(script, p, None, &keys, &frame, Vec::new(), None).await?;
+            let found: SessionState = only(answer)?;
             if found.jobs_created != jobs_created {
                 return Err(StoreError::OtherStore("it belongs to another JOBS stream"));
             }
-            self.set_incarnation(p, found.incarnation);
+            self.set_incarnation(p, &found.incarnation);
         }
         Ok(())
+    }
+
+    /// Notes the creation time of the `JOBS` stream that this process works for.
+    pub(crate) fn belong_to(&self, jobs_created: &str) {
+        jobs_created.clone_into(&mut self.inner.jobs.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
     /// [`Store::open`] without writing: a data set that is not there yet is an empty one.
@@ -536,7 +545,7 @@ impl Store {
             if jobs.is_some_and(|j| j != jobs_created) {
                 return Err(StoreError::OtherStore("it belongs to another JOBS stream"));
             }
-            self.set_incarnation(p, incarnation.unwrap_or_default());
+            self.set_incarnation(p, &incarnation.unwrap_or_default());
         }
         Ok(())
     }
@@ -550,6 +559,18 @@ impl Store {
         info: &str,
     ) -> Result<SessionState, StoreError> {
         self.session(p, session, SessionAct::Open, ttl, info).await
+    }
+
+    /// Opens a live session again, in a data set that lost it and is being rebuilt: its attempts go on.
+    /// Errors: `SessionLost` where the gate is not closed any more, so that its attempts may be running elsewhere.
+    pub async fn reopen_session(
+        &self,
+        p: u32,
+        session: &SessionId,
+        ttl: Duration,
+        info: &str,
+    ) -> Result<SessionState, StoreError> {
+        self.session(p, session, SessionAct::OpenAgain, ttl, info).await
     }
 
     /// Closes a session that runs nothing any more; otherwise changes nothing and `owned` says how many are left.

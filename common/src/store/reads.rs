@@ -3,13 +3,20 @@
 use redis::AsyncCommands;
 
 use super::{
-    entry::OutboxEntry,
+    entry::{Origin, OutboxEntry},
+    gate::Gate,
     ops::parse_member,
     record::Record,
     script::{Store, StoreError},
     unreadable::Read,
 };
-use crate::domain::{JobId, ids::SessionId};
+use crate::{
+    clock::boot_ms,
+    domain::{JobId, ids::SessionId},
+};
+
+/// An entry of a stream: its id, then names and values of its fields.
+type Raw = (String, Vec<Vec<u8>>);
 
 impl Store {
     /// The record of a job, or `None` when the store has not seen it.
@@ -44,6 +51,7 @@ impl Store {
     }
 
     /// Up to `n` outbox entries written before `before_ms` (the store's clock), oldest first, after entry `after`.
+    /// Errors: `Rebuilding` while the gate is closed: what is there then is of the data set before.
     pub async fn outbox(
         &self,
         p: u32,
@@ -51,14 +59,53 @@ impl Store {
         before_ms: u64,
         n: usize,
     ) -> Result<Vec<OutboxEntry>, StoreError> {
+        let (gate, entries) = self.read_outbox(p, None, after, before_ms, n).await?;
+        if gate == Gate::Closed { Err(StoreError::Rebuilding) } else { Ok(entries) }
+    }
+
+    /// What an older copy still has to journal, as entries of the data set that it is a copy of.
+    pub async fn outbox_of_copy(
+        &self,
+        p: u32,
+        copy_of: &str,
+        after: &str,
+        n: usize,
+    ) -> Result<Vec<OutboxEntry>, StoreError> {
+        Ok(self.read_outbox(p, Some(copy_of), after, u64::MAX >> 1, n).await?.1)
+    }
+
+    async fn read_outbox(
+        &self,
+        p: u32,
+        copy_of: Option<&str>,
+        after: &str,
+        before_ms: u64,
+        n: usize,
+    ) -> Result<(Gate, Vec<OutboxEntry>), StoreError> {
         let from = if after.is_empty() { "-".to_owned() } else { format!("({after}") };
-        let found: Vec<(String, Vec<Vec<u8>>)> =
-            self.connection().xrange_count(self.keys().outbox(p), from, before_ms, n).await?;
-        let read = |(id, fields): (String, Vec<Vec<u8>>)| match fields.as_slice() {
-            [name, text, ..] if name == b"e" => OutboxEntry::decode(id, text),
-            _ => OutboxEntry::unreadable(id, "unexpected fields".into()),
+        let asked_ms = boot_ms();
+        let store = self.keys().store(p);
+        // The data set had this name before and after: the entries are its own.
+        let (before, found, (inc, gate)): (Option<String>, Vec<Raw>, (Option<String>, Option<u8>)) =
+            redis::pipe()
+                .hget(&store, "inc")
+                .xrange_count(self.keys().outbox(p), from, before_ms, n)
+                .cmd("HMGET")
+                .arg(&store)
+                .arg(&["inc", "gate"])
+                .query_async(&mut self.connection())
+                .await?;
+        if before != inc {
+            return Err(StoreError::Rebuilding);
+        }
+        let incarnation = copy_of.map(str::to_owned).or(inc).unwrap_or_default().into();
+        let origin = Origin { incarnation, asked_ms };
+        let read = |(id, fields): Raw| match fields.as_slice() {
+            [name, text, ..] if name == b"e" => OutboxEntry::decode(id, text, &origin),
+            _ => OutboxEntry::unreadable(id, "unexpected fields".into(), &origin),
         };
-        Ok(found.into_iter().map(read).collect())
+        let gate = Gate::from_code(gate.unwrap_or(0)).unwrap_or(Gate::Closed);
+        Ok((gate, found.into_iter().map(read).collect()))
     }
 
     /// Whether an entry still waits in the outbox. It may be journaled: it is trimmed some time after that.

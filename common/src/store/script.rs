@@ -13,9 +13,11 @@ use serde::{
     Deserialize, Serialize,
     de::{DeserializeOwned, IgnoredAny},
 };
+use tokio::sync::watch;
 
 use super::{
-    entry::OutboxEntry,
+    entry::{Origin, OutboxEntry},
+    gate::{Gate, Head, Seen},
     keys::Keys,
     login::{self, Connection, Login},
     unreadable::named_in,
@@ -42,6 +44,9 @@ pub enum StoreError {
     /// The data set is gone, or is another one than this process opened. Nothing was written.
     #[error("the data in redis is not the data set this process opened ({0}); nothing was written")]
     OtherStore(&'static str),
+    /// The data set has lost something and is being made whole: nothing was written. What waits may wait until it is.
+    #[error("redis has lost data; it is being rebuilt from the journal")]
+    Rebuilding,
     /// The session of the call expired: every attempt it owned may be running elsewhere.
     #[error("the session expired")]
     SessionLost,
@@ -65,7 +70,7 @@ impl StoreError {
 
 impl Transient for StoreError {
     fn is_transient(&self) -> bool {
-        matches!(self, Self::Unreachable(_))
+        matches!(self, Self::Unreachable(_) | Self::Rebuilding)
     }
 }
 
@@ -144,6 +149,8 @@ pub(super) struct Scripts {
     pub(super) quarantine: Script,
     pub(super) register: Script,
     pub(super) carrier: Script,
+    pub(super) gate: Script,
+    pub(super) restore: Script,
 }
 
 macro_rules! script {
@@ -174,6 +181,8 @@ impl Scripts {
             quarantine: script!("quarantine"),
             register: script!("register"),
             carrier: script!("carrier"),
+            gate: script!("gate"),
+            restore: script!("restore"),
         }
     }
 }
@@ -189,8 +198,12 @@ pub(super) struct Inner {
     pub(super) scripts: Scripts,
     pub(super) keys: Keys,
     pub(super) options: StoreOptions,
-    /// Incarnation of each partition's data set, as opened.
-    pub(super) incarnations: Mutex<Vec<String>>,
+    /// What this process knows of each partition's data set.
+    pub(super) seen: Vec<Seen>,
+    /// Creation time of the `JOBS` stream that this process opened the data set for.
+    pub(super) jobs: Mutex<String>,
+    /// Whether every gate is open, for who waits.
+    pub(super) is_open: watch::Sender<bool>,
     /// Outbox entries that JetStream confirmed: trimmed by the next call, per partition.
     confirmed: Vec<Mutex<Vec<String>>>,
     calls: AtomicU64,
@@ -225,7 +238,9 @@ impl Store {
                 scripts: Scripts::new(),
                 keys,
                 options,
-                incarnations: Mutex::new(vec![String::new(); n]),
+                seen: (0..n).map(|_| Seen::default()).collect(),
+                jobs: Mutex::new(String::new()),
+                is_open: watch::Sender::new(true),
                 confirmed: (0..n).map(|_| Mutex::new(Vec::new())).collect(),
                 calls: AtomicU64::new(0),
                 process: process_id(),
@@ -241,19 +256,6 @@ impl Store {
     /// A multiplexed handle of the one connection.
     pub(super) fn connection(&self) -> Connection {
         self.inner.connection.clone()
-    }
-
-    /// Incarnation of a partition's data set; empty before [`Store::open`].
-    pub fn incarnation(&self, p: u32) -> String {
-        let all = self.inner.incarnations.lock().unwrap_or_else(PoisonError::into_inner);
-        all.get(p as usize).cloned().unwrap_or_default()
-    }
-
-    pub(super) fn set_incarnation(&self, p: u32, incarnation: String) {
-        let mut all = self.inner.incarnations.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(slot) = all.get_mut(p as usize) {
-            *slot = incarnation;
-        }
     }
 
     /// A call id that no other call of any process has.
@@ -274,6 +276,13 @@ impl Store {
         }
     }
 
+    /// Forgets what is to be trimmed: those entries are of another data set.
+    pub(super) fn drop_confirmed(&self, p: u32) {
+        if let Some(c) = self.inner.confirmed.get(p as usize) {
+            c.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        }
+    }
+
     pub(super) fn take_confirmed(&self, p: u32) -> Vec<String> {
         let Some(c) = self.inner.confirmed.get(p as usize) else { return Vec::new() };
         let mut c = c.lock().unwrap_or_else(PoisonError::into_inner);
@@ -282,7 +291,8 @@ impl Store {
     }
 
     /// Calls a script on one partition. `jobs` are the job keys in the order of the items, then what else it names.
-    /// Transient errors are repeated under the same call id until `retry_limit`.
+    /// Transient errors are repeated under the same call id until `retry_limit`. A data set that is not the one that this
+    /// process knows is looked at, and its gate closed if it has lost something; the call then gives `Rebuilding`.
     pub(super) async fn call<F, R>(
         &self,
         script: &Script,
@@ -316,6 +326,31 @@ impl Store {
         F: Serialize + ?Sized,
         R: DeserializeOwned,
     {
+        match self.call_here(script, p, session, jobs, frame, items, garbled).await {
+            Err(StoreError::OtherStore(why)) => {
+                self.reconcile(p, why).await?;
+                Err(StoreError::Rebuilding)
+            }
+            other => other,
+        }
+    }
+
+    /// [`Store::call_or`] that gives `OtherStore` where the data set is another one.
+    #[expect(clippy::too_many_arguments, reason = "those of `call`, and one")]
+    pub(super) async fn call_here<F, R>(
+        &self,
+        script: &Script,
+        p: u32,
+        session: Option<&SessionId>,
+        jobs: &[String],
+        frame: &F,
+        items: Vec<u8>,
+        garbled: Option<fn() -> R>,
+    ) -> Result<(Answer<Vec<R>>, Vec<usize>), StoreError>
+    where
+        F: Serialize + ?Sized,
+        R: DeserializeOwned,
+    {
         let confirmed = self.take_confirmed(p);
         let keys = &self.inner.keys;
         let mut call = script.prepare_invoke();
@@ -325,23 +360,24 @@ impl Store {
         for k in jobs {
             call.key(k);
         }
-        call.arg(pack(frame)?).arg(pack(&confirmed)?).arg(items);
+        call.arg(pack(frame)?).arg(pack(&confirmed)?).arg(items).arg(self.seen_commit(p));
         let mut tries = 0;
         let answer = retry(Pace::call(self.inner.options.retry_limit), || {
             tries += 1;
             let mut connection = self.connection();
             let call = &call;
             async move {
+                let origin = self.origin(p);
                 let parts: Vec<Vec<u8>> = call.invoke_async(&mut connection).await?;
-                Ok::<_, StoreError>(parts)
+                Ok::<_, StoreError>((origin, parts))
             }
         })
         .await;
         if tries > 1 {
             shared().redis_retries.inc_by(tries - 1);
         }
-        let parts = match answer {
-            Ok(parts) => parts,
+        let (origin, parts) = match answer {
+            Ok(answered) => answered,
             Err(e) => {
                 self.confirm(p, confirmed);
                 return Err(match e {
@@ -357,7 +393,11 @@ impl Store {
                 });
             }
         };
-        decode(parts, garbled).inspect_err(|e| {
+        let decoded = head(&parts).and_then(|head| {
+            self.hear(p, head);
+            decode(parts, head, &origin, garbled)
+        });
+        decoded.inspect_err(|e| {
             if matches!(e, StoreError::Decode(_)) {
                 unreadable();
             }
@@ -385,23 +425,37 @@ pub(super) fn pack<T: Serialize + ?Sized>(value: &T) -> Result<Vec<u8>, StoreErr
     rmp_serde::to_vec(value).map_err(|e| StoreError::Decode(format!("arguments do not encode: {e}")))
 }
 
+fn undecodable(e: rmp_serde::decode::Error) -> StoreError {
+    StoreError::Decode(e.to_string())
+}
+
+/// The head of a reply.
+fn head(parts: &[Vec<u8>]) -> Result<Head, StoreError> {
+    let head = parts.first().ok_or_else(|| StoreError::Decode("the reply is empty".into()))?;
+    let (code, now_ms, commit, gate): (u8, u64, u64, u8) =
+        rmp_serde::from_slice(head).map_err(undecodable)?;
+    let gate = Gate::from_code(gate).ok_or_else(|| StoreError::Decode(format!("unknown gate {gate}")))?;
+    Ok(Head { code, now_ms, commit, gate })
+}
+
 /// A reply: head, results one after the other, then id and text of each entry.
 fn decode<R: DeserializeOwned>(
     parts: Vec<Vec<u8>>,
+    head: Head,
+    origin: &Origin,
     garbled: Option<fn() -> R>,
 ) -> Result<(Answer<Vec<R>>, Vec<usize>), StoreError> {
-    let mut parts = parts.into_iter();
-    let (Some(head), Some(packed)) = (parts.next(), parts.next()) else {
-        return Err(StoreError::Decode("the reply is cut off".into()));
-    };
-    let error = |e: rmp_serde::decode::Error| StoreError::Decode(e.to_string());
-    let (code, now_ms): (u8, u64) = rmp_serde::from_slice(&head).map_err(error)?;
-    match code {
+    let mut parts = parts.into_iter().skip(1);
+    let packed = parts.next().ok_or_else(|| StoreError::Decode("the reply is cut off".into()))?;
+    let error = undecodable;
+    match head.code {
         0 => {}
         1 => return Err(StoreError::OtherStore("it is empty")),
         2 => return Err(StoreError::OtherStore("another incarnation")),
         3 => return Err(StoreError::SessionLost),
         4 => return Err(StoreError::OutboxFull),
+        5 => return Err(StoreError::Rebuilding),
+        6 => return Err(StoreError::OtherStore("an older copy")),
         other => return Err(StoreError::Decode(format!("unknown reply code {other}"))),
     }
     let (mut results, mut bad) = (Vec::new(), Vec::new());
@@ -425,7 +479,7 @@ fn decode<R: DeserializeOwned>(
     while let Some(id) = parts.next() {
         let text = parts.next().ok_or_else(|| StoreError::Decode("an entry is cut off".into()))?;
         let id = String::from_utf8(id).map_err(|e| StoreError::Decode(e.to_string()))?;
-        entries.push(OutboxEntry::decode(id, &text));
+        entries.push(OutboxEntry::decode(id, &text, origin));
     }
-    Ok((Answer { now_ms, results, entries }, bad))
+    Ok((Answer { now_ms: head.now_ms, results, entries }, bad))
 }

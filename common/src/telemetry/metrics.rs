@@ -132,6 +132,8 @@ metrics! {
         /// Requests about jobs that were answered, by operation (`cancel`, `status`, `why`, `other`) and result: `ok`, or the
         /// code of the error.
         control_requests: IntCounterVec = "surety_control_requests_total" ["op", "result"];
+        /// Data sets of Redis that were made whole by this reaper, by what was wrong: `empty`, an `older` copy, other `jobs`.
+        rebuilds: IntCounterVec = "surety_rebuilds_total" ["why"];
         /// Sessions that were not renewed in time and are taken apart: their worker died, froze or was cut off.
         sessions_expired: IntCounter = "surety_sessions_expired_total" [];
         /// Steps of a rule, by result (`ok`, `failed`, `timed_out`).
@@ -187,10 +189,12 @@ pub const ALERTS: &[&str] = &[
     "keeper_hangs",
     "max_deliver",
     "message_lost",
+    "nats_recreated",
     "receipt_failed",
     "receipt_unreadable",
     "record_set_aside",
     "records_kept",
+    "redis_lost",
     "rule_failed",
     "status_write_failed",
     "stray_subject",

@@ -36,6 +36,8 @@ pub const COMMIT: &str = "Surety-Commit";
 pub const NOTIFY: &str = "Surety-Notify";
 /// What a message to a requester is: `receipt`, `started` or `nudge`.
 pub const KIND: &str = "Surety-Kind";
+/// On a barrier of the journal, `<partition> <incarnation>`: from here on only entries of this data set count in this partition.
+pub const FENCE: &str = "Surety-Fence";
 /// Job ids that have a `finished` event in this journal message, separated by commas.
 pub const ENDED: &str = "Surety-Ended";
 

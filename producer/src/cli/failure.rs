@@ -108,6 +108,7 @@ impl From<BrokerError> for Failure {
         let text = e.to_string();
         match e {
             BrokerError::Unreachable(_) => Self::unreachable(format!("{text}; {CHECK_NATS}")),
+            BrokerError::Outlived => Self::unreachable(text),
             BrokerError::NoStream { .. } => Self::input(text),
             BrokerError::Refused { .. } => Self::no(text),
             BrokerError::Unfit(_) | BrokerError::Denied(_) => Self::config(text),
@@ -120,6 +121,7 @@ impl From<StoreError> for Failure {
         let text = e.to_string();
         match e {
             StoreError::Unreachable(_) => Self::unreachable(format!("{text}; {CHECK_REDIS}")),
+            StoreError::Rebuilding => Self::unreachable(format!("{text}; try again in a minute")),
             StoreError::OutboxFull => {
                 Self::unreachable(format!("{text}; see `surety queues` and the reaper's log"))
             }

@@ -5,6 +5,7 @@ mod deadlines;
 mod expired_sessions;
 mod max_deliver;
 mod outbox_relay;
+mod rebuild;
 mod retention;
 mod stray;
 mod tell;
@@ -16,6 +17,7 @@ use crate::rule::Rule;
 /// Every rule of this release.
 pub(crate) fn all() -> Vec<Box<dyn Rule>> {
     vec![
+        Box::new(rebuild::Rebuild::default()),
         Box::new(expired_sessions::ExpiredSessions),
         Box::new(deadlines::Deadlines::default()),
         Box::new(outbox_relay::OutboxRelay::default()),

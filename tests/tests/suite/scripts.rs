@@ -13,8 +13,8 @@ use surety_common::{
     },
     store::{
         ClaimItem, ClaimReply, FinishItem, FinishReply, LostItem, LostReply, OutboxEntry, ProgressItem,
-        ProgressReply, ReplayItem, ReplayReply, SettleItem, SettleReply, Store, StoreError, StoreOptions,
-        Verdict,
+        ProgressReply, Renewed, ReplayItem, ReplayReply, SettleItem, SettleReply, Store, StoreError,
+        StoreOptions, Verdict,
     },
     wire::{
         event::{Event, read_message},
@@ -55,7 +55,13 @@ pub(super) struct World {
 }
 
 async fn connect(url: &str) -> Store {
-    let store = Store::connect(StoreOptions {
+    let store = connect_to(url).await;
+    store.open("2026-01-01", true).await.unwrap();
+    store
+}
+
+async fn connect_to(url: &str) -> Store {
+    Store::connect(StoreOptions {
         look_after: Duration::from_secs(3600),
         url: url.into(),
         login: Default::default(),
@@ -66,9 +72,7 @@ async fn connect(url: &str) -> Store {
         keep: HOUR,
     })
     .await
-    .unwrap();
-    store.open("2026-01-01", true).await.unwrap();
-    store
+    .unwrap()
 }
 
 pub(super) fn session(name: &str) -> SessionId {
@@ -660,40 +664,54 @@ async fn two_items_of_one_job_in_one_call_see_each_other() {
     History::fold(w.events().await).unwrap().check().unwrap();
 }
 
-// Shows: E-07
+// Shows: E-07, X-04
 #[tokio::test]
-async fn another_or_an_empty_data_set_is_not_written_to() {
-    let w = World::start().await;
-    w.claim(&[claim("a")]).await;
-    let store_key = w.store.keys().store(0);
-    let mut plain = w.plain.clone();
-    for is_empty in [false, true] {
-        if is_empty {
-            () = redis::cmd("FLUSHALL").query_async(&mut plain).await.unwrap();
-        } else {
-            () = plain.hset(&store_key, "inc", "another").await.unwrap();
+async fn a_data_set_that_lost_something_is_closed_and_written_to_by_nobody() {
+    for case in ["another", "empty", "older"] {
+        let w = World::start().await;
+        w.claim(&[claim("a")]).await;
+        let store_key = w.store.keys().store(0);
+        let mut plain = w.plain.clone();
+        match case {
+            "another" => {
+                // Somebody else has found the loss, and has closed the gate.
+                () = plain.hset_multiple(&store_key, &[("inc", "another"), ("gate", "1")]).await.unwrap();
+            }
+            "empty" => () = redis::cmd("FLUSHALL").query_async(&mut plain).await.unwrap(),
+            _ => () = plain.hset(&store_key, "commit", 0).await.unwrap(),
         }
-        let before = w.dump().await;
-        assert_eq!(before.is_empty(), is_empty);
+        w.store.confirm(0, ["1-1".to_owned()]);
         let (st, s) = (&w.store, &w.session);
-        let is_other = |e: Option<StoreError>| matches!(e, Some(StoreError::OtherStore(_)));
+        let is_refused = |e: Option<StoreError>| matches!(e, Some(StoreError::Rebuilding));
+        // The first call finds it out, the second meets the closed gate.
+        for _ in 0..2 {
+            assert!(is_refused(st.claim(0, s, CAP, &[claim("a"), claim("b")]).await.err()), "{case}");
+        }
+        let mut before = w.dump().await;
+        let gate: u8 = plain.hget(&store_key, "gate").await.unwrap();
+        assert_eq!(gate, 1, "{case}");
+        let commit: u64 = plain.hget(&store_key, "commit").await.unwrap();
+        assert!(case == "another" || commit > 1_000_000, "{case}: {commit}");
         let lost = [LostItem { id: "a".into(), epoch: 1, receipt: "{".into(), data: "{".into() }];
-        st.confirm(0, ["1-1".to_owned()]);
-        assert!(is_other(st.claim(0, s, CAP, &[claim("a"), claim("b")]).await.err()));
-        assert!(is_other(st.finish(0, s, &[finish("a", 1, Verdict::Done)]).await.err()));
-        assert!(is_other(st.progress(0, s, &[progress("a", 1, 1)]).await.err()));
-        assert!(is_other(st.lost(0, s, &lost).await.err()));
-        assert!(is_other(st.settle(0, &[bury("b")]).await.err()));
-        assert!(is_other(st.replay(0, &[replay("a", 2)]).await.err()));
-        assert!(is_other(st.renew(0, s, HOUR, &[]).await.err()));
-        assert!(is_other(st.open_session(0, s, HOUR, "{}").await.err()));
-        assert!(is_other(st.close_session(0, s).await.err()));
-        assert!(is_other(st.expire_session(0, s).await.err()));
-        assert!(is_other(st.open("2026-01-01", false).await.err()) || !is_empty);
+        assert!(is_refused(st.finish(0, s, &[finish("a", 1, Verdict::Done)]).await.err()));
+        assert!(is_refused(st.progress(0, s, &[progress("a", 1, 1)]).await.err()));
+        assert!(is_refused(st.lost(0, s, &lost).await.err()));
+        assert!(is_refused(st.settle(0, &[bury("b")]).await.err()));
+        assert!(is_refused(st.replay(0, &[replay("a", 2)]).await.err()));
         w.unchanged(&before, "a refusal").await;
+        // A live session goes on, and is not told that it runs what nobody knows yet.
+        let renewed = st.renew(0, s, HOUR, &["a:1".to_owned()]).await.unwrap();
+        assert_eq!(renewed, Renewed::default());
+        st.reopen_session(0, s, HOUR, "{}").await.unwrap();
+        // Nobody who knew another data set closes it once more.
+        before = w.dump().await;
+        let late = connect_to(&w.redis.url()).await;
+        late.open("2026-01-01", false).await.unwrap();
+        assert!(is_refused(late.claim(0, s, CAP, &[claim("c")]).await.err()));
+        w.unchanged(&before, "another process").await;
     }
-    // A store of another JOBS stream is refused too.
-    w.store.open("2026-01-01", true).await.unwrap();
+    // A store of another JOBS stream is refused.
+    let w = World::start().await;
     let e = w.store.open("2027-01-01", true).await.unwrap_err();
     assert!(matches!(e, StoreError::OtherStore(_)), "{e}");
 }

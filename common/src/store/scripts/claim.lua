@@ -15,6 +15,7 @@ local ITEM = '<ssssssssI6I6I4I6I4I6I4I4Bss'
 local n = #KEYS - FIRST_JOB
 local code = open_frame(n)
 if code ~= 0 then return reply(code) end
+if gate == RESTORED then return reply(5) end
 local lease = redis.call('ZSCORE', KEYS[4], session)
 if not lease or tonumber(lease) <= now then return reply(3) end
 if redis.call('XLEN', KEYS[3]) > frame[6] then return reply(4) end
@@ -48,6 +49,10 @@ for i = 1, n do
       regenerate(rec, id, carrier, ack, created, created + finish_ms, '{}')
       save(i, rec, id)
     end
+    if rec[CREATED] == 0 and generation == rec[GEN] then
+      -- Restored from the journal, which does not know these.
+      rec[CREATED], rec[FINISH_BY] = created, created + finish_ms
+    end
     if generation < rec[GEN] then
       result(i, { 6 })
     elseif is_terminal(rec) then
@@ -64,7 +69,7 @@ for i = 1, n do
     elseif rec[FINISH_BY] <= now then
       result(i, { 8 })
     else
-      rec[STATUS], rec[EPOCH], rec[ATTEMPT] = RUNNING, rec[EPOCH] + 1, rec[ATTEMPT] + 1
+      rec[STATUS], rec[EPOCH], rec[ATTEMPT] = RUNNING, math.max(rec[EPOCH], base) + 1, rec[ATTEMPT] + 1
       rec[SESSION], rec[CARRIER], rec[REPLY], rec[TRACE] = session, carrier, ack, trace
       rec[STARTED], rec[DEADLINE], rec[DUE], rec[MAXR] = now, math.min(now + timeout_ms, rec[FINISH_BY]), 0, max_retries
       rec[NOTIFY], rec[SUMMARY] = notify, summary

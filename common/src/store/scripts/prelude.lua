@@ -1,7 +1,7 @@
 -- Shared by every script (concatenated in front of it). Record layout, event writer, outbox, call frame.
 --
 -- Call frame, the same for every script:
---   KEYS[1] store     hash    identity of this data set: inc, jobs, commit
+--   KEYS[1] store     hash    identity of this data set: inc, jobs, commit; gate, while it is not whole (docs/redis-loss.md)
 --   KEYS[2] due       zset    one member per open job: its earliest deadline (ms)
 --   KEYS[3] outbox    stream  journal entries not yet confirmed by JetStream
 --   KEYS[4] sessions  zset    session -> expiry (ms)
@@ -12,11 +12,12 @@
 --   ARGV[1] msgpack array  {incarnation, call id, session, keep ms, look ms, ...script's own}
 --   ARGV[2] msgpack array  outbox entry ids that JetStream confirmed: trimmed here
 --   ARGV[3] the items: a msgpack array, or packed one after the other where the script says so
--- Reply: array of strings: msgpack {code, now ms}; the results, one msgpack value after the other; then for each entry: id, text.
+--   ARGV[4] text          highest commit that the caller's process has seen of this partition
+-- Reply: array of strings: msgpack {code, now ms, commit, gate}; the results, one msgpack value after the other; then for each entry: id, text.
 -- Cost: Redis's Lua hashes every byte of every string that comes to be, so a byte costs about a nanosecond each time, and a
 --   table that grows element by element is moved five times on its way to 20. So records, events and items of the frequent
 --   scripts are packed by position (`struct`), numbers in little-endian order, texts ended by a zero byte.
--- Code: 0 done, 1 no store, 2 store of another incarnation, 3 session lost, 4 outbox full.
+-- Code: 0 done, 1 no store, 2 store of another incarnation, 3 session lost, 4 outbox full, 5 not at this gate, 6 an older copy.
 -- Second call with the same call id: the same results; nothing is written twice.
 
 -- A record in memory: `true` (what `pcall` said when it was read), the fields, then the bytes of a newer release's fields.
@@ -45,6 +46,11 @@ local frame = cmsgpack.unpack(ARGV[1])
 local incarnation, call, session, keep, look = frame[1], frame[2], frame[3], frame[4], frame[5]
 local clock = redis.call('TIME')
 local now = tonumber(clock[1]) * 1000 + math.floor(tonumber(clock[2]) / 1000)
+local seen = tonumber(ARGV[4])
+-- GATE: 0 open, 1 closed (the data set is being rebuilt), 2 restored (whole again; attempts of the time before may still live).
+-- BASE: every epoch of an attempt of an earlier data set is below it.
+local CLOSED, RESTORED = 1, 2
+local commit, gate, base = 0, 0, 0
 
 -- Numbers as text, made once per call: turning one into text costs as much as a table of events lookups.
 local text_of = setmetatable({}, {
@@ -71,7 +77,7 @@ end
 -- Entries for the caller, flat, after the places of head and results.
 local out = { '', '' }
 local function reply(code)
-  out[1], out[2] = cmsgpack.pack({ code, now }), table.concat(results)
+  out[1], out[2] = cmsgpack.pack({ code, now, commit, gate }), table.concat(results)
   return out
 end
 
@@ -114,7 +120,6 @@ end
 local ENTRY_HEAD, EVENT = '<BI6I6ss', '<BBI4I6I4I6I6sssssssss'
 -- What an event may become as JSON, beyond its texts.
 local EVENT_JSON = 700
-local commit = 0
 local buckets, plain, ending = {}, {}, {}
 
 -- Appends an entry to the reply.
@@ -231,11 +236,17 @@ local function trim()
   if #confirmed > 0 then redis.call('XDEL', KEYS[3], unpack(confirmed)) end
 end
 
--- Reads the records of n jobs. Not 0 when the store is not the one that the caller knows; then nothing may be written.
-local function open_frame(n)
-  local inc = redis.call('HGET', KEYS[1], 'inc')
-  if not inc then return 1 end
-  if inc ~= incarnation then return 2 end
+-- Reads the records of n jobs. Not 0 when the store is not the one that the caller knows, or its gate is closed and the
+-- caller may not pass then; nothing may be written.
+local function open_frame(n, may_pass)
+  local store = redis.call('HMGET', KEYS[1], 'inc', 'commit', 'gate', 'base')
+  if not store[1] then return 1 end
+  commit = tonumber(store[2])
+  if commit < seen then return 6 end
+  if store[1] ~= incarnation then return 2 end
+  if store[3] then gate = tonumber(store[3]) end
+  if store[4] then base = tonumber(store[4]) end
+  if gate == CLOSED and not may_pass then return 5 end
   if n > 0 then
     local raw = redis.call('MGET', unpack(KEYS, FIRST_JOB + 1, FIRST_JOB + n))
     local seen = {}

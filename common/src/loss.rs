@@ -1,0 +1,61 @@
+//! Whether Redis has lost data while nobody looked: what the journal has is compared with what the store says, before a
+//! process opens the data set (`docs/redis-loss.md`). Running processes notice at their next call (`store::gate`).
+
+use crate::{
+    broker::{Broker, BrokerError, topology::Found},
+    connect::ConnectError,
+    doctor::Role,
+    store::{Store, StoreError},
+};
+
+/// Newest messages of the journal that are looked at: enough to find each partition among them.
+const NEWEST: u64 = 64;
+
+/// Opens the data set that belongs to `JOBS`: makes it where nothing was ever journaled, closes its gate where it knows less
+/// than the journal. A worker may not read the journal; it knows only whether there is one.
+/// Errors: `OtherStore` where the data set belongs to another `JOBS`, and it is not for this process to say which is right.
+pub(crate) async fn open(
+    store: &Store,
+    broker: &Broker,
+    found: &Found,
+    role: Role,
+) -> Result<(), ConnectError> {
+    store.belong_to(&found.jobs_created);
+    let is_fresh = broker.journal_kept().await?.last == 0;
+    if !is_fresh && role != Role::Worker {
+        match broker.newest_commits(NEWEST).await {
+            Ok(newest) => newest.into_iter().for_each(|(p, commit)| store.note_commit(p, commit)),
+            // Whoever may not read the journal leaves it to the reaper.
+            Err(BrokerError::Denied(why)) => tracing::debug!(why, "the journal is not compared with redis"),
+            Err(e) => return Err(e.into()),
+        }
+    }
+    for p in 0..store.keys().partitions() {
+        let Some(here) = store.identity(p).await? else {
+            if !is_fresh {
+                store.look_at_gate(p, false).await?;
+            }
+            continue;
+        };
+        if here.commit < store.seen_commit(p) {
+            store.look_at_gate(p, false).await?;
+        } else if here.jobs_created != found.jobs_created {
+            // A process with the wrong address must not discard what another one's jobs wait for: only a reaper says so, and
+            // only of a stream that was made later.
+            if role != Role::Reaper || here.jobs_created > found.jobs_created {
+                return Err(StoreError::OtherStore("it belongs to another JOBS stream").into());
+            }
+            store.close_for_jobs(p, &found.jobs_created).await?;
+        }
+    }
+    match store.open(&found.jobs_created, is_fresh).await {
+        // It was lost this very moment.
+        Err(StoreError::OtherStore(why)) if why != "it belongs to another JOBS stream" => {
+            for p in 0..store.keys().partitions() {
+                store.look_at_gate(p, false).await?;
+            }
+            Ok(())
+        }
+        other => Ok(other?),
+    }
+}

@@ -1,0 +1,345 @@
+//! The gate of a data set: open, unless the data set has lost something and is being made whole (`docs/redis-loss.md`).
+//!
+//! Every reply of a script tells the commit counter and the gate. What this process has seen of them is kept here, so that a
+//! data set that knows less than we do is noticed by the next call, whatever the call is.
+
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU8, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use redis::AsyncCommands;
+use serde::Deserialize;
+
+use super::{
+    entry::Origin,
+    ops::millis,
+    script::{Answer, Store, StoreError},
+};
+use crate::clock::boot_ms;
+
+/// Who may pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Gate {
+    /// Everybody.
+    #[default]
+    Open,
+    /// Sessions and their renewals only.
+    Closed,
+    /// Everything but claims: attempts of the time before, which this data set does not know, may still live.
+    Restored,
+}
+
+impl Gate {
+    /// The gate of a number in the store; `None` for one that this release does not know.
+    pub(super) fn from_code(code: u8) -> Option<Self> {
+        [Self::Open, Self::Closed, Self::Restored].get(usize::from(code)).copied()
+    }
+
+    /// For logs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Open => "open",
+            Self::Closed => "closed",
+            Self::Restored => "restored",
+        }
+    }
+}
+
+/// Why a gate was closed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Why {
+    /// The data set was gone.
+    Empty,
+    /// It is a copy from before.
+    Older,
+    /// It is whole, and belongs to another `JOBS` stream.
+    OtherJobs,
+    /// One that this release does not know.
+    Unknown,
+}
+
+impl Why {
+    /// For logs and events.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Empty => "empty",
+            Self::Older => "older",
+            Self::OtherJobs => "jobs",
+            Self::Unknown => "unknown",
+        }
+    }
+
+    fn read(text: &str) -> Self {
+        [Self::Empty, Self::Older, Self::OtherJobs]
+            .into_iter()
+            .find(|w| w.name() == text)
+            .unwrap_or(Self::Unknown)
+    }
+}
+
+/// The head of a reply.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Head {
+    pub(super) code: u8,
+    pub(super) now_ms: u64,
+    pub(super) commit: u64,
+    pub(super) gate: Gate,
+}
+
+/// What this process knows of a partition's data set.
+#[derive(Debug, Default)]
+pub(super) struct Seen {
+    incarnation: Mutex<Arc<str>>,
+    /// Highest commit counter that was seen.
+    commit: AtomicU64,
+    /// 0 open, 1 closed, 2 restored.
+    gate: AtomicU8,
+}
+
+/// A data set whose gate is not open, or is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GateState {
+    pub incarnation: String,
+    pub gate: Gate,
+    pub why: Why,
+    /// Incarnation of the older copy, or of nothing.
+    pub former: String,
+    /// Who makes it whole; empty: nobody now.
+    pub by: String,
+    /// Since it was closed.
+    pub closed_for: Duration,
+    /// Since it was restored.
+    pub restored_for: Duration,
+    /// Creation time of the `JOBS` stream that it belongs to.
+    pub jobs_created: String,
+    /// The store's clock when it was closed; 0 where it is open.
+    pub closed_ms: u64,
+}
+
+#[derive(Deserialize)]
+struct Raw(String, u8, String, String, String, u64, u64, String, u64);
+
+/// What to do with a gate.
+enum Act<'a> {
+    /// Close it, if the data set is not whole. `jobs_is_younger`: `JOBS` is known to be another stream, of a later time.
+    Look {
+        jobs_is_younger: bool,
+    },
+    Elect {
+        by: &'a str,
+        lease: Duration,
+    },
+    Restored {
+        by: &'a str,
+        closed_for: Duration,
+        commit: u64,
+    },
+    Open {
+        by: &'a str,
+        restored_for: Duration,
+    },
+}
+
+impl Store {
+    /// Incarnation of a partition's data set; empty before [`Store::open`].
+    pub fn incarnation(&self, p: u32) -> String {
+        self.data_set(p).to_string()
+    }
+
+    /// [`Store::incarnation`], to be kept and compared.
+    pub fn data_set(&self, p: u32) -> Arc<str> {
+        let seen = self.inner.seen.get(p as usize);
+        seen.map(|s| s.incarnation.lock().unwrap_or_else(PoisonError::into_inner).clone()).unwrap_or_default()
+    }
+
+    pub(super) fn set_incarnation(&self, p: u32, incarnation: &str) {
+        if let Some(seen) = self.inner.seen.get(p as usize) {
+            *seen.incarnation.lock().unwrap_or_else(PoisonError::into_inner) = incarnation.into();
+        }
+    }
+
+    pub(super) fn origin(&self, p: u32) -> Origin {
+        Origin { incarnation: self.data_set(p), asked_ms: boot_ms() }
+    }
+
+    /// Highest commit counter of the partition that this process has seen, or was told of.
+    pub(crate) fn seen_commit(&self, p: u32) -> u64 {
+        self.inner.seen.get(p as usize).map_or(0, |s| s.commit.load(Ordering::Relaxed))
+    }
+
+    /// Notes a commit counter that somebody has seen: from now on a data set with a lower one is an older copy.
+    pub fn note_commit(&self, p: u32, commit: u64) {
+        if let Some(s) = self.inner.seen.get(p as usize) {
+            s.commit.fetch_max(commit, Ordering::Relaxed);
+        }
+    }
+
+    /// Takes in what a reply of our data set says.
+    pub(super) fn hear(&self, p: u32, head: Head) {
+        let Some(seen) = self.inner.seen.get(p as usize) else { return };
+        if matches!(head.code, 0 | 3 | 4 | 5) {
+            seen.commit.fetch_max(head.commit, Ordering::Relaxed);
+            if seen.gate.swap(head.gate as u8, Ordering::Relaxed) != head.gate as u8 {
+                self.tell_gates();
+            }
+        }
+    }
+
+    fn tell_gates(&self) {
+        let is_open = self.inner.seen.iter().all(|s| s.gate.load(Ordering::Relaxed) == Gate::Open as u8);
+        self.inner.is_open.send_if_modified(|was| std::mem::replace(was, is_open) != is_open);
+    }
+
+    /// The gate of a partition, as the last reply said.
+    pub fn gate(&self, p: u32) -> Gate {
+        let code = self.inner.seen.get(p as usize).map_or(0, |s| s.gate.load(Ordering::Relaxed));
+        Gate::from_code(code).unwrap_or_default()
+    }
+
+    /// Whether every gate is open, as the last replies said; changes when a reply says otherwise.
+    pub fn is_open(&self) -> tokio::sync::watch::Receiver<bool> {
+        self.inner.is_open.subscribe()
+    }
+
+    /// A call met another data set than the one that we know. Closes its gate, if it has lost something; from then on this
+    /// process knows that data set. Several processes may do so at once: it is closed once.
+    pub(super) async fn reconcile(&self, p: u32, why: &str) -> Result<GateState, StoreError> {
+        tracing::warn!(partition = p, why, "the data in redis is not what this process knows; looking");
+        self.look_at_gate(p, false).await
+    }
+
+    /// Looks whether the data set is whole, and closes its gate if it is not.
+    pub async fn watch_gate(&self, p: u32) -> Result<GateState, StoreError> {
+        self.look_at_gate(p, false).await
+    }
+
+    /// Closes the gate of a data set that is whole and belongs to an older `JOBS` stream than this one.
+    pub async fn close_for_jobs(&self, p: u32, jobs_created: &str) -> Result<GateState, StoreError> {
+        self.belong_to(jobs_created);
+        self.look_at_gate(p, true).await
+    }
+
+    pub(crate) async fn look_at_gate(&self, p: u32, jobs_is_younger: bool) -> Result<GateState, StoreError> {
+        let before = self.data_set(p);
+        let state = self.gate_call(p, &Act::Look { jobs_is_younger }).await?;
+        if *before != *state.incarnation {
+            self.set_incarnation(p, &state.incarnation);
+            // They are of a data set that is gone.
+            self.drop_confirmed(p);
+            if state.gate != Gate::Open {
+                tracing::error!(
+                    partition = p, why = state.why.name(), before = %before, incarnation = state.incarnation,
+                    alert = "redis_lost", "redis has lost data; it is rebuilt from the journal, and nothing is claimed until then"
+                );
+            }
+        }
+        Ok(state)
+    }
+
+    /// Asks to make the data set whole, for so long, under a name of one's own. `None`: the gate is open, or somebody else does.
+    pub async fn elect(&self, p: u32, by: &str, lease: Duration) -> Result<Option<GateState>, StoreError> {
+        match self.gate_call(p, &Act::Elect { by, lease }).await {
+            Ok(state) => Ok(Some(state)),
+            Err(StoreError::Rebuilding) => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// The data set is whole as far as the journal goes, whose highest commit counter is `commit`.
+    /// Errors: `Rebuilding` where it is too early (`closed_for`), or somebody else's to say.
+    pub async fn restored(
+        &self,
+        p: u32,
+        by: &str,
+        closed_for: Duration,
+        commit: u64,
+    ) -> Result<GateState, StoreError> {
+        self.gate_call(p, &Act::Restored { by, closed_for, commit }).await
+    }
+
+    /// Opens the gate of a data set that was restored so long ago.
+    /// Errors: `Rebuilding` where it is too early, or somebody else's to say.
+    pub async fn open_gate(&self, p: u32, by: &str, restored_for: Duration) -> Result<GateState, StoreError> {
+        self.gate_call(p, &Act::Open { by, restored_for }).await
+    }
+
+    async fn gate_call(&self, p: u32, act: &Act<'_>) -> Result<GateState, StoreError> {
+        let (inc, call, session, keep, look) = self.frame(p, None);
+        let fresh = ulid::Ulid::generate().to_string();
+        let jobs = self.inner.jobs.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let (code, name, jobs, younger, ms, commit) = match act {
+            Act::Look { jobs_is_younger } => (1u8, fresh.as_str(), jobs.as_str(), *jobs_is_younger, 0, 0),
+            Act::Elect { by, lease } => (2, *by, "", false, millis(*lease), 0),
+            Act::Restored { by, closed_for, commit } => (3, *by, "", false, millis(*closed_for), *commit),
+            Act::Open { by, restored_for } => (4, *by, "", false, millis(*restored_for), 0),
+        };
+        let frame = (inc, call, session, keep, look, code, name, jobs, u8::from(younger), ms, commit);
+        let (answer, _): (Answer<Vec<Raw>>, _) =
+            self.call_here(&self.inner.scripts.gate, p, None, &[], &frame, Vec::new(), None).await?;
+        let Raw(incarnation, gate, why, former, by, closed, restored, jobs_created, closed_ms) =
+            answer.results.into_iter().next().ok_or_else(|| StoreError::Decode("no gate".into()))?;
+        Ok(GateState {
+            incarnation,
+            gate: Gate::from_code(gate).ok_or_else(|| StoreError::Decode(format!("unknown gate {gate}")))?,
+            why: Why::read(&why),
+            former,
+            by,
+            closed_for: Duration::from_millis(closed),
+            restored_for: Duration::from_millis(restored),
+            jobs_created,
+            closed_ms,
+        })
+    }
+
+    /// Whether the data set that answers now is this one still. An entry that was stored before this was asked was stored
+    /// before its data set was given up.
+    pub(crate) async fn is_still(&self, p: u32, incarnation: &str) -> Result<bool, StoreError> {
+        let found: Option<String> = self.connection().hget(self.keys().store(p), "inc").await?;
+        Ok(found.as_deref() == Some(incarnation))
+    }
+
+    /// Incarnation, commit counter, gate and `JOBS` of a partition's data set, as it is: nothing is written. `None`: there is none.
+    pub(crate) async fn identity(&self, p: u32) -> Result<Option<Identity>, StoreError> {
+        let fields = &["inc", "commit", "gate", "jobs"];
+        let (inc, commit, gate, jobs): (Option<String>, Option<u64>, Option<u8>, Option<String>) =
+            redis::cmd("HMGET")
+                .arg(self.keys().store(p))
+                .arg(fields)
+                .query_async(&mut self.connection())
+                .await?;
+        Ok(inc.map(|incarnation| Identity {
+            incarnation,
+            commit: commit.unwrap_or(0),
+            gate: Gate::from_code(gate.unwrap_or(0)).unwrap_or(Gate::Closed),
+            jobs_created: jobs.unwrap_or_default(),
+        }))
+    }
+
+    /// When something was last written to the outbox (milliseconds of the store's clock), or 0: of an older copy, when it was
+    /// made, or somewhat earlier.
+    pub async fn last_write_ms(&self, p: u32) -> Result<u64, StoreError> {
+        let asked: Result<redis::streams::StreamInfoStreamReply, _> =
+            self.connection().xinfo_stream(self.keys().outbox(p)).await;
+        match asked {
+            Ok(info) => {
+                Ok(info.last_generated_id.split('-').next().and_then(|ms| ms.parse().ok()).unwrap_or(0))
+            }
+            // There is no outbox.
+            Err(e) if e.to_string().contains("no such key") => Ok(0),
+            Err(e) => Err(e.into()),
+        }
+    }
+}
+
+/// Identity of a data set.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Identity {
+    pub(crate) incarnation: String,
+    pub(crate) commit: u64,
+    pub(crate) gate: Gate,
+    pub(crate) jobs_created: String,
+}

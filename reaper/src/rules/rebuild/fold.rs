@@ -1,0 +1,421 @@
+//! What the journal says of each job, folded while it streams by. Pure. What is kept of a job is its latest state and a few
+//! counters of its generation, whatever the number of its events.
+//!
+//! Several processes publish, so events may come out of order and twice: the state is that of the highest revision, and what
+//! is counted is counted once for each revision.
+
+use std::{
+    borrow::Cow,
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
+
+use serde::Deserialize;
+use serde_json::{Value, value::RawValue};
+use surety_common::domain::{Contract, Status};
+
+/// An event as far as a record can be made of it. Read from the message without copies; its data only where it matters.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Fact<'a> {
+    #[serde(borrow)]
+    job: Cow<'a, str>,
+    #[serde(rename = "gen")]
+    generation: u32,
+    rev: u64,
+    #[serde(borrow)]
+    kind: Cow<'a, str>,
+    #[serde(borrow)]
+    at: Cow<'a, str>,
+    #[serde(borrow)]
+    queue: Cow<'a, str>,
+    #[serde(borrow, rename = "type")]
+    job_type: Cow<'a, str>,
+    /// As it stands in the message: a JSON string literal.
+    #[serde(borrow, default)]
+    key: Option<&'a RawValue>,
+    #[serde(borrow)]
+    status: Cow<'a, str>,
+    #[serde(borrow)]
+    contract: Cow<'a, str>,
+    attempt: u32,
+    epoch: u64,
+    #[serde(borrow, default)]
+    session: Option<Cow<'a, str>>,
+    #[serde(borrow, default)]
+    carrier: Option<Cow<'a, str>>,
+    #[serde(borrow, default)]
+    trace: Option<Cow<'a, str>>,
+    #[serde(borrow, default)]
+    data: Option<&'a RawValue>,
+}
+
+/// Most revisions that are remembered as missing, of one job.
+const GAPS: usize = 1024;
+
+/// One job, as far as the journal was read.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Known {
+    pub(crate) status: Status,
+    pub(crate) contract: Contract,
+    pub(crate) generation: u32,
+    /// Highest revision.
+    pub(crate) rev: u64,
+    /// Lowest revision of this life of the job that was read.
+    pub(crate) first: u64,
+    /// Revisions between them that were not.
+    pub(crate) gaps: Vec<u64>,
+    pub(crate) epoch: u64,
+    pub(crate) attempt: u32,
+    pub(crate) charged: u32,
+    pub(crate) start_failures: u32,
+    pub(crate) due_ms: u64,
+    pub(crate) started_ms: u64,
+    pub(crate) ended_ms: u64,
+    /// Time of the latest event.
+    pub(crate) at_ms: u64,
+    pub(crate) is_cancelling: bool,
+    pub(crate) is_nudged: bool,
+    pub(crate) is_deleted: bool,
+    pub(crate) queue: Arc<str>,
+    pub(crate) job_type: Arc<str>,
+    /// A JSON string literal, or empty.
+    pub(crate) key: Box<str>,
+    pub(crate) trace: Box<str>,
+    pub(crate) carrier: Box<str>,
+    /// Who runs it, or empty.
+    pub(crate) session: Arc<str>,
+    pub(crate) code: Arc<str>,
+    /// Who is to be told, as a JSON object, of an outcome; else empty.
+    pub(crate) notify: Box<str>,
+}
+
+impl Known {
+    /// Whether it has no outcome yet and is remembered.
+    pub(crate) fn is_open(&self) -> bool {
+        !self.is_deleted && !self.status.is_terminal()
+    }
+}
+
+/// Every job that was met.
+#[derive(Debug, Default)]
+pub(crate) struct Fold {
+    jobs: HashMap<Box<str>, Known>,
+    /// Met or changed since they were last taken.
+    dirty: HashSet<Box<str>>,
+    texts: HashSet<Arc<str>>,
+    /// Events that were read.
+    pub(crate) events: u64,
+    /// Events that could not be.
+    pub(crate) unreadable: u64,
+}
+
+impl Fold {
+    /// Takes in a journal message. `is_wanted`: whether a job is of a partition that is rebuilt.
+    pub(crate) fn message(&mut self, body: &[u8], is_wanted: impl Fn(&str) -> bool) {
+        let Ok(items) = serde_json::from_slice::<Vec<&RawValue>>(body) else {
+            self.unreadable += 1;
+            return;
+        };
+        for item in items {
+            match serde_json::from_str::<Fact<'_>>(item.get()) {
+                Ok(f) => {
+                    self.events += 1;
+                    if is_wanted(&f.job) {
+                        self.take(&f);
+                    }
+                }
+                Err(_) => self.unreadable += 1,
+            }
+        }
+    }
+
+    /// The jobs that were met or changed since the last call.
+    pub(crate) fn take_dirty(&mut self) -> Vec<Box<str>> {
+        self.dirty.drain().collect()
+    }
+
+    /// What is known of a job.
+    pub(crate) fn get(&self, job: &str) -> Option<&Known> {
+        self.jobs.get(job)
+    }
+
+    /// All of them.
+    pub(crate) fn all(&self) -> impl Iterator<Item = (&str, &Known)> {
+        self.jobs.iter().map(|(id, k)| (id.as_ref(), k))
+    }
+
+    /// Number of jobs.
+    pub(crate) fn len(&self) -> usize {
+        self.jobs.len()
+    }
+
+    fn text(&mut self, s: &str) -> Arc<str> {
+        if let Some(known) = self.texts.get(s) {
+            return known.clone();
+        }
+        let new: Arc<str> = s.into();
+        self.texts.insert(new.clone());
+        new
+    }
+
+    fn take(&mut self, f: &Fact<'_>) {
+        let at_ms = millis(&f.at);
+        let before = self.jobs.get(f.job.as_ref());
+        // A job of a deleted job's id is a new one, and counts from 1.
+        let is_reborn = before.is_some_and(|k| k.is_deleted && f.rev <= k.rev && at_ms > k.at_ms);
+        let mut known = match before {
+            Some(k) if !is_reborn => k.clone(),
+            _ => blank(f),
+        };
+        if !known.note_rev(f.rev) {
+            return;
+        }
+        known.count(f);
+        if f.rev == known.rev {
+            let [queue, job_type] = [&f.queue, &f.job_type].map(|t| self.text(t));
+            (known.queue, known.job_type) = (queue, job_type);
+            let (session, code) = known.apply(f, at_ms);
+            if let Some(s) = session {
+                known.session = self.text(s);
+            }
+            if let Some(c) = code {
+                known.code = self.text(&c);
+            }
+        }
+        self.jobs.insert(f.job.as_ref().into(), known);
+        self.dirty.insert(f.job.as_ref().into());
+    }
+}
+
+fn millis(at: &str) -> u64 {
+    at.parse::<jiff::Timestamp>().ok().and_then(|t| u64::try_from(t.as_millisecond()).ok()).unwrap_or(0)
+}
+
+fn blank(f: &Fact<'_>) -> Known {
+    let none: Arc<str> = "".into();
+    Known {
+        status: Status::Queued,
+        contract: Contract::Created,
+        generation: f.generation,
+        rev: 0,
+        first: f.rev,
+        gaps: Vec::new(),
+        epoch: 0,
+        attempt: 0,
+        charged: 0,
+        start_failures: 0,
+        due_ms: 0,
+        started_ms: 0,
+        ended_ms: 0,
+        at_ms: 0,
+        is_cancelling: false,
+        is_nudged: false,
+        is_deleted: false,
+        queue: none.clone(),
+        job_type: none.clone(),
+        key: "".into(),
+        trace: "".into(),
+        carrier: "".into(),
+        session: none.clone(),
+        code: none,
+        notify: "".into(),
+    }
+}
+
+impl Known {
+    /// Whether this revision was not read before; notes it.
+    fn note_rev(&mut self, rev: u64) -> bool {
+        if self.rev == 0 || rev == self.rev + 1 {
+            self.rev = rev;
+            return true;
+        }
+        if rev > self.rev {
+            self.gaps.extend((self.rev + 1..rev).take(GAPS.saturating_sub(self.gaps.len())));
+            self.rev = rev;
+            return true;
+        }
+        if rev < self.first {
+            self.gaps.extend((rev + 1..self.first).take(GAPS.saturating_sub(self.gaps.len())));
+            self.first = rev;
+            return true;
+        }
+        let gap = self.gaps.iter().position(|g| *g == rev);
+        gap.map(|i| self.gaps.swap_remove(i)).is_some()
+    }
+
+    /// What a generation's events add up to.
+    fn count(&mut self, f: &Fact<'_>) {
+        if f.generation > self.generation {
+            (self.generation, self.charged, self.start_failures) = (f.generation, 0, 0);
+        }
+        if f.generation < self.generation {
+            return;
+        }
+        match f.kind.as_ref() {
+            "attempt_failed" | "lost" => {
+                self.charged += 1;
+                self.start_failures = 0;
+            }
+            "deferred" => self.start_failures += 1,
+            "released" => self.start_failures = 0,
+            _ => {}
+        }
+    }
+
+    /// The latest event. Gives the session that runs the job from now on, and the error code, where they change.
+    fn apply<'a>(&mut self, f: &'a Fact<'_>, at_ms: u64) -> (Option<&'a str>, Option<String>) {
+        self.at_ms = at_ms;
+        if f.kind == "missing" || f.generation < self.generation {
+            // A place in the order, or the notification of a generation before this one.
+            return (None, None);
+        }
+        let status = Status::ALL.into_iter().find(|s| s.name() == f.status);
+        self.contract = Contract::ALL.into_iter().find(|c| c.name() == f.contract).unwrap_or(self.contract);
+        (self.epoch, self.attempt) = (f.epoch, f.attempt);
+        let text = |t: &Option<Cow<'_, str>>| t.as_deref().unwrap_or_default().into();
+        (self.carrier, self.trace) = (text(&f.carrier), text(&f.trace));
+        self.key = f.key.map(|k| k.get()).filter(|k| *k != "null").unwrap_or_default().into();
+        let data = || f.data.and_then(|d| serde_json::from_str::<Value>(d.get()).ok()).unwrap_or_default();
+        let code = |d: &Value| d.get("error_code").and_then(Value::as_str).unwrap_or_default().to_owned();
+        let time = |d: &Value, field: &str| d.get(field).and_then(Value::as_str).map_or(0, millis);
+        // Its outcome is the event after it; without one the job is as it was.
+        if f.kind != "buried"
+            && let Some(s) = status
+        {
+            self.status = s;
+        }
+        let nobody = Some("");
+        match f.kind.as_ref() {
+            "started" => {
+                (self.started_ms, self.due_ms, self.is_cancelling, self.is_nudged) = (at_ms, 0, false, false);
+                (f.session.as_deref(), None)
+            }
+            "attempt_failed" | "deferred" => {
+                let d = data();
+                self.due_ms = time(&d, if f.kind == "deferred" { "until" } else { "retry_at" });
+                self.is_cancelling = false;
+                (nobody, Some(code(&d)))
+            }
+            "lost" => {
+                (self.due_ms, self.is_cancelling) = (at_ms, false);
+                (nobody, Some("lost".to_owned()))
+            }
+            "released" => {
+                (self.due_ms, self.is_cancelling) = (0, false);
+                (nobody, None)
+            }
+            "finished" => {
+                let d = data();
+                (self.ended_ms, self.due_ms, self.is_cancelling) = (at_ms, 0, false);
+                self.notify = d.get("notify").map(ToString::to_string).unwrap_or_default().into();
+                (nobody, Some(d.get("receipt").map(code).unwrap_or_default()))
+            }
+            "replayed" => {
+                (self.ended_ms, self.attempt, self.due_ms, self.notify) = (0, 0, 0, "".into());
+                (nobody, Some(String::new()))
+            }
+            "deleted" => {
+                self.is_deleted = true;
+                (None, None)
+            }
+            "cancel_requested" => {
+                self.is_cancelling = true;
+                (f.session.as_deref(), None)
+            }
+            "sla_missed" => {
+                self.is_nudged = false;
+                (f.session.as_deref(), None)
+            }
+            "nudged" => {
+                self.is_nudged = true;
+                (f.session.as_deref(), None)
+            }
+            _ if self.status.is_running() => (f.session.as_deref(), None),
+            _ => (None, None),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event(rev: u64, kind: &str, status: &str, more: &str) -> String {
+        format!(
+            r#"{{"v":1,"job":"a","gen":1,"rev":{rev},"kind":"{kind}","at":"2026-11-21T08:00:{:02}.000Z","queue":"q","type":"t",
+            "key":"k\"1","status":"{status}","contract":"acked","attempt":1,"epoch":{rev},"session":"s","carrier":"JOBS:7"{more}}}"#,
+            rev % 60
+        )
+    }
+
+    fn fold(events: &[String]) -> Fold {
+        let mut f = Fold::default();
+        f.message(format!("[{}]", events.join(",")).as_bytes(), |_| true);
+        assert_eq!(f.unreadable, 0);
+        f
+    }
+
+    #[test]
+    fn the_state_is_that_of_the_highest_revision_and_counters_count_each_once() {
+        let started = event(1, "started", "running", "");
+        let failed = event(
+            2,
+            "attempt_failed",
+            "retry_wait",
+            r#","data":{"error_code":"signal","retry_at":"2026-11-21T09:00:00.000Z"}"#,
+        );
+        let again = event(3, "started", "running", "");
+        for events in [
+            [started.clone(), failed.clone(), again.clone()],
+            [again.clone(), failed.clone(), started.clone()],
+            [failed.clone(), again.clone(), failed.clone()],
+        ] {
+            let f = fold(&events);
+            let k = f.get("a").unwrap();
+            assert_eq!((k.status, k.rev, k.epoch, k.charged), (Status::Running, 3, 3, 1), "{events:?}");
+            assert_eq!((&*k.session, &*k.key, &*k.carrier, k.due_ms), ("s", r#""k\"1""#, "JOBS:7", 0));
+            assert!(k.gaps.is_empty());
+        }
+        let f = fold(&[started, failed]);
+        let k = f.get("a").unwrap();
+        assert_eq!((k.status, &*k.code, &*k.session), (Status::RetryWait, "signal", ""));
+        assert_eq!(k.due_ms, millis("2026-11-21T09:00:00Z"));
+    }
+
+    #[test]
+    fn a_burial_without_its_outcome_leaves_the_job_open() {
+        let mut events = vec![event(1, "buried", "failed", "")];
+        assert!(fold(&events).get("a").unwrap().is_open());
+        events.push(event(
+            2,
+            "finished",
+            "failed",
+            r#","data":{"receipt":{"error_code":"expired"},"notify":{"subject":"x"}}"#,
+        ));
+        let f = fold(&events);
+        let k = f.get("a").unwrap();
+        assert_eq!((k.status, &*k.code, &*k.notify), (Status::Failed, "expired", r#"{"subject":"x"}"#));
+        events.push(event(3, "deleted", "failed", ""));
+        assert!(fold(&events).get("a").unwrap().is_deleted);
+        // Its id begins a new life; a late copy of the old one does not.
+        events.push(event(2, "finished", "failed", ""));
+        assert!(fold(&events).get("a").unwrap().is_deleted);
+        events.push(event(1, "started", "running", "").replace("08:00", "09:00"));
+        let f = fold(&events);
+        assert_eq!((f.get("a").unwrap().rev, f.get("a").unwrap().status), (1, Status::Running));
+    }
+
+    // Shows: P7
+    #[test]
+    fn what_is_missing_between_two_revisions_is_known() {
+        let f = fold(&[event(2, "started", "running", ""), event(5, "finished", "done", "")]);
+        assert_eq!(f.get("a").unwrap().gaps, [3, 4]);
+        assert_eq!(f.get("a").unwrap().first, 2);
+        let mut f = f;
+        assert_eq!(f.take_dirty().len(), 1);
+        f.message(format!("[{}]", event(3, "progress", "running", "")).as_bytes(), |_| true);
+        assert_eq!(f.take_dirty().len(), 1);
+        assert_eq!(f.get("a").unwrap().gaps, [4]);
+        assert_eq!(f.get("a").unwrap().status, Status::Done);
+    }
+}
