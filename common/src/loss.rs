@@ -21,7 +21,12 @@ pub(crate) async fn open(
     role: Role,
 ) -> Result<(), ConnectError> {
     store.belong_to(&found.jobs_created);
-    let is_fresh = broker.journal_kept().await?.last == 0;
+    let mut is_whole = true;
+    for p in 0..store.keys().partitions() {
+        is_whole &= store.identity(p).await?.is_some();
+    }
+    // Asked only by whom it concerns: a worker of a data set that is there leaves it to the reaper.
+    let is_fresh = if is_whole && role == Role::Worker { false } else { !has_journal(broker).await? };
     if !is_fresh && role != Role::Worker {
         match broker.newest_commits(NEWEST).await {
             Ok(newest) => newest.into_iter().for_each(|(p, commit)| store.note_commit(p, commit)),
@@ -57,5 +62,18 @@ pub(crate) async fn open(
             Ok(())
         }
         other => Ok(other?),
+    }
+}
+
+/// Whether anything was ever journaled. Where it is not for us to know: yes, because a data set that is closed for nothing
+/// opens again by itself, and one that is opened for nothing repeats what was decided.
+async fn has_journal(broker: &Broker) -> Result<bool, BrokerError> {
+    match broker.journal_kept().await {
+        Ok(kept) => Ok(kept.last > 0),
+        Err(BrokerError::Denied(why)) => {
+            tracing::warn!(why, "whether there is a journal is not known");
+            Ok(true)
+        }
+        Err(e) => Err(e),
     }
 }

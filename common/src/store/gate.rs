@@ -295,30 +295,6 @@ impl Store {
         })
     }
 
-    /// Whether the data set that answers now is this one still. An entry that was stored before this was asked was stored
-    /// before its data set was given up.
-    pub(crate) async fn is_still(&self, p: u32, incarnation: &str) -> Result<bool, StoreError> {
-        let found: Option<String> = self.connection().hget(self.keys().store(p), "inc").await?;
-        Ok(found.as_deref() == Some(incarnation))
-    }
-
-    /// Incarnation, commit counter, gate and `JOBS` of a partition's data set, as it is: nothing is written. `None`: there is none.
-    pub(crate) async fn identity(&self, p: u32) -> Result<Option<Identity>, StoreError> {
-        let fields = &["inc", "commit", "gate", "jobs"];
-        let (inc, commit, gate, jobs): (Option<String>, Option<u64>, Option<u8>, Option<String>) =
-            redis::cmd("HMGET")
-                .arg(self.keys().store(p))
-                .arg(fields)
-                .query_async(&mut self.connection())
-                .await?;
-        Ok(inc.map(|incarnation| Identity {
-            incarnation,
-            commit: commit.unwrap_or(0),
-            gate: Gate::from_code(gate.unwrap_or(0)).unwrap_or(Gate::Closed),
-            jobs_created: jobs.unwrap_or_default(),
-        }))
-    }
-
     /// When something was last written to the outbox (milliseconds of the store's clock), or 0: of an older copy, when it was
     /// made, or somewhat earlier.
     pub async fn last_write_ms(&self, p: u32) -> Result<u64, StoreError> {
@@ -333,13 +309,4 @@ impl Store {
             Err(e) => Err(e.into()),
         }
     }
-}
-
-/// Identity of a data set.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Identity {
-    pub(crate) incarnation: String,
-    pub(crate) commit: u64,
-    pub(crate) gate: Gate,
-    pub(crate) jobs_created: String,
 }

@@ -9,6 +9,7 @@ pub mod deadlines;
 mod entry;
 pub mod gate;
 pub mod group;
+mod identity;
 pub mod keys;
 mod login;
 pub mod look;

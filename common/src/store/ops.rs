@@ -2,11 +2,9 @@
 
 use std::{
     borrow::{Borrow, Cow},
-    sync::PoisonError,
     time::Duration,
 };
 
-use redis::AsyncCommands;
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -298,7 +296,7 @@ pub struct SessionState {
 
 /// What to do with a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum SessionAct {
+pub(super) enum SessionAct {
     Identity = 0,
     Open = 1,
     Close = 2,
@@ -499,57 +497,6 @@ impl Store {
         only(self.call(&self.inner.scripts.renew, p, Some(session), &[], &frame, pack(running)?).await?)
     }
 
-    /// Reads the identity of every partition's data set, creating it where `may_create` and it is missing, and remembers
-    /// it: from then on a call that meets another data set writes nothing.
-    /// Errors: `OtherStore` when missing, or when it belongs to another `JOBS` stream than `jobs_created`.
-    pub async fn open(&self, jobs_created: &str, may_create: bool) -> Result<(), StoreError> {
-        self.belong_to(jobs_created);
-        for p in 0..self.keys().partitions() {
-            let fresh = ulid::Ulid::generate().to_string();
-            let (_, call, s, keep, look) = self.frame(p, None);
-            let frame = (
-                fresh,
-                call,
-                s,
-                keep,
-                look,
-                SessionAct::Identity as u8,
-                0u64,
-                "",
-                jobs_created,
-                u8::from(may_create),
-            );
-            let keys = [self.keys().session_info(p)];
-            let script = &self.inner.scripts.session;
-            let (answer, _) = self.call_here(script, p, None, &keys, &frame, Vec::new(), None).await?;
-            let found: SessionState = only(answer)?;
-            if found.jobs_created != jobs_created {
-                return Err(StoreError::OtherStore("it belongs to another JOBS stream"));
-            }
-            self.set_incarnation(p, &found.incarnation);
-        }
-        Ok(())
-    }
-
-    /// Notes the creation time of the `JOBS` stream that this process works for.
-    pub(crate) fn belong_to(&self, jobs_created: &str) {
-        jobs_created.clone_into(&mut self.inner.jobs.lock().unwrap_or_else(PoisonError::into_inner));
-    }
-
-    /// [`Store::open`] without writing: a data set that is not there yet is an empty one.
-    /// Errors: `OtherStore` when it belongs to another `JOBS` stream than `jobs_created`.
-    pub async fn look(&self, jobs_created: &str) -> Result<(), StoreError> {
-        for p in 0..self.keys().partitions() {
-            let (incarnation, jobs): (Option<String>, Option<String>) =
-                self.connection().hmget(self.keys().store(p), &["inc", "jobs"]).await?;
-            if jobs.is_some_and(|j| j != jobs_created) {
-                return Err(StoreError::OtherStore("it belongs to another JOBS stream"));
-            }
-            self.set_incarnation(p, &incarnation.unwrap_or_default());
-        }
-        Ok(())
-    }
-
     /// Opens a session in a partition. `info` is JSON ([`super::SessionInfo`]).
     pub async fn open_session(
         &self,
@@ -605,7 +552,7 @@ pub fn parse_member(member: &str) -> Option<(JobId, u64)> {
 }
 
 /// The one result of a call that has one.
-fn only<R>(answer: Answer<Vec<R>>) -> Result<R, StoreError> {
+pub(super) fn only<R>(answer: Answer<Vec<R>>) -> Result<R, StoreError> {
     answer.results.into_iter().next().ok_or_else(|| StoreError::Decode("the reply has no result".into()))
 }
 

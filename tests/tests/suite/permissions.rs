@@ -230,9 +230,9 @@ const MAY_PUBLISH: &[(&str, &str)] = &[
     ("$JS.API.CONSUMER.MSG.NEXT.SURETY_RECEIPTS.dispatcher", "w"),
     ("$JS.API.CONSUMER.MSG.NEXT.SURETY_JOBS.default", "w"),
     ("$JS.API.CONSUMER.MSG.NEXT.SURETY_SCHED.default", "w"),
-    ("$JS.API.CONSUMER.MSG.NEXT.SURETY_EVENTS.x", "so"),
+    ("$JS.API.CONSUMER.MSG.NEXT.SURETY_EVENTS.x", "rso"),
     ("$JS.API.CONSUMER.MSG.NEXT.SURETY_ADVISORIES.reaper", "r"),
-    ("$JS.API.CONSUMER.CREATE.SURETY_EVENTS.x.surety.events.>", "so"),
+    ("$JS.API.CONSUMER.CREATE.SURETY_EVENTS.x.surety.events.>", "rso"),
     ("$JS.API.CONSUMER.CREATE.SURETY_JOBS.x", "o"),
     ("$JS.API.CONSUMER.DELETE.SURETY_JOBS.x", "o"),
     ("$JS.API.CONSUMER.PAUSE.SURETY_JOBS.x", "o"),
@@ -478,7 +478,7 @@ fn whoever_runs_scripts_may_run_every_command_in_them() {
         let path = e.unwrap().path();
         let text = std::fs::read_to_string(&path).unwrap();
         // Records are deleted by the reaper alone.
-        let is_reapers = path.ends_with("forget.lua") || path.ends_with("quarantine.lua");
+        let is_reapers = ["forget.lua", "quarantine.lua", "restore.lua"].iter().any(|f| path.ends_with(f));
         let roles = if is_reapers { &["reaper"][..] } else { &["worker", "reaper", "operator"] };
         for call in text.split("redis.call('").skip(1) {
             let command = call.split('\'').next().unwrap().to_lowercase();
