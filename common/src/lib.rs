@@ -22,7 +22,7 @@ pub mod ending;
 pub mod fault;
 pub mod history;
 pub mod lookup;
-mod loss;
+pub mod loss;
 pub mod manual;
 pub mod mend;
 pub mod pace;

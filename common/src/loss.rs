@@ -8,11 +8,23 @@ use crate::{
     store::{Store, StoreError},
 };
 
-/// Newest messages of the journal that are looked at: enough to find each partition among them.
+/// Newest messages of the journal that are looked at: enough to find each of several partitions among them.
 const NEWEST: u64 = 64;
 
+/// Notes what the newest messages of the journal say of the data sets that they came from.
+pub async fn note_newest(store: &Store, broker: &Broker) -> Result<(), BrokerError> {
+    let n = if store.keys().partitions() == 1 { 1 } else { NEWEST };
+    match broker.newest_commits(n).await {
+        Ok(newest) => newest.into_iter().for_each(|(p, commit)| store.note_commit(p, commit)),
+        // Whoever may not read the journal leaves it to the reaper.
+        Err(BrokerError::Denied(why)) => tracing::debug!(why, "the journal is not compared with redis"),
+        Err(e) => return Err(e),
+    }
+    Ok(())
+}
+
 /// Opens the data set that belongs to `JOBS`: makes it where nothing was ever journaled, closes its gate where it knows less
-/// than the journal. A worker may not read the journal; it knows only whether there is one.
+/// than the journal.
 /// Errors: `OtherStore` where the data set belongs to another `JOBS`, and it is not for this process to say which is right.
 pub(crate) async fn open(
     store: &Store,
@@ -21,19 +33,9 @@ pub(crate) async fn open(
     role: Role,
 ) -> Result<(), ConnectError> {
     store.belong_to(&found.jobs_created);
-    let mut is_whole = true;
-    for p in 0..store.keys().partitions() {
-        is_whole &= store.identity(p).await?.is_some();
-    }
-    // Asked only by whom it concerns: a worker of a data set that is there leaves it to the reaper.
-    let is_fresh = if is_whole && role == Role::Worker { false } else { !has_journal(broker).await? };
-    if !is_fresh && role != Role::Worker {
-        match broker.newest_commits(NEWEST).await {
-            Ok(newest) => newest.into_iter().for_each(|(p, commit)| store.note_commit(p, commit)),
-            // Whoever may not read the journal leaves it to the reaper.
-            Err(BrokerError::Denied(why)) => tracing::debug!(why, "the journal is not compared with redis"),
-            Err(e) => return Err(e.into()),
-        }
+    let is_fresh = !has_journal(broker).await?;
+    if !is_fresh {
+        note_newest(store, broker).await?;
     }
     for p in 0..store.keys().partitions() {
         let Some(here) = store.identity(p).await? else {

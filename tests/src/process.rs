@@ -91,7 +91,12 @@ impl Process {
 
     /// Waits until its log holds a text.
     pub async fn logged(&mut self, text: &str) {
-        let until = Instant::now() + Duration::from_secs(30);
+        self.logged_within(text, Duration::from_secs(30)).await;
+    }
+
+    /// Waits so long until its log holds a text.
+    pub async fn logged_within(&mut self, text: &str, within: Duration) {
+        let until = Instant::now() + within;
         while !self.log().contains(text) {
             if let Some(status) = self.child.try_wait().unwrap() {
                 panic!("ended with {status} before it logged {text:?}:\n{}", self.log());

@@ -276,7 +276,7 @@ fn tail(path: &Path) -> String {
 pub fn bin(name: &str) -> String {
     let mut dir = std::env::current_exe().unwrap();
     dir.pop();
-    if dir.ends_with("deps") {
+    if dir.ends_with("deps") || dir.ends_with("examples") {
         dir.pop();
     }
     dir.join(name).display().to_string()

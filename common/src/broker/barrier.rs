@@ -14,6 +14,9 @@ use super::{
 };
 use crate::{pace::Pace, wire::headers};
 
+/// Barriers of one read.
+const PAGE: usize = 200;
+
 /// The barriers of a journal, as far as it was read. Small: one for each loss and partition.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Barriers(Vec<Barrier>);
@@ -78,6 +81,22 @@ impl Broker {
         })
         .await?;
         Ok(all)
+    }
+
+    /// The same by direct reads, for who may not make a consumer.
+    pub(super) async fn read_barriers(&self) -> Result<Barriers, BrokerError> {
+        let (stream, subject) = (self.names().events(), self.names().barrier_subject("*"));
+        let (mut all, mut from) = (Barriers::default(), 1);
+        loop {
+            let (page, is_more) = self.messages(&stream, from, &subject, PAGE).await?;
+            for m in &page {
+                all.admit(m.sequence, m.headers.as_ref());
+                from = m.sequence + 1;
+            }
+            if page.is_empty() || !is_more {
+                return Ok(all);
+            }
+        }
     }
 
     /// Ends the former data sets of a partition in the journal. A repeat within the stream's window is the first one.

@@ -21,10 +21,14 @@ impl Broker {
             return Ok(found);
         }
         let subject = self.names().event_subject("*.ended");
+        let mut barriers = self.read_barriers().await?;
         let mut from = Start::Time(from_ms);
         loop {
             let (page, is_more) = self.messages_at(&self.names().events(), from, &subject, PAGE).await?;
             for m in page.iter().filter(|m| may_have(m, jobs)) {
+                if !barriers.admit(m.sequence, m.headers.as_ref()) {
+                    continue;
+                }
                 let (events, _) = event::read_message(&m.payload);
                 let wanted = events.into_iter().filter(|e| e.kind == "finished" && jobs.contains(&e.job));
                 for e in wanted {

@@ -80,7 +80,6 @@ pub(super) fn needs(role: Role, n: &Names, lanes: &[Lane], is_dispatcher: bool) 
         all.push(format!("$JS.API.CONSUMER.MSG.NEXT.{advisories}.reaper"));
         all.push(format!("$JS.ACK.{advisories}.reaper.>"));
         // What a rebuild reads; when it is needed is too late to find out that it may not.
-        all.push(format!("$JS.API.DIRECT.GET.{}", n.events()));
         all.push(format!("$JS.API.CONSUMER.MSG.NEXT.{}.*", n.events()));
     }
     all.sort();

@@ -17,6 +17,8 @@ use crate::{
 
 /// An entry of a stream: its id, then names and values of its fields.
 type Raw = (String, Vec<Vec<u8>>);
+/// Incarnation and gate, where there is a data set.
+type Identity = (Option<String>, Option<u8>);
 
 impl Store {
     /// The record of a job, or `None` when the store has not seen it.
@@ -86,15 +88,14 @@ impl Store {
         let asked_ms = boot_ms();
         let store = self.keys().store(p);
         // The data set had this name before and after: the entries are its own.
-        let (before, found, (inc, gate)): (Option<String>, Vec<Raw>, (Option<String>, Option<u8>)) =
-            redis::pipe()
-                .hget(&store, "inc")
-                .xrange_count(self.keys().outbox(p), from, before_ms, n)
-                .cmd("HMGET")
-                .arg(&store)
-                .arg(&["inc", "gate"])
-                .query_async(&mut self.connection())
-                .await?;
+        let (before, found, (inc, gate)): (Option<String>, Vec<Raw>, Identity) = redis::pipe()
+            .hget(&store, "inc")
+            .xrange_count(self.keys().outbox(p), from, before_ms, n)
+            .cmd("HMGET")
+            .arg(&store)
+            .arg(&["inc", "gate"])
+            .query_async(&mut self.connection())
+            .await?;
         if before != inc {
             return Err(StoreError::Rebuilding);
         }

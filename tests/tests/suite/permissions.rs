@@ -253,7 +253,7 @@ const MAY_PUBLISH: &[(&str, &str)] = &[
     ("$JS.API.DIRECT.GET.SURETY_JOBS", "wrso"),
     ("$JS.API.DIRECT.GET.SURETY_DLQ", "so"),
     ("$JS.API.DIRECT.GET.SURETY_RECEIPTS", "ro"),
-    ("$JS.API.DIRECT.GET.SURETY_EVENTS", "rso"),
+    ("$JS.API.DIRECT.GET.SURETY_EVENTS", "wrso"),
     ("$JS.API.DIRECT.GET.SURETY_ADVISORIES", "ro"),
     ("_INBOX_producer.x", ""),
 ];

@@ -6,10 +6,19 @@ use std::{
     time::Duration,
 };
 
-use surety_common::{connect::Connected, domain::Status};
+use surety_common::{
+    broker::{
+        BrokerError,
+        follow::{From, News, Part},
+    },
+    connect::{Connected, provision},
+    domain::{ErrorCode, Status, ids::SessionId},
+    pace::Pace,
+    store::{ClaimItem, FinishItem, Verdict},
+};
 use surety_tests::{
     process::Process,
-    witness::{Witness, settled, wait_logged},
+    witness::{Witness, id, settled, wait_logged},
     world::{World, messages},
 };
 
@@ -137,9 +146,7 @@ impl Case {
 }
 
 async fn flush(w: &World) {
-    let client = redis::Client::open(w.redis.url()).unwrap();
-    let mut c = client.get_multiplexed_async_connection().await.unwrap();
-    () = redis::cmd("FLUSHALL").query_async(&mut c).await.unwrap();
+    () = redis::cmd("FLUSHALL").query_async(&mut plain(w).await).await.unwrap();
 }
 
 fn copy(from: &Path, to: &Path) {
@@ -229,5 +236,170 @@ async fn a_reaper_that_dies_while_it_rebuilds_is_replaced_by_another() {
         case.rebuilt().await;
         case.witness.touch("go");
         case.all_as_promised().await;
+    }
+}
+
+/// Deletes every message of the journal that holds this job, as if it had never been stored.
+async fn unjournal(w: &World, job: &str) {
+    let js = async_nats::jetstream::new(w.plain().await);
+    let stream = js.get_stream("SURETY_EVENTS").await.unwrap();
+    let last = stream.get_info().await.unwrap().state.last_sequence;
+    for n in 1..=last {
+        let Ok(m) = stream.get_raw_message(n).await else { continue };
+        if String::from_utf8_lossy(&m.payload).contains(&format!("\"{job}\"")) {
+            stream.delete_message(n).await.unwrap();
+        }
+    }
+}
+
+// Shows: P4, P5
+#[tokio::test]
+async fn an_attempt_that_the_journal_does_not_know_is_dead_before_the_next_one() {
+    let witness = Witness::default();
+    // Only the first attempt lasts.
+    let body = "if [ $SURETY_EPOCH -eq 1 ]; then child 'exec sleep 60'; exec sleep 60; fi";
+    let world = World::with(&witness.handler("tree", body)).await;
+    let c = world.connect().await;
+    let mut reaper = world.reaper(&[]);
+    let mut worker = world.worker(&[], &[]);
+    worker.logged("worker ready").await;
+    world.publish("default", "a", r#"{"type":"tree"}"#).await;
+    witness.started("a", 2).await;
+    let journaled = async || world.history(&c).await.count("a", "started") == 1;
+    wait_logged(&world, "the start to be journaled", journaled).await;
+    unjournal(&world, "a").await;
+    flush(&world).await;
+    reaper.logged("redis is whole again").await;
+    let ended = world.ended(&c, "a").await;
+    // Above every epoch that may have been given.
+    assert!(ended.status == Status::Done && ended.epoch > 1_000_000_000_000, "{ended:?}");
+    witness.no_overlap();
+    assert!(!witness.lives("a") && witness.executions("a") == 2, "{}", witness.text());
+    settled(&world, &c).await;
+    world.history(&c).await.check().unwrap();
+    assert_eq!(worker.stop().await, Some(0));
+}
+
+// Shows: P2, P7
+#[tokio::test]
+async fn what_is_journaled_after_the_end_of_its_data_set_counts_for_nobody() {
+    let world = World::start().await;
+    let c = world.connect().await;
+    let session = SessionId::new("late").unwrap();
+    let ttl = Duration::from_secs(3600);
+    c.store.open_session(0, &session, ttl, "{}").await.unwrap();
+    let claimed = c.store.claim(0, &session, 1000, &[claim("a")]).await.unwrap();
+    let item = FinishItem {
+        id: id("a"),
+        epoch: 1,
+        verdict: Verdict::Done,
+        receipt: String::new(),
+        data: "{".into(),
+        detail: String::new(),
+    };
+    let finished = c.store.finish(0, &session, &[item]).await.unwrap();
+    assert_eq!((claimed.entries.len(), finished.entries.len()), (1, 1));
+    // Its process was frozen with both entries in hand; of another job the journal knows.
+    let known = c.store.claim(0, &session, 1000, &[claim("known")]).await.unwrap();
+    c.relay.publish(0, &known.entries, Pace::call(Duration::from_secs(5))).await.unwrap();
+    flush(&world).await;
+    let mut reaper = world.reaper(&[]);
+    reaper.logged("redis is whole again").await;
+    let patience = Pace::call(Duration::from_secs(5));
+    for entries in [&claimed.entries, &finished.entries] {
+        let e = c.relay.publish(0, entries, patience).await.unwrap_err();
+        assert!(matches!(e, BrokerError::Outlived), "{e}");
+    }
+    assert!(messages(&world, "SURETY_EVENTS").await >= 4, "the broker took them");
+    assert!(!world.history(&c).await.jobs.contains_key("a"));
+    let mut all = c.broker.follow(&[], Part::All, From::Start).await.unwrap();
+    // The job is run by somebody else, with the same revisions.
+    let other = SessionId::new("other").unwrap();
+    // The first call finds out that the data set is another one.
+    c.store.open_session(0, &other, ttl, "{}").await.unwrap_err();
+    c.store.open_session(0, &other, ttl, "{}").await.unwrap();
+    let again = c.store.claim(0, &other, 1000, &[claim("a")]).await.unwrap();
+    c.relay.publish(0, &again.entries, patience).await.unwrap();
+    let h = world.history(&c).await;
+    h.check().unwrap();
+    assert_eq!(h.jobs["a"].events.len(), 1);
+    let first = loop {
+        if let News::Events(e) = all.news().await
+            && e.iter().any(|e| e.job == "a")
+        {
+            break e;
+        }
+    };
+    assert_eq!(first, h.jobs["a"].events, "who follows is told nothing else");
+}
+
+// Shows: P3
+#[tokio::test]
+async fn a_new_nats_beside_the_old_redis_is_noticed() {
+    let mut world = World::with("[reaper]\ncarrier_check = \"300ms\"\n").await;
+    let c = world.connect().await;
+    let session = SessionId::new("s").unwrap();
+    c.store.open_session(0, &session, Duration::from_secs(3600), "{}").await.unwrap();
+    let a = c.store.claim(0, &session, 1000, &[claim("a")]).await.unwrap();
+    let item = FinishItem {
+        id: id("a"),
+        epoch: 1,
+        verdict: Verdict::Retry { code: ErrorCode::Signal, delay: Duration::ZERO },
+        receipt: String::new(),
+        data: "{\"error_code\":\"signal\"".into(),
+        detail: String::new(),
+    };
+    let f = c.store.finish(0, &session, &[item]).await.unwrap();
+    c.relay.publish(0, &a.entries, Pace::call(Duration::from_secs(5))).await.unwrap();
+    c.relay.publish(0, &f.entries, Pace::call(Duration::from_secs(5))).await.unwrap();
+    let mut reaper = world.reaper(&[]);
+    reaper.logged("reaper ready").await;
+    let before: String = {
+        let mut plain = plain(&world).await;
+        redis::cmd("HGET").arg("surety:{p00}:store").arg("jobs").query_async(&mut plain).await.unwrap()
+    };
+    world.nats.kill9().await.unwrap();
+    let dir = world.dir.path().join("nats");
+    std::fs::remove_dir_all(&dir).unwrap();
+    std::fs::create_dir_all(&dir).unwrap();
+    world.nats.restart().await.unwrap();
+    // Who provisions is told that the store is another one's, until the reaper has seen to it.
+    drop(provision(&world.settings(), "test").await.map(drop));
+    reaper.logged("nats_recreated").await;
+    reaper.logged("redis is whole again").await;
+    let mut redis = plain(&world).await;
+    let after: String =
+        redis::cmd("HGET").arg("surety:{p00}:store").arg("jobs").query_async(&mut redis).await.unwrap();
+    assert!(after > before, "{after} {before}");
+    let (c, _) = provision(&world.settings(), "test").await.unwrap();
+    let ended = world.ended(&c, "a").await;
+    assert_eq!((ended.status, ended.code.as_str()), (Status::Failed, "message_lost"));
+}
+
+async fn plain(w: &World) -> redis::aio::MultiplexedConnection {
+    let client = redis::Client::open(w.redis.url()).unwrap();
+    client.get_multiplexed_async_connection().await.unwrap()
+}
+
+fn claim(job: &str) -> ClaimItem<'static> {
+    ClaimItem {
+        id: job.to_owned().into(),
+        queue: "default".into(),
+        job_type: "t".into(),
+        key: "".into(),
+        trace: "".into(),
+        carrier: "JOBS:1".into(),
+        ack_subject: "".into(),
+        created_ms: 1_800_000_000_000,
+        finish_ms: 86_400_000,
+        max_retries: 3,
+        timeout_ms: 600_000,
+        generation: 1,
+        adopt: "".into(),
+        expires_ms: 0,
+        ack_ms: 60_000,
+        progress_ms: 60_000,
+        requester: &surety_common::domain::Requester::Nobody,
+        summary: "".into(),
     }
 }

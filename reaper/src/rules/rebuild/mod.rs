@@ -13,6 +13,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use surety_common::{
     broker::BrokerError,
+    loss::note_newest,
     store::{Gate, GateState, StoreError},
 };
 
@@ -78,6 +79,10 @@ impl Rebuild {
     /// The partitions that are ours to make whole.
     async fn won(&self, x: &Context) -> Result<BTreeMap<u32, GateState>, RuleError> {
         let mut won = BTreeMap::new();
+        // Ordering: the journal first. What it has was committed before, so a store that is whole is never behind it.
+        if let Err(e) = note_newest(&x.c.store, &x.c.broker).await {
+            tracing::debug!(error = %e, "the journal cannot be looked at");
+        }
         let jobs = x.c.broker.found().await.map(|f| f.jobs_created);
         for p in 0..x.c.store.keys().partitions() {
             let mut state = x.c.store.watch_gate(p).await?;
