@@ -71,7 +71,7 @@ pub async fn once(settings: Settings, pass: Pass, out: &mut (impl Write + Send))
 async fn act(x: &Context, rule: &dyn Rule, pass: Pass, out: &mut (impl Write + Send)) -> io::Result<bool> {
     let mut acted = 0;
     let is_well = loop {
-        match tokio::time::timeout(STEP_LIMIT, rule.step(x)).await {
+        match tokio::time::timeout(rule.limit(), rule.step(x)).await {
             Ok(Ok(done)) => {
                 acted += done.acted;
                 if !done.is_partial || done.acted == 0 {
