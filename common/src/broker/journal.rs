@@ -98,12 +98,16 @@ impl Broker {
             Some(q) => vec![n.event_subject(q), n.event_subject(&format!("{q}.ended"))],
             None => vec![n.event_subject(">")],
         };
+        let mut barriers = self.read_barriers().await?;
         let mut unreadable = 0;
         for subject in subjects {
             let mut from = if from_ms == 0 { Start::Sequence(1) } else { Start::Time(from_ms) };
             loop {
                 let (page, is_more) = self.messages_at(&n.events(), from, &subject, PAGE).await?;
                 for m in &page {
+                    if !barriers.admit(m.sequence, m.headers.as_ref()) {
+                        continue;
+                    }
                     let (good, bad) = event::read_message(&m.payload);
                     good.into_iter().for_each(&mut visit);
                     unreadable += u64::from(!bad.is_empty());
