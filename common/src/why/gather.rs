@@ -55,6 +55,10 @@ pub async fn gather(c: &Connected, id: &JobId, overstay: Duration) -> Result<Opt
         overstay_ms: u64::try_from(overstay.as_millis()).unwrap_or(u64::MAX),
         unknown: Vec::new(),
     };
+    f.store_closed = match c.store.check().await {
+        Err(e @ (StoreError::Rebuilding | StoreError::OtherStore(_))) => Some(e.to_string()),
+        Ok(()) | Err(_) => None,
+    };
     if let Some(r) = f.record.clone().filter(|r| r.status.is_running()) {
         note(&mut f.unknown, "its owner", owner(c, id, &r).await, |o| f.owner = Some(o));
     }

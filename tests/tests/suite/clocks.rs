@@ -44,7 +44,8 @@ async fn with_clocks_ten_minutes_wrong_every_time_is_kept_as_with_right_ones() {
         let body = |minutes| format!(r#"{{"type":"noop","expires_at":"{}"}}"#, at(minutes));
         world.publish("default", &format!("fresh-{i}"), &body(5)).await;
         world.publish("default", &format!("stale-{i}"), &body(-5)).await;
-        let terms = r#""contract":{"finish":"1500ms","progress":"500ms"}"#;
+        // Long enough that each has been started by then, also where the machine is slow.
+        let terms = r#""contract":{"finish":"6s","progress":"500ms"}"#;
         world.publish("default", &format!("late-{i}"), &format!(r#"{{"type":"late",{terms}}}"#)).await;
         world
             .publish("default", &format!("patient-{i}"), r#"{"type":"noop","contract":{"finish":"5m"}}"#)
