@@ -10,7 +10,7 @@ use surety_tests::{
     world::{World, messages, wait},
 };
 
-// Shows, J-04, P-07
+// Shows, J-04, P-07, O-08
 #[tokio::test]
 async fn an_always_failing_job_runs_four_times_at_its_times_though_the_worker_is_replaced() {
     let witness = Witness::default();
@@ -114,7 +114,7 @@ async fn a_job_killed_at_its_last_iteration_is_not_retried() {
     assert_eq!(one.stop().await, Some(0));
 }
 
-// Shows: A-05, E-07
+// Shows: A-05, E-07, O-08
 #[tokio::test]
 async fn an_outcome_that_cannot_be_written_fails_the_job_with_an_alert_and_nothing_stays_running() {
     let witness = Witness::default();

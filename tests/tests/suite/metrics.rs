@@ -180,7 +180,7 @@ pub(super) async fn publish_all(world: &World) {
     world.publish("default", "garbage", "{").await;
 }
 
-// Shows: O-03
+// Shows: O-03, O-08
 #[tokio::test]
 async fn a_worker_counts_each_attempt_once_by_how_it_ended() {
     let world = World::with(RUN).await;

@@ -132,7 +132,7 @@ async fn every_outcome_is_pending_until_its_receipt_surfaced_and_acked_then() {
     assert_eq!((runner.stop().await, teller.stop().await), (Some(0), Some(0)));
 }
 
-// Shows: C-13, C-14, R-06, R-08, R-11
+// Shows: C-13, C-14, R-06, R-08, R-11, O-08
 #[tokio::test]
 async fn a_receipt_that_nobody_takes_is_given_up_and_the_outcome_stands() {
     let witness = Witness::default();
