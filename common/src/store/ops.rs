@@ -184,7 +184,7 @@ pub struct ProgressItem {
     pub data: String,
     /// Within this time the next progress is promised.
     pub progress_ms: u32,
-    /// Fingerprint of what it says ([`crate::domain::fingerprint`]).
+    /// Fingerprint of what it says ([`crate::domain::fingerprint()`]).
     pub print: String,
 }
 

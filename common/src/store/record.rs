@@ -64,7 +64,7 @@ pub struct Record {
     pub notify: String,
     /// Public, one line.
     pub summary: String,
-    /// Fingerprint of the last report ([`crate::domain::fingerprint`]).
+    /// Fingerprint of the last report ([`crate::domain::fingerprint()`]).
     pub print: String,
     /// Why the last try to tell did not surface.
     pub tell_error: String,
