@@ -12,12 +12,13 @@ use surety_common::{
         follow::{From, News, Part},
     },
     connect::{Connected, provision},
-    domain::{ErrorCode, Status, ids::SessionId},
+    domain::{Contract, ErrorCode, Status, ids::SessionId},
     pace::Pace,
     store::{ClaimItem, FinishItem, Verdict},
 };
 use surety_tests::{
     process::Process,
+    requester::Requester,
     witness::{Witness, id, settled, wait_logged},
     world::{World, messages},
 };
@@ -333,6 +334,70 @@ async fn what_is_journaled_after_the_end_of_its_data_set_counts_for_nobody() {
     assert_eq!(first, h.jobs["a"].events, "who follows is told nothing else");
 }
 
+/// An attempt that failed and may be tried again at once.
+fn failed(job: &str, epoch: u64) -> FinishItem {
+    FinishItem {
+        id: id(job),
+        epoch,
+        verdict: Verdict::Retry { code: ErrorCode::Signal, delay: Duration::ZERO },
+        receipt: String::new(),
+        data: "{\"error_code\":\"signal\"".into(),
+        detail: String::new(),
+    }
+}
+
+// Shows: P7
+#[tokio::test]
+async fn a_transition_that_was_lost_before_a_later_one_keeps_its_place() {
+    let world = World::start().await;
+    let c = world.connect().await;
+    let session = SessionId::new("s").unwrap();
+    c.store.open_session(0, &session, Duration::from_secs(3600), "{}").await.unwrap();
+    let first = c.store.claim(0, &session, 1000, &[claim("a")]).await.unwrap();
+    c.store.finish(0, &session, &[failed("a", 1)]).await.unwrap();
+    let second = c.store.claim(0, &session, 1000, &[claim("a")]).await.unwrap();
+    // What is between the two stays in the outbox, and goes with it.
+    for entries in [&first.entries, &second.entries] {
+        c.relay.publish(0, entries, Pace::call(Duration::from_secs(5))).await.unwrap();
+    }
+    flush(&world).await;
+    let mut reaper = world.reaper(&[]);
+    reaper.logged("redis is whole again").await;
+    let h = world.history(&c).await;
+    h.check().unwrap();
+    let kinds: Vec<_> = h.jobs["a"].events.iter().map(|e| e.kind.as_str()).collect();
+    assert_eq!(kinds[..3], ["started", "missing", "started"]);
+    // Its session is dead: its attempt is lost, as any other.
+    let lost = world.status(&c, "a", Status::RetryWait).await;
+    assert_eq!((lost.rev, lost.epoch, lost.charged), (4, 2, 1));
+}
+
+// Shows: P2, R-14
+#[tokio::test]
+async fn a_receipt_that_was_under_way_is_delivered_with_the_same_bytes() {
+    let world = World::with("[notify]\ntimeout = \"400ms\"\nbackoff = [\"100ms\"]\ntries = 1000\n").await;
+    let c = world.connect().await;
+    let mut reaper = world.reaper(&[]);
+    let mut worker = world.worker(&[], &[]);
+    worker.logged("worker ready").await;
+    let body = r#"{"type":"noop","notify":{"subject":"replies.me","notices":false}}"#;
+    world.publish("default", "a", body).await;
+    assert_eq!(world.ended(&c, "a").await.contract, Contract::TerminalPending);
+    let journaled = async || world.history(&c).await.count("a", "finished") == 1;
+    wait_logged(&world, "the outcome to be journaled", journaled).await;
+    let receipt = world.history(&c).await.jobs["a"].events.last().unwrap().data["receipt"].clone();
+    flush(&world).await;
+    reaper.logged("redis is whole again").await;
+    let requester = Requester::start(&world, "replies.me").await;
+    world.until(&c, "a", |r| r.contract == Contract::TerminalAcked).await;
+    let heard = requester.hears("a", "", 1).await;
+    assert_eq!(heard[0].json(), receipt);
+    settled(&world, &c).await;
+    let h = world.history(&c).await;
+    h.check().unwrap();
+    assert_eq!((h.count("a", "finished"), h.count("a", "receipt_delivered")), (1, 1));
+}
+
 // Shows: P3
 #[tokio::test]
 async fn a_new_nats_beside_the_old_redis_is_noticed() {
@@ -341,15 +406,7 @@ async fn a_new_nats_beside_the_old_redis_is_noticed() {
     let session = SessionId::new("s").unwrap();
     c.store.open_session(0, &session, Duration::from_secs(3600), "{}").await.unwrap();
     let a = c.store.claim(0, &session, 1000, &[claim("a")]).await.unwrap();
-    let item = FinishItem {
-        id: id("a"),
-        epoch: 1,
-        verdict: Verdict::Retry { code: ErrorCode::Signal, delay: Duration::ZERO },
-        receipt: String::new(),
-        data: "{\"error_code\":\"signal\"".into(),
-        detail: String::new(),
-    };
-    let f = c.store.finish(0, &session, &[item]).await.unwrap();
+    let f = c.store.finish(0, &session, &[failed("a", 1)]).await.unwrap();
     c.relay.publish(0, &a.entries, Pace::call(Duration::from_secs(5))).await.unwrap();
     c.relay.publish(0, &f.entries, Pace::call(Duration::from_secs(5))).await.unwrap();
     let mut reaper = world.reaper(&[]);

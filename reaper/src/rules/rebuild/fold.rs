@@ -76,6 +76,8 @@ pub(crate) struct Known {
     pub(crate) is_cancelling: bool,
     pub(crate) is_nudged: bool,
     pub(crate) is_deleted: bool,
+    /// Met or changed since it was last taken.
+    is_dirty: bool,
     pub(crate) queue: Arc<str>,
     pub(crate) job_type: Arc<str>,
     /// A JSON string literal, or empty.
@@ -100,8 +102,6 @@ impl Known {
 #[derive(Debug, Default)]
 pub(crate) struct Fold {
     jobs: HashMap<Box<str>, Known>,
-    /// Met or changed since they were last taken.
-    dirty: HashSet<Box<str>>,
     texts: HashSet<Arc<str>>,
     /// Events that were read.
     pub(crate) events: u64,
@@ -130,13 +130,13 @@ impl Fold {
     }
 
     /// The jobs that were met or changed since the last call.
-    pub(crate) fn take_dirty(&mut self) -> Vec<Box<str>> {
-        self.dirty.drain().collect()
-    }
-
-    /// What is known of a job.
-    pub(crate) fn get(&self, job: &str) -> Option<&Known> {
-        self.jobs.get(job)
+    pub(crate) fn take_dirty(&mut self) -> Vec<(&str, &Known)> {
+        let met = self.jobs.iter_mut().filter_map(|(id, k)| {
+            let is_dirty = std::mem::take(&mut k.is_dirty);
+            let k: &Known = k;
+            is_dirty.then_some((id.as_ref(), k))
+        });
+        met.collect()
     }
 
     /// All of them.
@@ -182,8 +182,11 @@ impl Fold {
                 known.code = self.text(&c);
             }
         }
-        self.jobs.insert(f.job.as_ref().into(), known);
-        self.dirty.insert(f.job.as_ref().into());
+        known.is_dirty = true;
+        match self.jobs.get_mut(f.job.as_ref()) {
+            Some(k) => *k = known,
+            None => drop(self.jobs.insert(f.job.as_ref().into(), known)),
+        }
     }
 }
 
@@ -211,6 +214,7 @@ fn blank(f: &Fact<'_>) -> Known {
         is_cancelling: false,
         is_nudged: false,
         is_deleted: false,
+        is_dirty: true,
         queue: none.clone(),
         job_type: none.clone(),
         key: "".into(),
@@ -355,6 +359,10 @@ mod tests {
         f
     }
 
+    fn get(f: &Fold, job: &str) -> Known {
+        f.all().find(|(id, _)| *id == job).map(|(_, k)| k.clone()).unwrap()
+    }
+
     #[test]
     fn the_state_is_that_of_the_highest_revision_and_counters_count_each_once() {
         let started = event(1, "started", "running", "");
@@ -371,13 +379,13 @@ mod tests {
             [failed.clone(), again.clone(), failed.clone()],
         ] {
             let f = fold(&events);
-            let k = f.get("a").unwrap();
+            let k = get(&f, "a");
             assert_eq!((k.status, k.rev, k.epoch, k.charged), (Status::Running, 3, 3, 1), "{events:?}");
             assert_eq!((&*k.session, &*k.key, &*k.carrier, k.due_ms), ("s", r#""k\"1""#, "JOBS:7", 0));
             assert!(k.gaps.is_empty());
         }
         let f = fold(&[started, failed]);
-        let k = f.get("a").unwrap();
+        let k = get(&f, "a");
         assert_eq!((k.status, &*k.code, &*k.session), (Status::RetryWait, "signal", ""));
         assert_eq!(k.due_ms, millis("2026-11-21T09:00:00Z"));
     }
@@ -385,7 +393,7 @@ mod tests {
     #[test]
     fn a_burial_without_its_outcome_leaves_the_job_open() {
         let mut events = vec![event(1, "buried", "failed", "")];
-        assert!(fold(&events).get("a").unwrap().is_open());
+        assert!(get(&fold(&events), "a").is_open());
         events.push(event(
             2,
             "finished",
@@ -393,29 +401,29 @@ mod tests {
             r#","data":{"receipt":{"error_code":"expired"},"notify":{"subject":"x"}}"#,
         ));
         let f = fold(&events);
-        let k = f.get("a").unwrap();
+        let k = get(&f, "a");
         assert_eq!((k.status, &*k.code, &*k.notify), (Status::Failed, "expired", r#"{"subject":"x"}"#));
         events.push(event(3, "deleted", "failed", ""));
-        assert!(fold(&events).get("a").unwrap().is_deleted);
+        assert!(get(&fold(&events), "a").is_deleted);
         // Its id begins a new life; a late copy of the old one does not.
         events.push(event(2, "finished", "failed", ""));
-        assert!(fold(&events).get("a").unwrap().is_deleted);
+        assert!(get(&fold(&events), "a").is_deleted);
         events.push(event(1, "started", "running", "").replace("08:00", "09:00"));
         let f = fold(&events);
-        assert_eq!((f.get("a").unwrap().rev, f.get("a").unwrap().status), (1, Status::Running));
+        assert_eq!((get(&f, "a").rev, get(&f, "a").status), (1, Status::Running));
     }
 
     // Shows: P7
     #[test]
     fn what_is_missing_between_two_revisions_is_known() {
         let f = fold(&[event(2, "started", "running", ""), event(5, "finished", "done", "")]);
-        assert_eq!(f.get("a").unwrap().gaps, [3, 4]);
-        assert_eq!(f.get("a").unwrap().first, 2);
+        assert_eq!(get(&f, "a").gaps, [3, 4]);
+        assert_eq!(get(&f, "a").first, 2);
         let mut f = f;
         assert_eq!(f.take_dirty().len(), 1);
         f.message(format!("[{}]", event(3, "progress", "running", "")).as_bytes(), |_| true);
         assert_eq!(f.take_dirty().len(), 1);
-        assert_eq!(f.get("a").unwrap().gaps, [4]);
-        assert_eq!(f.get("a").unwrap().status, Status::Done);
+        assert_eq!(get(&f, "a").gaps, [4]);
+        assert_eq!(get(&f, "a").status, Status::Done);
     }
 }

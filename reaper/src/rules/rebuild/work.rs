@@ -184,9 +184,8 @@ async fn read_on(x: &Context, lost: &Won, read: &mut Journal, from: JournalFrom)
 
 /// Writes what was met since the last time. Returns the number of records written.
 async fn write(x: &Context, me: &str, lost: &Won, fold: &mut Fold) -> Result<usize, RuleError> {
-    let dirty = fold.take_dirty();
     let mut jobs: Vec<(JobId, &Known)> =
-        dirty.iter().filter_map(|id| Some((JobId::new(id).ok()?, fold.get(id)?))).collect();
+        fold.take_dirty().into_iter().filter_map(|(id, k)| Some((JobId::new(id).ok()?, k))).collect();
     // Ended ones in the order of their ends, as retention wants them; what is open first.
     jobs.sort_by_key(|(_, k)| if k.is_open() { 0 } else { k.ended_ms });
     let mut written = 0;
