@@ -188,9 +188,27 @@ async fn a_redis_with_an_empty_folder_is_rebuilt() {
     case.world.redis.kill9().await.unwrap();
     std::fs::remove_dir_all(folder(&case.world)).unwrap();
     std::fs::create_dir_all(folder(&case.world)).unwrap();
+    for r in &mut case.reapers {
+        r.kill9().await;
+    }
     case.world.redis.restart().await.unwrap();
-    // It ends while nothing can be committed: the result waits.
+    // Nobody rebuilds it yet: the worker goes on in a data set that knows nothing of what it runs.
+    case.worker.logged("session opened again").await;
+    let expires = async || {
+        let all = case.c.store.sessions(0, u64::MAX / 4, 100).await.unwrap_or_default();
+        all.iter().map(|(_, at)| *at).max().unwrap_or(0)
+    };
+    let first = expires().await;
+    wait_logged(&case.world, "two more renewals", async || expires().await > first + 400).await;
+    for id in ["slow-1", "slow-2", "slow-3", "tree"] {
+        assert!(case.witness.lives(id), "{id}\n{}", case.world.logs());
+    }
+    // They end while nothing can be committed: the results wait.
     case.witness.touch("go");
+    for id in ["slow-1", "slow-2", "slow-3", "tree"] {
+        case.witness.dead(id, 1).await;
+    }
+    case.reapers = vec![case.world.reaper(&[])];
     case.rebuilt().await;
     case.all_as_promised().await;
 }
