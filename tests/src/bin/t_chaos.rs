@@ -1,4 +1,5 @@
-//! `make chaos`: a run under random faults. `SEED`, `DURATION` (`10m`) and `WIPE=1` come from the environment.
+//! `make chaos`: a run under random faults. `SEED`, `DURATION` (`10m`) and `WIPE` (`0`: Redis keeps its data) come from the
+//! environment.
 #![allow(clippy::disallowed_methods, reason = "a test's switches, and a seed")]
 
 use std::{
@@ -19,7 +20,7 @@ async fn main() -> ExitCode {
     let seed = env("SEED").map_or(nanos as u64 % 1_000_000, |s| s.parse().expect("SEED is a number"));
     let duration = env("DURATION")
         .map_or(Duration::from_secs(600), |d| parse_span(&d).expect("DURATION is a span, such as 10m"));
-    let may_wipe = env("WIPE").is_some_and(|w| w == "1");
+    let may_wipe = env("WIPE").is_none_or(|w| w != "0");
     let plan = Plan { may_wipe, ..Plan::new(seed, duration, chaos::TTL) };
     eprintln!("SEED={seed} DURATION={}s: {} faults", duration.as_secs(), plan.steps().len());
     let report = chaos::run(&plan, true).await;
