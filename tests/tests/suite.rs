@@ -20,6 +20,7 @@ mod suite {
     mod health;
     mod intake;
     mod keepers;
+    mod lineage;
     mod logins;
     mod logs;
     mod lost;

@@ -103,7 +103,11 @@ pub fn decode(
     let naming = Naming::of(broker, d, stream_created);
     let read = parse(&d.payload).and_then(|doc| {
         let id = naming.id(doc.id.as_deref())?;
-        check(doc, id, queue.clone())
+        let mut job = check(doc, id, queue.clone())?;
+        if naming.schedule.is_some() {
+            job.lineage = job.lineage.map(|l| l.of_firing(&job.id));
+        }
+        Ok(job)
     });
     match read {
         Ok(job) => Ok(Decoded { job: Arc::new(job), generation, trace: trace(d), carrier }),

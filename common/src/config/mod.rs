@@ -4,6 +4,7 @@
 //! file are generated from that table. Every problem of every layer is reported at once, with the place it came from. A
 //! duration of 0 means "not set": the default applies, never "immediately".
 
+pub mod caller;
 mod connection;
 mod context;
 pub mod document;

@@ -7,6 +7,7 @@ use serde_json::value::RawValue;
 
 use super::{
     ids::{JobId, QueueName, TypeName},
+    lineage::Lineage,
     requester::Requester,
     retry::RetryPolicy,
 };
@@ -52,12 +53,29 @@ pub struct Job {
     /// Public one-line description.
     pub summary: Option<String>,
     pub meta: BTreeMap<String, String>,
-    /// The job whose handler enqueued this one.
-    pub parent: Option<JobId>,
+    /// The line it comes from; `None`: no handler enqueued it.
+    pub lineage: Option<Lineage>,
     pub retry: RetryPolicy,
     pub terms: Terms,
     /// Who is told how it goes.
     pub requester: Requester,
     /// Failed (`expired`) when not started by then.
     pub expires_at: Option<Timestamp>,
+}
+
+impl Job {
+    /// The first job of the line that this one comes from: itself where it has no parent.
+    pub fn root(&self) -> &JobId {
+        self.lineage.as_ref().map_or(&self.id, Lineage::root)
+    }
+
+    /// Steps from the root; 0 where it has no parent.
+    pub fn depth(&self) -> u32 {
+        self.lineage.as_ref().map_or(0, Lineage::depth)
+    }
+
+    /// The lineage of every job that the handler of this one enqueues.
+    pub fn children(&self) -> Lineage {
+        Lineage::of_children(&self.id, self.lineage.as_ref())
+    }
 }

@@ -7,6 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
+use super::lineage;
 use crate::{
     clock::{format_span, parse_span},
     domain::{
@@ -48,6 +49,12 @@ pub struct JobDocument {
     /// Id of the job whose handler enqueued this one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent: Option<String>,
+    /// Id of the first job of the line; the parent when absent. Goes with `parent`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub root: Option<String>,
+    /// Steps from the root, 1 to 1000000: 1 for its children, 2 for theirs. Goes with `parent`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub depth: Option<u32>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry: Option<RetryDocument>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -115,6 +122,8 @@ const FIELDS: [(&str, &[&str]); 4] = [
             "summary",
             "meta",
             "parent",
+            "root",
+            "depth",
             "retry",
             "contract",
             "notify",
@@ -204,13 +213,10 @@ pub fn check(doc: JobDocument, id: JobId, queue: QueueName) -> Result<Job, Refus
     let mut note = |field: &str, e: &dyn std::fmt::Display| problems.push(format!("{field}: {e}"));
 
     let kind = TypeName::new(&doc.kind).map_err(|e| note("type", &e)).ok();
-    let parent = match doc.parent.as_deref().map(JobId::new).transpose() {
-        Ok(p) => p,
-        Err(e) => {
-            note("parent", &e);
-            None
-        }
-    };
+    let lineage = lineage::read(&doc).unwrap_or_else(|found| {
+        found.iter().for_each(|(field, e)| note(field, e));
+        None
+    });
     if let Some(p) = &doc.payload
         && p.get().len() > PAYLOAD_CAP
     {
@@ -296,7 +302,7 @@ pub fn check(doc: JobDocument, id: JobId, queue: QueueName) -> Result<Job, Refus
             key: doc.key,
             summary: doc.summary,
             meta: doc.meta.unwrap_or_default(),
-            parent,
+            lineage,
             retry,
             terms,
             requester,
@@ -321,7 +327,7 @@ pub fn document(job: &Job) -> JobDocument {
         backoff: Some(job.retry.backoff.iter().copied().map(format_span).collect()),
         jitter: Some(job.retry.jitter),
     });
-    JobDocument {
+    let mut doc = JobDocument {
         v: Some(VERSION),
         kind: job.kind.to_string(),
         payload: Some(job.payload.clone()),
@@ -329,7 +335,9 @@ pub fn document(job: &Job) -> JobDocument {
         key: job.key.clone(),
         summary: job.summary.clone(),
         meta: (!job.meta.is_empty()).then(|| job.meta.clone()),
-        parent: job.parent.as_ref().map(ToString::to_string),
+        parent: None,
+        root: None,
+        depth: None,
         retry,
         contract,
         notify: match &job.requester {
@@ -339,7 +347,11 @@ pub fn document(job: &Job) -> JobDocument {
             }
         },
         expires_at: job.expires_at.map(|t| t.to_string()),
+    };
+    if let Some(l) = &job.lineage {
+        doc.set_lineage(l);
     }
+    doc
 }
 
 /// The places that can name a job, in order of precedence, and the name of last resort.
@@ -390,7 +402,7 @@ mod tests {
     fn every_problem_is_named_at_once_with_field_and_rule() {
         let e = read(
             r#"{"type":"Bad Type","retry":{"max_retries":5000,"backoff":["1 parsec"],"jitter":7},
-                "contract":{"timeout":"ten"},"expires_at":"tomorrow","key":""}"#,
+                "contract":{"timeout":"ten"},"expires_at":"tomorrow","key":"","depth":2}"#,
         )
         .unwrap_err();
         assert_eq!(e.code, ErrorCode::InvalidJob);
@@ -402,6 +414,7 @@ mod tests {
             "contract.timeout",
             "expires_at",
             "key",
+            "depth",
         ] {
             assert!(e.problems.iter().any(|p| p.starts_with(field)), "{field} in {e}");
         }
@@ -448,9 +461,10 @@ mod tests {
 
     #[test]
     fn what_the_client_writes_the_worker_reads() {
-        let job = read(r#"{"type":"a","payload":[1,2],"key":"k","meta":{"x":"y"},"retry":{"max_retries":1},"contract":{"finish":"90m"}}"#).unwrap();
+        let job = read(r#"{"type":"a","payload":[1,2],"key":"k","meta":{"x":"y"},"parent":"p","root":"r","depth":4,"retry":{"max_retries":1},"contract":{"finish":"90m"}}"#).unwrap();
         let body = serde_json::to_vec(&document(&job)).unwrap();
         let again = check(parse(&body).unwrap(), job.id.clone(), job.queue.clone()).unwrap();
+        assert_eq!((again.root().as_str(), again.depth()), ("r", 4));
         assert_eq!(
             serde_json::to_string(&document(&again)).unwrap(),
             serde_json::to_string(&document(&job)).unwrap()

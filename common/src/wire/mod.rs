@@ -8,6 +8,7 @@ pub mod control;
 pub mod event;
 pub mod headers;
 pub mod job;
+mod lineage;
 pub mod notice;
 pub mod receipt;
 pub mod schema;

@@ -15,7 +15,7 @@ use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncRead, BufReader};
 
 use super::{
     Context,
-    enqueue::{Caller, explain},
+    enqueue::{Kin, explain},
     failure::Failure,
     members::Members,
     watch::batch::{Outcomes, follow},
@@ -58,7 +58,7 @@ pub(super) struct BatchArgs {
     #[arg(long)]
     ids: bool,
     #[command(flatten)]
-    caller: Caller,
+    kin: Kin,
 }
 
 /// What became of the lines.
@@ -128,7 +128,7 @@ pub(super) async fn run(cx: &Context, args: BatchArgs) -> Result<(), Failure> {
         let size = file.metadata().await.map_err(open)?.len();
         (Box::new(file), Some(size))
     };
-    let client = cx.client().await?.with_parent(args.caller.caller_job);
+    let client = args.kin.tie(cx.client().await?)?;
     let mut batch = Batch {
         client: &client,
         queue: &args.queue,

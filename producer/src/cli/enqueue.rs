@@ -8,7 +8,8 @@ use serde::Serialize;
 use surety_common::{
     broker::{BrokerError, follow::From as FollowFrom},
     clock::{format_span, parse_span, parse_time},
-    domain::{JobId, QueueName, text},
+    config::caller,
+    domain::{QueueName, text},
     wire::event::Event,
 };
 use tokio::time::Instant;
@@ -26,8 +27,8 @@ use crate::{
 /// Enqueue one job and print its id
 ///
 /// The id names this enqueue for ever: enqueueing the same id again adds nothing. Durations carry a unit: 250ms, 30s, 5m,
-/// 24h. Inside a handler the new job gets the handler's own job as its parent. A job for later is kept by NATS and needs no
-/// process of ours until then; `surety schedule` makes recurring ones.
+/// 24h. Inside a handler the new job is a child of the handler's own job, which is how a loop of jobs is seen. A job for later
+/// is kept by NATS and needs no process of ours until then; `surety schedule` makes recurring ones.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Example:\n  surety enqueue thumbnail '{\"url\":\"https://example.org/a.png\"}' --max-retries 1\n  \
@@ -44,13 +45,13 @@ pub(super) struct EnqueueArgs {
     #[arg(long)]
     id: Option<String>,
     /// Id of the job that this one belongs to [default: SURETY_JOB_ID, set inside a handler]
-    #[arg(long, value_name = "ID")]
+    #[arg(long, value_name = "ID", conflicts_with = "no_parent")]
     parent: Option<String>,
+    #[command(flatten)]
+    kin: Kin,
     /// W3C trace context to pass on
     #[arg(long, env = "TRACEPARENT", value_name = "CONTEXT")]
     traceparent: Option<String>,
-    #[command(flatten)]
-    caller: Caller,
     /// Start it after this long, by the clock of this machine
     #[arg(long = "in", value_name = "DURATION", value_parser = parse_span, conflicts_with = "at")]
     delay: Option<Duration>,
@@ -65,11 +66,20 @@ pub(super) struct EnqueueArgs {
     wait_for: Duration,
 }
 
-/// The job whose handler runs this command.
+/// What a job has to do with the job whose handler runs this command.
 #[derive(Debug, Args)]
-pub(super) struct Caller {
-    #[arg(long = "caller-job", env = "SURETY_JOB_ID", hide = true)]
-    pub(super) caller_job: Option<JobId>,
+pub(super) struct Kin {
+    /// Inside a handler: not a child of the handler's own job. The loop guard does not see where it comes from
+    #[arg(long)]
+    no_parent: bool,
+}
+
+impl Kin {
+    /// The client, which knows from now on whose children its jobs are.
+    pub(super) fn tie(&self, client: Client) -> Result<Client, Failure> {
+        let lineage = if self.no_parent { None } else { caller::lineage().map_err(ClientError::from)? };
+        Ok(client.with_lineage(lineage))
+    }
 }
 
 #[derive(Serialize, schemars::JsonSchema)]
@@ -88,7 +98,7 @@ pub(super) struct Answer<'a> {
 pub(super) async fn run(cx: &Context, args: EnqueueArgs) -> Result<(), Failure> {
     let job = builder(&args)?;
     let is_named = args.id.is_some() || args.job.is_document();
-    let client = cx.client().await?.with_parent(args.caller.caller_job.clone());
+    let client = args.kin.tie(cx.client().await?)?;
     let mut follow = None;
     if args.wait {
         // A job that was named may have ended long ago; a new one has its outcome after this moment.
@@ -175,12 +185,13 @@ pub(super) fn undeclared(queue: &QueueName, declared: &[QueueName]) -> Failure {
 /// The job that the arguments describe.
 fn builder(args: &EnqueueArgs) -> Result<JobBuilder, Failure> {
     let mut doc = args.job.document()?;
-    for (field, given) in [(&mut doc.id, &args.id), (&mut doc.parent, &args.parent)] {
-        if given.is_some() {
-            field.clone_from(given);
-        }
+    if args.id.is_some() {
+        doc.id.clone_from(&args.id);
     }
-    let job = traced(JobBuilder::from(doc), args.traceparent.as_deref());
+    let mut job = traced(JobBuilder::from(doc), args.traceparent.as_deref());
+    if let Some(parent) = &args.parent {
+        job = job.parent(parent);
+    }
     Ok(match (args.at, args.delay) {
         (Some(at), _) => job.at(at),
         (None, Some(delay)) => job.delay(delay),

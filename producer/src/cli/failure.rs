@@ -167,6 +167,7 @@ impl From<ClientError> for Failure {
             )),
             ClientError::Broker(b) => b.into(),
             ClientError::Connect(c) => c.into(),
+            ClientError::Caller(c) => Self::input(c.to_string()),
         }
     }
 }

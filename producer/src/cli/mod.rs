@@ -129,9 +129,10 @@ struct Context {
 }
 
 impl Context {
-    /// A connection to the broker alone.
+    /// A connection to the broker alone. Whoever enqueues with it ties its jobs to their parent (`enqueue::Kin`).
     async fn client(&self) -> Result<Client, Failure> {
-        Ok(Client::connect(&self.settings).await?)
+        let broker = connect::broker(&self.settings, "surety").await?;
+        Ok(Client::on(broker, &self.settings).await?)
     }
 
     /// Both servers, to look and change nothing.

@@ -6,6 +6,7 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 use surety_common::{
     clock::format_span,
+    domain::Lineage,
     wire::job::{ContractDocument, JobDocument, NotifyDocument, Refused, RetryDocument},
 };
 
@@ -15,6 +16,8 @@ pub struct JobBuilder {
     pub(super) document: JobDocument,
     pub(super) traceparent: Option<Box<str>>,
     pub(super) start: Start,
+    /// The client's lineage is not for it.
+    is_detached: bool,
     /// What was wrong with values that do not fit into the document.
     pub(super) problems: Vec<String>,
 }
@@ -94,10 +97,37 @@ impl JobBuilder {
         self
     }
 
-    /// The job whose handler enqueues this one.
+    /// The job whose handler enqueues this one; it is taken as the root, unless the client knows it better
+    /// ([`Client::with_lineage`](super::Client::with_lineage)).
     #[must_use]
     pub fn parent(mut self, parent: impl Into<String>) -> Self {
-        self.document.parent = Some(parent.into());
+        let doc = &mut self.document;
+        (doc.parent, doc.root, doc.depth) = (Some(parent.into()), None, None);
+        self
+    }
+
+    /// The line that it comes from: that of the children of the job whose handler enqueues it.
+    #[must_use]
+    pub fn lineage(mut self, lineage: &Lineage) -> Self {
+        self.document.set_lineage(lineage);
+        self
+    }
+
+    /// Nobody's child, whatever the client's own lineage is: for work that lives on by itself. No loop guard sees where it
+    /// comes from.
+    #[must_use]
+    pub fn detached(mut self) -> Self {
+        let doc = &mut self.document;
+        (doc.parent, doc.root, doc.depth) = (None, None, None);
+        self.is_detached = true;
+        self
+    }
+
+    /// Fills in the lineage of whoever enqueues it.
+    pub(super) fn adopted(mut self, by: Option<&Lineage>) -> Self {
+        if let Some(lineage) = by.filter(|_| !self.is_detached) {
+            self.document.adopt(lineage);
+        }
         self
     }
 

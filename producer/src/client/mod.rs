@@ -29,9 +29,12 @@ use surety_common::{
         schedule::NOT_EMPTY,
     },
     clock::wall_now,
-    config::Settings,
+    config::{
+        Settings,
+        caller::{self, CallerError},
+    },
     connect::{self, ConnectError},
-    domain::{ErrorCode, Job, JobId, QueueName, ids::NameError},
+    domain::{ErrorCode, Job, JobId, Lineage, QueueName, ids::NameError},
     pace::{Pace, Transient, retry},
     wire::{
         batch::BatchPart,
@@ -54,12 +57,15 @@ pub enum ClientError {
     Broker(#[from] BrokerError),
     #[error(transparent)]
     Connect(#[from] ConnectError),
+    /// The environment names a job that this process is part of, but not as a worker does.
+    #[error(transparent)]
+    Caller(#[from] CallerError),
 }
 
 impl Transient for ClientError {
     fn is_transient(&self) -> bool {
         match self {
-            Self::Refused(_) => false,
+            Self::Refused(_) | Self::Caller(_) => false,
             Self::Broker(e) => e.is_transient(),
             Self::Connect(e) => e.is_unreachable(),
         }
@@ -89,14 +95,14 @@ pub struct Prepared {
 }
 
 impl Prepared {
-    /// Checks a job and encodes it. Without an id it gets a ULID; without a parent it gets `parent`.
+    /// Checks a job and encodes it. Without an id it gets a ULID; without a parent it gets `lineage`.
     /// Errors: every problem of the document.
     pub fn new(
         queue: &QueueName,
         job: impl Into<JobBuilder>,
-        parent: Option<&JobId>,
+        lineage: Option<&Lineage>,
     ) -> Result<Self, Refused> {
-        Self::at(wall_now(), queue, job, parent)
+        Self::at(wall_now(), queue, job, lineage)
     }
 
     /// [`Prepared::new`] for whoever knows better what time it is: a start for later is counted from then.
@@ -104,9 +110,9 @@ impl Prepared {
         now: Timestamp,
         queue: &QueueName,
         job: impl Into<JobBuilder>,
-        parent: Option<&JobId>,
+        lineage: Option<&Lineage>,
     ) -> Result<Self, Refused> {
-        let JobBuilder { mut document, traceparent, start, mut problems } = job.into();
+        let JobBuilder { mut document, traceparent, start, mut problems, .. } = job.into().adopted(lineage);
         let due_at = due_at(start, now).unwrap_or_else(|problem| {
             problems.push(problem);
             None
@@ -123,9 +129,6 @@ impl Prepared {
             .map_err(|e| Refused { code: ErrorCode::Internal, problems: vec![format!("a new id: {e}")] })?;
         document.v = Some(VERSION);
         document.id = Some(id.to_string());
-        if document.parent.is_none() {
-            document.parent = parent.map(ToString::to_string);
-        }
         // Encoded before the check takes the document apart: so nothing is copied.
         let body = serde_json::to_vec(&document);
         match (check(document, id.clone(), queue.clone()), body) {
@@ -193,7 +196,7 @@ const FEW: Duration = Duration::from_secs(1);
 #[derive(Clone)]
 pub struct Client {
     link: Arc<Link>,
-    parent: Option<JobId>,
+    lineage: Option<Lineage>,
 }
 
 /// What every pending job shares: it is cloned once for each, so it is one pointer.
@@ -206,27 +209,30 @@ struct Link {
 }
 
 impl Client {
-    /// Connects to the broker of these settings (Redis is not needed to enqueue).
-    /// Errors: unreachable for longer than `connection.retry_limit`; a server that is too old or has no JetStream.
+    /// Connects to the broker of these settings (Redis is not needed to enqueue). In the process of a handler its jobs become
+    /// children of the handler's job.
+    /// Errors: unreachable for longer than `connection.retry_limit`; a server that is too old or has no JetStream; `Caller`.
     pub async fn connect(settings: &Settings) -> Result<Self, ClientError> {
+        let lineage = caller::lineage()?;
         let broker = connect::broker(settings, "surety-client").await?;
-        Self::on(broker, settings).await
+        Ok(Self::on(broker, settings).await?.with_lineage(lineage))
     }
 
-    /// A client on a connection that stands already.
+    /// A client on a connection that stands already. It knows of no lineage.
     pub async fn on(broker: Broker, settings: &Settings) -> Result<Self, ClientError> {
         let publisher = Publisher::start(&broker).await?;
         let patience = Pace::call(settings.connection.retry_limit);
         Ok(Self {
             link: Arc::new(Link { broker, publisher, patience, offset: OnceCell::new() }),
-            parent: None,
+            lineage: None,
         })
     }
 
-    /// Names the job whose handler enqueues: it becomes the `parent` of documents that have none.
+    /// The lineage of jobs that name no parent. A Rust handler inside a worker gives the one of its context
+    /// (`JobContext::children`): the environment is that of the worker.
     #[must_use]
-    pub fn with_parent(self, parent: Option<JobId>) -> Self {
-        Self { parent, ..self }
+    pub fn with_lineage(self, lineage: Option<Lineage>) -> Self {
+        Self { lineage, ..self }
     }
 
     /// The connection.
@@ -256,7 +262,7 @@ impl Client {
     pub async fn send(&self, queue: &QueueName, job: impl Into<JobBuilder>) -> Result<Pending, ClientError> {
         let job = self.fit(job.into());
         let now = if matches!(job.start, Start::Now) { wall_now() } else { self.now().await };
-        let prepared = Prepared::at(now, queue, job, self.parent.as_ref())?;
+        let prepared = Prepared::at(now, queue, job, self.lineage.as_ref())?;
         Ok(self.send_prepared(prepared).await?)
     }
 
@@ -400,13 +406,19 @@ mod tests {
     }
 
     #[test]
-    fn the_parent_of_the_document_wins_over_that_of_the_process() {
-        let caller = JobId::new("caller").unwrap();
-        let body = |job: JobBuilder| {
-            let p = Prepared::new(&queue(), job, Some(&caller)).unwrap();
-            serde_json::from_slice::<serde_json::Value>(&p.body).unwrap()["parent"].clone()
+    fn what_a_job_says_of_its_parent_wins_over_what_the_process_knows() {
+        let child = Lineage::of_children(&JobId::new("r").unwrap(), None);
+        let ours = Lineage::of_children(&JobId::new("caller").unwrap(), Some(&child));
+        let told = |job: JobBuilder| {
+            let p = Prepared::new(&queue(), job, Some(&ours)).unwrap();
+            let body: serde_json::Value = serde_json::from_slice(&p.body).unwrap();
+            serde_json::json!([body.get("parent"), body.get("root"), body.get("depth")])
         };
-        assert_eq!(body(JobBuilder::new("a")), "caller");
-        assert_eq!(body(JobBuilder::new("a").parent("other")), "other");
+        let known = serde_json::json!(["caller", "r", 2]);
+        assert_eq!(told(JobBuilder::new("a")), known);
+        assert_eq!(told(JobBuilder::new("a").parent("caller")), known);
+        assert_eq!(told(JobBuilder::new("a").parent("other")), serde_json::json!(["other", null, null]));
+        assert_eq!(told(JobBuilder::new("a").lineage(&child)), serde_json::json!(["r", null, null]));
+        assert_eq!(told(JobBuilder::new("a").detached()), serde_json::json!([null, null, null]));
     }
 }

@@ -20,7 +20,7 @@ pub enum ScheduleError {
 
 impl Client {
     /// Stores a schedule that fires again and again; gives its sequence in `SCHED`. Each job is named
-    /// `<name>-<sequence>`. `is_new`: refused where the queue has one of this name; else it replaces that.
+    /// `<name>-<sequence>` and has the lineage of whoever made the schedule. `is_new`: refused where the queue has one of this name; else it replaces that.
     /// Errors: `Refused` for a document that breaks a rule or names an id, and for a schedule that fires once (enqueue that
     /// with [`JobBuilder::at`]); `NoStream` for a queue that is not declared.
     pub async fn schedule(
@@ -31,7 +31,8 @@ impl Client {
         job: impl Into<JobBuilder>,
         is_new: bool,
     ) -> Result<u64, ScheduleError> {
-        let body = document(queue, when, self.fit(job.into())).map_err(ClientError::from)?.into();
+        let job = self.fit(job.into()).adopted(self.lineage.as_ref());
+        let body = document(queue, when, job).map_err(ClientError::from)?.into();
         let call =
             generated_id().map_err(|e| refused(format!("a new id: {e}"))).map_err(ClientError::from)?;
         let message_id = format!("{name}/schedule/{call}");

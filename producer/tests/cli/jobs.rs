@@ -7,7 +7,7 @@ use surety_common::{
     store::{ClaimReply, Verdict},
 };
 
-use super::support::{Hand, World, finish, wait};
+use super::support::{Hand, World, feed, finish, wait};
 
 // Shows: J-10
 #[tokio::test]
@@ -67,6 +67,53 @@ async fn what_is_published_is_the_documented_envelope() {
             "contract": {"timeout": "90s", "finish": "2h"},
         })
     );
+}
+
+#[tokio::test]
+async fn jobs_of_a_handler_carry_its_lineage_unless_they_are_told_not_to() {
+    let w = World::provisioned().await;
+    let inside = |args: &[&str]| {
+        let mut c = w.command(args);
+        c.env("SURETY_JOB_ID", "caller").env("SURETY_ROOT", "first").env("SURETY_DEPTH", "4");
+        c
+    };
+    let c = w.connect().await;
+    let told = async |id: &str| {
+        let id = id.parse().unwrap();
+        let (_, m) = c.broker.find_carrier(&c.found.queues, &id).await.unwrap().unwrap();
+        let body: serde_json::Value = serde_json::from_slice(&m.payload).unwrap();
+        serde_json::json!([body.get("parent"), body.get("root"), body.get("depth")])
+    };
+    let ours = serde_json::json!(["caller", "first", 5]);
+    let nobody = serde_json::json!([null, null, null]);
+    finish(inside(&["enqueue", "note", "--id", "plain"])).await.exits(0);
+    assert_eq!(told("plain").await, ours);
+    finish(inside(&["enqueue", "note", "--id", "same", "--parent", "caller"])).await.exits(0);
+    assert_eq!(told("same").await, ours);
+    finish(inside(&["enqueue", "note", "--id", "other", "--parent", "else"])).await.exits(0);
+    assert_eq!(told("other").await, serde_json::json!(["else", null, null]));
+    finish(inside(&["enqueue", "note", "--id", "free", "--no-parent"])).await.exits(0);
+    assert_eq!(told("free").await, nobody);
+    let lines = "{\"type\":\"note\",\"id\":\"line\"}\n{\"type\":\"note\",\"id\":\"own\",\"parent\":\"x\",\"root\":\"y\",\"depth\":2}\n";
+    feed(inside(&["batch", "-"]), lines.as_bytes()).await.exits(0);
+    assert_eq!(told("line").await, ours);
+    assert_eq!(told("own").await, serde_json::json!(["x", "y", 2]));
+    feed(inside(&["batch", "-", "--no-parent"]), b"{\"type\":\"note\",\"id\":\"lone\"}").await.exits(0);
+    assert_eq!(told("lone").await, nobody);
+
+    let args = ["enqueue", "note", "--no-parent", "--parent", "x"];
+    finish(inside(&args)).await.exits(2).complains("cannot be used with");
+    let mut bad = inside(&["enqueue", "note"]);
+    bad.env("SURETY_DEPTH", "deep");
+    finish(bad).await.exits(2).complains("SURETY_DEPTH: \"deep\" is not a depth");
+    let mut cleared = inside(&["enqueue", "note", "--id", "cleared"]);
+    cleared.env("SURETY_JOB_ID", "");
+    finish(cleared).await.exits(0);
+    assert_eq!(told("cleared").await, nobody);
+    w.run(&["enqueue", "--doc", "{\"type\":\"note\",\"depth\":3}"])
+        .await
+        .exits(2)
+        .complains("depth: goes with");
 }
 
 // Shows: I-02

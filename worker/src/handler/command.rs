@@ -5,9 +5,9 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use serde_json::value::RawValue;
 use surety_common::{
     clock::format_span,
-    config::{self, Handler},
+    config::{self, Handler, caller},
     domain::{
-        ErrorCode, Job,
+        ErrorCode, Job, Lineage,
         job::RESULT_CAP,
         outcome::{CommandEnd, Verdict, judge_command},
         text,
@@ -48,7 +48,7 @@ impl CommandHandler {
         let job = a.context.job();
         let mut env = self.config.env.clone();
         let mut set = |k: &str, v: String| env.push((k.to_owned(), v));
-        set("SURETY_JOB_ID", job.id.to_string());
+        set(caller::JOB_ID, job.id.to_string());
         set("SURETY_JOB_TYPE", job.kind.to_string());
         set("SURETY_QUEUE", job.queue.to_string());
         set("SURETY_ATTEMPT", a.context.attempt.to_string());
@@ -57,9 +57,12 @@ impl CommandHandler {
         // For the handler's information only; the keeper measures the limit itself.
         let deadline = surety_common::clock::wall_now() + a.timeout;
         set("SURETY_DEADLINE", deadline.to_string());
-        if let Some(p) = &job.parent {
-            set("SURETY_PARENT", p.to_string());
+        if let Some(l) = &job.lineage {
+            set(caller::PARENT, l.parent().to_string());
         }
+        // For whatever enqueues jobs in there: so they are known as children of this one.
+        set(caller::ROOT, job.root().to_string());
+        set(caller::DEPTH, job.depth().to_string());
         if let Some(t) = &a.trace {
             set("TRACEPARENT", t.clone());
         }
@@ -215,7 +218,12 @@ fn stdin(job: &Job, attempt: u32) -> Vec<u8> {
         meta: &'a std::collections::BTreeMap<String, String>,
         #[serde(skip_serializing_if = "Option::is_none")]
         parent: Option<&'a str>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        root: Option<&'a str>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        depth: Option<u32>,
     }
+    let lineage = job.lineage.as_ref();
     let doc = Document {
         v: 1,
         id: job.id.as_str(),
@@ -225,7 +233,9 @@ fn stdin(job: &Job, attempt: u32) -> Vec<u8> {
         payload: &job.payload,
         key: job.key.as_deref(),
         meta: &job.meta,
-        parent: job.parent.as_ref().map(|p| p.as_str()),
+        parent: lineage.map(|l| l.parent().as_str()),
+        root: lineage.map(|l| l.root().as_str()),
+        depth: lineage.map(Lineage::depth),
     };
     // Strings, numbers and checked raw JSON always serialize.
     let mut bytes = serde_json::to_vec(&doc).unwrap_or_default();

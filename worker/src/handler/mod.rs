@@ -7,7 +7,7 @@ mod rust;
 use std::{sync::Arc, time::Duration};
 
 use serde_json::value::RawValue;
-use surety_common::domain::{ErrorCode, FailureClass, Job, JobId};
+use surety_common::domain::{ErrorCode, FailureClass, Job, JobId, Lineage};
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use rust::RustHandler;
@@ -33,6 +33,12 @@ impl JobContext {
     /// The job as it was asked for.
     pub fn job(&self) -> &Job {
         &self.job
+    }
+
+    /// The lineage of every job that this handler enqueues: set it at the client (`with_lineage`) or at each job
+    /// (`JobBuilder::lineage`), so that a loop of jobs is seen.
+    pub fn children(&self) -> Lineage {
+        self.job.children()
     }
 
     /// The payload as JSON text.

@@ -14,7 +14,7 @@ use super::{json_times, server_now, time, words};
 use crate::{
     cli::{
         Context,
-        enqueue::{explain, undeclared},
+        enqueue::{Kin, explain, undeclared},
         failure::Failure,
         job_args::JobArgs,
     },
@@ -28,7 +28,7 @@ const SHOWN: usize = 3;
 ///
 /// A cron expression has six fields: second, minute, hour, day of month, month, day of week (0 to 6, 0 is Sunday, or three
 /// letters). A schedule for one time is a job under the schedule's name: `surety status` and `surety cancel` know it. The
-/// times are those of nats-server's clock.
+/// times are those of nats-server's clock. Inside a handler the jobs of the schedule are children of the handler's own job.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Example:\n  surety schedule add nightly report --cron '0 30 2 * * *' --zone Europe/Vienna\n  \
@@ -52,6 +52,8 @@ pub(super) struct AddArgs {
     /// Take the place of a recurring schedule of this name
     #[arg(long, conflicts_with = "at")]
     replace: bool,
+    #[command(flatten)]
+    kin: Kin,
 }
 
 #[derive(Debug, Args)]
@@ -85,7 +87,7 @@ pub(crate) struct Answer<'a> {
 
 pub(super) async fn run(cx: &Context, args: AddArgs) -> Result<(), Failure> {
     let when = when(&args)?;
-    let client = cx.client().await?;
+    let client = args.kin.tie(cx.client().await?)?;
     let now = server_now(client.broker()).await?;
     let next = when.next(now, now, SHOWN);
     if next.is_empty() {
