@@ -33,5 +33,6 @@ pub mod telemetry;
 pub mod tell;
 pub mod tls;
 pub mod view;
+pub mod wake;
 pub mod why;
 pub mod wire;

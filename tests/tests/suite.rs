@@ -17,6 +17,7 @@ mod suite {
     mod doctor;
     mod drain;
     mod faults;
+    mod guards;
     mod health;
     mod intake;
     mod keepers;

@@ -12,6 +12,7 @@ use surety_common::{
 };
 
 use crate::{
+    guards,
     hand::{Held, InHand, Settle, Slot},
     meter::Reason,
     session::Session,
@@ -43,7 +44,7 @@ pub(crate) fn admit(w: &Arc<Shared>, session: &Arc<Session>, queue: &QueueName, 
         return apart(w, move |_| async move { held.settle(Settle::Nak(ttl)).await });
     }
     let p = w.c.store.keys().partition(&decoded.job.id);
-    w.lanes.claim(p, InHand { held, decoded, handler, adopt: String::new() });
+    guards::start(w, p, InHand { held, decoded, handler, adopt: String::new(), pass: None });
 }
 
 /// Rare ways have tasks of their own.

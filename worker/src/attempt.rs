@@ -12,6 +12,7 @@ use crate::{
     announce,
     claims::SHORTEST_NAK,
     finishes::{self, Concluded},
+    guards,
     hand::{InHand, Settle},
     handler::{Attempt, Ended, JobContext, Stop, control::Reports},
     shared::{AnyHandler, Shared},
@@ -22,13 +23,24 @@ use crate::{
 /// Begins an attempt that was granted. `is_inline`: its first steps are made here; a handler that is done with them, as short
 /// ones are, needs no task of its own.
 pub(crate) fn begin(w: &Arc<Shared>, p: u32, job: InHand, grant: Grant, is_inline: bool) {
+    if job.pass.as_ref().is_some_and(|pass| !pass.borrowed.is_empty()) {
+        let w2 = w.clone();
+        w.tracker.spawn(async move { adopt(&w2, p, job, grant).await });
+        return;
+    }
     let Some(stop) = w.enter(&job.decoded.job.id, grant.epoch, p, job.held.d.carrier()) else {
         let w2 = w.clone();
-        w.tracker.spawn(async move { hand_back(&w2, p, job, &grant).await });
+        w.tracker.spawn(async move {
+            tracing::warn!(job_id = %job.decoded.job.id, "granted while the former attempt is still being stopped; given back");
+            hand_back(&w2, p, job, &grant).await;
+        });
         return;
     };
     if job.held.session.is_lost() {
         stop.fence.cancel();
+    }
+    if let Some(pass) = &job.pass {
+        guards::keep(w, pass);
     }
     fault::point("claimed");
     // Boxed, so that what is spawned is moved as a pointer.
@@ -38,9 +50,21 @@ pub(crate) fn begin(w: &Arc<Shared>, p: u32, job: InHand, grant: Grant, is_inlin
     }
 }
 
+/// Another delivery of the job asked the guards, and this one was granted the attempt: what they gave to that one is taken over
+/// before anything runs, or the attempt is given back.
+async fn adopt(w: &Arc<Shared>, p: u32, mut job: InHand, grant: Grant) {
+    let session = job.held.session.id.clone();
+    if let Some(pass) = job.pass.as_mut()
+        && let Err(e) = guards::adopt(w, &session, pass).await
+    {
+        tracing::warn!(job_id = %job.decoded.job.id, error = %e, "what the guards gave is not to be had; given back");
+        return hand_back(w, p, job, &grant).await;
+    }
+    begin(w, p, job, grant, false);
+}
+
 /// The store granted what runs here: the former attempt was lost and is being killed. Not before it is dead.
 async fn hand_back(w: &Arc<Shared>, p: u32, job: InHand, grant: &Grant) {
-    tracing::warn!(job_id = %job.decoded.job.id, "granted while the former attempt is still being stopped; given back");
     let track = Track::start(&w.meters, &job.held.d, &job.decoded, grant, &job.held.session.id, &job.handler);
     let mut c = conclude(w, job, grant, &Ended::Stopped, track);
     let settle = match finishes::alone(w, p, &mut c, None).await {
@@ -50,7 +74,7 @@ async fn hand_back(w: &Arc<Shared>, p: u32, job: InHand, grant: &Grant) {
     c.job.held.settle(settle).await;
 }
 
-async fn run(w: Arc<Shared>, p: u32, job: InHand, grant: Grant, stop: Stop) {
+async fn run(w: Arc<Shared>, p: u32, mut job: InHand, grant: Grant, stop: Stop) {
     let mut track =
         Track::start(&w.meters, &job.held.d, &job.decoded, &grant, &job.held.session.id, &job.handler);
     announce::started(&w, &job, &grant);
@@ -62,6 +86,9 @@ async fn run(w: Arc<Shared>, p: u32, job: InHand, grant: Grant, stop: Stop) {
         (*code, *class) = (ErrorCode::FinishDeadline, ErrorCode::FinishDeadline.class());
     }
     track.handler_ended(&ended);
+    if let Some(pass) = job.pass.as_mut() {
+        pass.ended(&ended);
+    }
     let id = &job.decoded.job.id;
     w.finishing(id);
     if matches!(ended, Ended::Fenced) {

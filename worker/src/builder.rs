@@ -19,6 +19,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     announce::Announcer,
     dispatch,
+    guards::Guards,
     handler::{HandlerError, JobContext, RustHandler, command::CommandHandler},
     intake,
     keeper::{Keeper, KeeperError, KeeperOptions, kill_left_over},
@@ -140,6 +141,7 @@ impl WorkerBuilder {
         let reports = ReportGroups::start(&c.store, &c.relay, &tracker);
         let n_slots = usize::try_from(settings.worker.slots.0).unwrap_or(8).max(1);
         let (lanes, ends) = Lanes::new(c.store.keys().partitions(), n_slots);
+        let guards = Guards::new(&settings.guard_rules, settings.guards.offer);
         let at_once = usize::try_from(settings.notify.concurrency.0).unwrap_or(64);
         let announcer = Announcer::new(SubjectSink::new(c.broker.clone(), settings.notify.timeout), at_once);
         let w = Arc::new(Shared {
@@ -150,6 +152,7 @@ impl WorkerBuilder {
             state,
             reports,
             lanes,
+            guards,
             meters,
             announcer,
             session: watch::Sender::new(None),

@@ -20,6 +20,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use crate::{
     attempt,
     finishes::JOURNAL_PATIENCE,
+    guards,
     hand::{InHand, Settle},
     lanes::{by_session, is_of_one},
     meter::Reason,
@@ -88,7 +89,7 @@ pub(crate) async fn claim(w: Arc<Shared>, p: u32, jobs: Vec<InHand>, permit: Own
     }
 }
 
-fn claim_item<'a>(w: &Shared, j: &'a InHand) -> ClaimItem<'a> {
+pub(crate) fn claim_item<'a>(w: &Shared, j: &'a InHand) -> ClaimItem<'a> {
     let (d, decoded) = (&j.held.d, &j.decoded);
     let job = &decoded.job;
     let ms = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
@@ -137,7 +138,7 @@ fn begin(w: &Arc<Shared>, p: u32, jobs: Vec<InHand>, replies: Vec<ClaimReply>) -
 }
 
 /// What becomes of a job whose claim was not granted.
-async fn refused(w: &Arc<Shared>, p: u32, mut job: InHand, reply: ClaimReply) {
+pub(crate) async fn refused(w: &Arc<Shared>, p: u32, mut job: InHand, reply: ClaimReply) {
     let id = job.decoded.job.id.clone();
     let settle = match reply {
         ClaimReply::LiveOwner { lease_ms } => {
@@ -152,8 +153,7 @@ async fn refused(w: &Arc<Shared>, p: u32, mut job: InHand, reply: ClaimReply) {
             if job.adopt != recorded && takes_place_of(&job, &recorded) =>
         {
             job.adopt = recorded;
-            w.lanes.claim(p, job);
-            return;
+            return guards::start(w, p, job);
         }
         ClaimReply::SecondCarrier { recorded } => match w.c.broker.carrier_message(&recorded).await {
             Ok(Some(_)) => {
@@ -163,8 +163,7 @@ async fn refused(w: &Arc<Shared>, p: u32, mut job: InHand, reply: ClaimReply) {
             Ok(None) if job.adopt.is_empty() => {
                 tracing::warn!(job_id = %id, recorded, "the recorded carrier is gone; this one takes its place");
                 job.adopt = recorded;
-                w.lanes.claim(p, job);
-                return;
+                return guards::start(w, p, job);
             }
             Ok(None) | Err(_) => {
                 w.meters.deferred(&job.held.queue, Reason::OtherCarrier);

@@ -48,7 +48,7 @@ pub(crate) struct Concluded {
 pub(crate) async fn finish(w: Arc<Shared>, p: u32, done: Vec<Concluded>, permit: OwnedSemaphorePermit) {
     let mut later = Vec::with_capacity(1);
     let mut groups = by_session(done, |c| &c.job.held.session);
-    while let Some(done) = groups.pop() {
+    while let Some(mut done) = groups.pop() {
         let Some(session) = done.first().map(|c| c.job.held.session.clone()) else { continue };
         if session.is_lost() {
             for c in done {
@@ -64,6 +64,8 @@ pub(crate) async fn finish(w: Arc<Shared>, p: u32, done: Vec<Concluded>, permit:
         match finished {
             Ok(answer) => {
                 fault::point("finish_committed");
+                // Its slots are free as soon as its outcome is committed: the next one need not wait for the journal.
+                done.iter_mut().for_each(|c| drop(c.job.pass.take()));
                 later.push((answer.entries, done, answer.results));
             }
             Err(e) if is_of_one(&e, done.len()) => groups.extend(done.into_iter().map(|c| vec![c])),

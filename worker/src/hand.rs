@@ -15,6 +15,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::{
+    guards::Pass,
     session::Session,
     shared::{AnyHandler, Shared},
 };
@@ -86,4 +87,6 @@ pub(crate) struct InHand {
     pub(crate) handler: AnyHandler,
     /// A recorded carrier that was seen to be gone, so that this one may take its place; else empty.
     pub(crate) adopt: String,
+    /// What the guards gave to it, where any is for it.
+    pub(crate) pass: Option<Box<Pass>>,
 }

@@ -7,12 +7,13 @@ use surety_common::{
     store::{StoreError, group::gather},
     telemetry::metrics::worker,
 };
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     claims,
     finishes::{self, Concluded},
+    guards::{self, Deferral, Request},
     hand::InHand,
     session::Session,
     shared::Shared,
@@ -22,12 +23,16 @@ use crate::{
 pub(crate) struct Lanes {
     claims: Vec<mpsc::Sender<InHand>>,
     finishes: Vec<mpsc::Sender<Concluded>>,
+    guards: Vec<mpsc::Sender<Request>>,
+    defers: Vec<mpsc::Sender<Deferral>>,
 }
 
 /// The other ends.
 pub(crate) struct Ends {
     claims: Vec<mpsc::Receiver<InHand>>,
     finishes: Vec<mpsc::Receiver<Concluded>>,
+    guards: Vec<mpsc::Receiver<Request>>,
+    defers: Vec<mpsc::Receiver<Deferral>>,
 }
 
 impl Lanes {
@@ -35,12 +40,26 @@ impl Lanes {
     pub(crate) fn new(partitions: u32, slots: usize) -> (Self, Ends) {
         let (claims, claim_ends) = (0..partitions).map(|_| mpsc::channel(slots)).unzip();
         let (finishes, finish_ends) = (0..partitions).map(|_| mpsc::channel(slots)).unzip();
-        (Self { claims, finishes }, Ends { claims: claim_ends, finishes: finish_ends })
+        // A slot has one ask, and what its jobs of before gave back.
+        let (guards, guard_ends) = (0..partitions).map(|_| mpsc::channel(4 * slots + 64)).unzip();
+        let (defers, defer_ends) = (0..partitions).map(|_| mpsc::channel(slots)).unzip();
+        let ends = Ends { claims: claim_ends, finishes: finish_ends, guards: guard_ends, defers: defer_ends };
+        (Self { claims, finishes, guards, defers }, ends)
     }
 
     /// To be claimed.
     pub(crate) fn claim(&self, p: u32, job: InHand) {
         put(&self.claims, p, job);
+    }
+
+    /// To be asked of the guards, or given back to them.
+    pub(crate) fn guard(&self, p: u32, request: Request) {
+        put(&self.guards, p, request);
+    }
+
+    /// To be noted as deferred.
+    pub(crate) fn defer(&self, p: u32, deferral: Deferral) {
+        put(&self.defers, p, deferral);
     }
 
     /// To be finished.
@@ -60,20 +79,29 @@ fn put<T>(lanes: &[mpsc::Sender<T>], p: u32, what: T) {
 
 /// Serves the lanes until `end`. Calls run on `calls`.
 pub(crate) fn serve(w: &Arc<Shared>, ends: Ends, calls: &TaskTracker, end: &CancellationToken) {
-    for (p, lane) in (0u32..).zip(ends.claims) {
+    let Ends { claims: to_claim, finishes: to_finish, guards: to_guard, defers } = ends;
+    lane(w, to_claim, calls, end, claims::claim);
+    lane(w, to_finish, calls, end, finishes::finish);
+    lane(w, to_guard, calls, end, guards::serve);
+    lane(w, defers, calls, end, guards::commit);
+}
+
+/// One lane for each partition.
+fn lane<T, F, Fut>(
+    w: &Arc<Shared>,
+    ends: Vec<mpsc::Receiver<T>>,
+    calls: &TaskTracker,
+    end: &CancellationToken,
+    commit: F,
+) where
+    T: Send + 'static,
+    F: Fn(Arc<Shared>, u32, Vec<T>, OwnedSemaphorePermit) -> Fut + Copy + Send + Sync + 'static,
+    Fut: Future<Output = ()> + Send + 'static,
+{
+    for (p, queue) in (0u32..).zip(ends) {
         let (w, tasks, end) = (w.clone(), calls.clone(), end.clone());
         calls.spawn(async move {
-            let serve = gather(lane, &tasks, |jobs, permit| claims::claim(w.clone(), p, jobs, permit));
-            tokio::select! {
-                () = serve => {}
-                () = end.cancelled() => {}
-            }
-        });
-    }
-    for (p, lane) in (0u32..).zip(ends.finishes) {
-        let (w, tasks, end) = (w.clone(), calls.clone(), end.clone());
-        calls.spawn(async move {
-            let serve = gather(lane, &tasks, |done, permit| finishes::finish(w.clone(), p, done, permit));
+            let serve = gather(queue, &tasks, |group, permit| commit(w.clone(), p, group, permit));
             tokio::select! {
                 () = serve => {}
                 () = end.cancelled() => {}

@@ -27,6 +27,7 @@ pub mod cli;
 mod dispatch;
 mod due;
 mod finishes;
+mod guards;
 mod hand;
 pub mod handler;
 mod intake;

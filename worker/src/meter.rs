@@ -43,6 +43,9 @@ names! {
         Rebuilding = "rebuilding",
         Unreadable = "unreadable",
         StoreError = "store_error",
+        RateLimited = "rate_limited",
+        Concurrency = "concurrency",
+        LockBusy = "lock_busy",
     }
 }
 

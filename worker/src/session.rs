@@ -22,7 +22,7 @@ use surety_common::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{finishes::finish_one, intake, shared::Shared, state::SessionFolder};
+use crate::{finishes::finish_one, guards, intake, shared::Shared, state::SessionFolder};
 
 /// One session.
 pub(crate) struct Session {
@@ -219,6 +219,11 @@ async fn renew(w: &Arc<Shared>, session: &Session, suspects: &mut HashSet<String
     for p in 0..w.c.store.keys().partitions() {
         let running = w.running_in(p);
         let answer = renew_in(w, session, p, &running).await?;
+        match guards::renew(w, &session.id, p).await {
+            // What is held is held again once the data set is whole.
+            Ok(()) | Err(StoreError::Rebuilding) => {}
+            Err(e) => return Err(e),
+        }
         for member in answer.fenced {
             if let Some((id, epoch)) = parse_member(&member) {
                 // It may have been finished between the snapshot and the call: then there is nothing to fence any more.

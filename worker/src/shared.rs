@@ -18,6 +18,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     announce::Announcer,
     claims::short,
+    guards::Guards,
     handler::{RustHandler, Stop, command::CommandHandler},
     keeper::Keeper,
     lanes::Lanes,
@@ -53,6 +54,7 @@ pub(crate) struct Shared {
     pub(crate) state: Option<LocalState>,
     pub(crate) reports: ReportGroups,
     pub(crate) lanes: Lanes,
+    pub(crate) guards: Guards,
     pub(crate) meters: Arc<Meters>,
     pub(crate) announcer: Announcer,
     /// The session that new claims use; `None` while there is none.
@@ -193,6 +195,11 @@ impl Shared {
                 }
             }
         }
+    }
+
+    /// What a guard gave is held for so long (ms) unless it is renewed: as long as the session.
+    pub(crate) fn hold_ms(&self) -> u64 {
+        u64::try_from(self.settings.lease.ttl.as_millis()).unwrap_or(u64::MAX)
     }
 
     /// Within this many milliseconds a running job promises progress.

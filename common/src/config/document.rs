@@ -4,6 +4,7 @@
 use std::fmt::Write;
 
 use super::{
+    guards::{self, RuleRow},
     handlers::{self, HandlerRow},
     settings::{self, Row, table},
 };
@@ -76,6 +77,15 @@ exit_codes = { 3 = \"stuck\" }
 ```
 ";
 
+const GUARDS: &str = "
+## [guards.<kind>.<name>]
+
+One table for each rule; `<kind>` is `rate` or `concurrency`, `<name>` is yours. What guards do, and what a job sees of
+them, is in [guards.md](guards.md).
+
+```toml
+";
+
 /// The sections with their settings.
 fn sections() -> impl Iterator<Item = (&'static str, &'static str, impl Iterator<Item = &'static Row>)> {
     settings::sections()
@@ -118,6 +128,13 @@ pub fn markdown() -> String {
             line(format!("| `{}` | {} | `{default}` | {} |", r.key, r.kind, cell(r.meaning)));
         }
     }
+    line(format!(
+        "{GUARDS}{}```\n\n| Key | Kind of rule | Kind | When absent | Meaning |\n|---|---|---|---|---|",
+        guards::EXAMPLE
+    ));
+    for RuleRow { kinds, key, kind, absent, meaning } in guards::ROWS {
+        line(format!("| `{key}` | {} | {kind} | {absent} | {} |", kinds.join(", "), cell(meaning)));
+    }
     line(RULES.trim_end().to_owned());
     line(format!("{HANDLERS}\n| Key | Kind | When absent | Meaning |\n|---|---|---|---|"));
     for HandlerRow { key, kind, absent, meaning } in handlers::ROWS {
@@ -143,6 +160,10 @@ pub fn sample() -> String {
         for r in rows {
             line(format!("# {} ({})\n#{} = {}", r.meaning.trim(), r.kind, r.key, as_toml(r.kind, r.default)));
         }
+    }
+    line("\n# Rules that may defer a start; one table for each.".to_owned());
+    for text in guards::EXAMPLE.lines() {
+        line(if text.is_empty() || text.starts_with("# ") { text.to_owned() } else { format!("#{text}") });
     }
     line(
         "\n# A command that performs a job type; one table for each type.\n#[handlers.thumbnail]".to_owned(),
@@ -198,5 +219,6 @@ mod tests {
         let s = load_text(Some((&taken, "sample")), &|_| None, &vec![]).unwrap();
         assert_eq!(s.values(), defaults);
         assert!(s.handlers.contains_key("thumbnail"));
+        assert_eq!(s.guard_rules.len(), 2);
     }
 }

@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, path::Path};
 
 use super::{
     context,
+    guards::{self, GuardRule},
     handlers::{self, Handler},
     options::PRIVATE,
     secrets::FILE,
@@ -26,6 +27,8 @@ pub struct ConfigError {
 pub(super) struct Layers {
     values: BTreeMap<String, (toml::Value, String)>,
     handlers: Vec<(String, toml::Value)>,
+    /// Kind, name, table.
+    guards: Vec<(String, String, toml::Value)>,
     problems: Vec<String>,
 }
 
@@ -61,6 +64,12 @@ impl Layers {
             }
         }
         out
+    }
+
+    /// The rules in the order of kinds and names, which is that of the file's table.
+    pub(super) fn take_guards(&mut self) -> Vec<GuardRule> {
+        let rules = std::mem::take(&mut self.guards);
+        rules.iter().filter_map(|(kind, name, v)| guards::read(kind, name, v, &mut self.problems)).collect()
     }
 
     pub(super) fn problem(&mut self, problem: String) {
@@ -100,9 +109,22 @@ impl Layers {
                 self.problems.push(format!("{source}: {section} must be a table [{section}]"));
                 continue;
             };
-            let known: Vec<&str> = table().iter().filter(|r| r.section == section).map(|r| r.key).collect();
+            let mut known: Vec<&str> =
+                table().iter().filter(|r| r.section == section).map(|r| r.key).collect();
+            if section == "guards" {
+                known.extend(guards::KINDS);
+            }
             for (key, value) in keys {
-                if known.contains(&key.as_str()) {
+                if section == "guards" && guards::KINDS.contains(&key.as_str()) {
+                    match value {
+                        toml::Value::Table(rules) => {
+                            self.guards.extend(rules.into_iter().map(|(name, v)| (key.clone(), name, v)));
+                        }
+                        other => self.problems.push(format!(
+                            "{source}: guards.{key}: {other} is no table; write [guards.{key}.NAME]"
+                        )),
+                    }
+                } else if known.contains(&key.as_str()) {
                     self.values.insert(format!("{section}.{key}"), (value, source.to_owned()));
                 } else {
                     let path = format!("{section}.{key}");
@@ -214,7 +236,8 @@ pub fn load(file: Option<&Path>, flags: &Flags) -> Result<Settings, ConfigError>
 
 /// [`load`] from text and a given environment.
 pub fn load_text(file: Option<(&str, &str)>, env: Env<'_>, flags: &Flags) -> Result<Settings, ConfigError> {
-    let mut layers = Layers { values: BTreeMap::new(), handlers: Vec::new(), problems: Vec::new() };
+    let mut layers =
+        Layers { values: BTreeMap::new(), handlers: Vec::new(), guards: Vec::new(), problems: Vec::new() };
     let is_private = flags.iter().any(|(path, ..)| *path == PRIVATE);
     if let Some((text_, source)) = file {
         layers.file(text_, source);

@@ -8,6 +8,7 @@ pub mod caller;
 mod connection;
 mod context;
 pub mod document;
+mod guards;
 mod handlers;
 mod layers;
 mod options;
@@ -15,11 +16,13 @@ mod secrets;
 mod settings;
 mod value;
 
+pub use guards::{GuardRule, Limits};
 pub use handlers::Handler;
 pub use layers::{ConfigError, Flags, load, load_text};
 pub use options::{ConnectionOptions, private_servers};
 pub use secrets::{Address, FilePath, Secret};
 pub use settings::{
-    Attempt, Connection, LayoutSettings, Lease, Reaper, Row, Settings, Telemetry, WorkerSettings, table,
+    Attempt, Connection, GuardSettings, LayoutSettings, Lease, Reaper, Row, Settings, Telemetry,
+    WorkerSettings, table,
 };
 pub use value::{Choice, Count, Setting, Size, Span};

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::{
+    guards::GuardRule,
     handlers::Handler,
     layers::Layers,
     secrets::{Address, FilePath, Secret},
@@ -176,6 +177,16 @@ settings! {
         /// Messages to requesters under way at once, in one process.
         concurrency: Count<10000> = "64";
     }
+    /// Rules that may defer a start; the rules themselves stand in tables of their own, see below.
+    ["guards"] GuardSettings {
+        /// A slot or lock that came free is kept for the job that waited longest; one that does not come for it within this time
+        /// goes back into line by itself, and the next one has it. Long enough for a message to come from the broker, and short
+        /// beside what a slot that nobody uses costs.
+        offer: Span = "5s";
+        /// A job in line is woken when its turn comes; should nobody wake it, it comes back by itself after this time, and after
+        /// twice as long each time that is in vain, up to an hour. It costs a delivery each time.
+        fallback: Span = "1m";
+    }
     /// One worker process.
     ["worker"] WorkerSettings {
         /// Queues to pull from, in rank order; `name:weight` where `order` is weighted. Empty: all declared ones.
@@ -238,11 +249,14 @@ pub struct Settings {
     pub attempt: Attempt,
     pub contract: Contract,
     pub notify: Notify,
+    pub guards: GuardSettings,
     pub worker: WorkerSettings,
     pub reaper: Reaper,
     pub telemetry: Telemetry,
     /// Command handlers by job type.
     pub handlers: BTreeMap<String, Handler>,
+    /// `[guards.<kind>.<name>]`.
+    pub guard_rules: Vec<GuardRule>,
 }
 
 /// Every section with its meaning, in the order of the sample file.
@@ -263,10 +277,12 @@ impl Settings {
         let attempt = Attempt::take(layers);
         let contract = Contract::take(layers);
         let notify = Notify::take(layers);
+        let guards = GuardSettings::take(layers);
         let worker = WorkerSettings::take(layers);
         let reaper = Reaper::take(layers);
         let telemetry = Telemetry::take(layers);
         let handlers = layers.take_handlers();
+        let guard_rules = layers.take_guards();
         let s = Self {
             connection: connection?,
             layout: layout?,
@@ -274,10 +290,12 @@ impl Settings {
             attempt: attempt?,
             contract: contract?,
             notify: notify?,
+            guards: guards?,
             worker: worker?,
             reaper: reaper?,
             telemetry: telemetry?,
             handlers,
+            guard_rules,
         };
         s.cross_check(layers);
         Some(s)
@@ -347,6 +365,7 @@ impl Settings {
         self.attempt.values(&mut out);
         self.contract.values(&mut out);
         self.notify.values(&mut out);
+        self.guards.values(&mut out);
         self.worker.values(&mut out);
         self.reaper.values(&mut out);
         self.telemetry.values(&mut out);

@@ -6,6 +6,7 @@ pub mod deadline;
 pub mod delivery;
 pub mod event;
 pub mod fingerprint;
+pub mod guard;
 pub mod ids;
 pub mod job;
 pub mod lineage;

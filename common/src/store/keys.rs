@@ -82,6 +82,16 @@ impl Keys {
         self.key(p, "run:-")
     }
 
+    /// When a reaper looks at which guard scope (zset).
+    pub fn guards(&self, p: u32) -> String {
+        self.key(p, "guards")
+    }
+
+    /// State (hash), holds (hash), line (zset) and sleepers (hash) of a guard scope, by its hash.
+    pub fn guard(&self, p: u32, scope: &str) -> [String; 4] {
+        ["guard:", "hold:", "wait:", "asleep:"].map(|kind| self.key_of(p, kind, scope))
+    }
+
     /// Record of a job (packed string).
     pub fn job(&self, id: &JobId) -> String {
         self.key_of(self.partition(id), "job:", id.as_str())

@@ -6,9 +6,11 @@
 
 pub mod carriers;
 pub mod deadlines;
+mod defers;
 mod entry;
 pub mod gate;
 pub mod group;
+pub mod guards;
 mod identity;
 pub mod keys;
 mod login;
@@ -28,9 +30,11 @@ mod waiting;
 
 pub use carriers::{CarrierAct, CarrierItem};
 pub use deadlines::{DueAct, DueItem, DueReply, StopItem, StopReply, Telling, ToldItem, ToldReply};
+pub use defers::{DeferItem, DeferReply};
 pub use entry::{Origin, OutboxEntry, OutboxReceipt};
 pub use gate::{Gate, GateState, Why};
 pub use group::Group;
+pub use guards::{GuardAct, GuardItem, GuardOutcome, GuardReply, Guarded, Scope, StoredScope, Woken};
 pub use keys::Keys;
 pub use login::Login;
 pub use look::Depths;

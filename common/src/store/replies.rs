@@ -7,6 +7,8 @@ use serde::{
 
 use super::{
     deadlines::{DueReply, StopReply, ToldReply},
+    defers::DeferReply,
+    guards::{GuardReply, Woken},
     ops::{
         ClaimReply, Ended, FinishReply, Grant, LostReply, ProgressReply, ReplayReply, SettleReply, Settled,
     },
@@ -150,6 +152,44 @@ tagged!(WaitingReply, "waiting reply", |s| {
     2 => WaitingReply::Ended(ended(&mut s, true)?),
     3 => WaitingReply::Ended(ended(&mut s, false)?),
     4 => WaitingReply::StaleGeneration,
+});
+
+tagged!(DeferReply, "defer reply", |s| {
+    0 => DeferReply::Deferred { rev: take(&mut s)? },
+    1 => DeferReply::Running,
+    2 => DeferReply::SecondCarrier { recorded: take(&mut s)? },
+    3 => DeferReply::Ended(ended(&mut s, true)?),
+    4 => DeferReply::Ended(ended(&mut s, false)?),
+    5 => DeferReply::StaleGeneration,
+    6 => DeferReply::Expired,
+    7 => DeferReply::Overdue,
+});
+
+fn rest<'de, A: SeqAccess<'de>, T: Deserialize<'de>>(seq: &mut A) -> Result<Vec<T>, A::Error> {
+    let mut all = Vec::new();
+    while let Some(one) = seq.next_element()? {
+        all.push(one);
+    }
+    Ok(all)
+}
+
+// Scopes are counted from 1 in Lua.
+fn scope<'de, A: SeqAccess<'de>>(seq: &mut A) -> Result<usize, A::Error> {
+    let place: usize = take(seq)?;
+    place.checked_sub(1).ok_or_else(|| de::Error::custom("scope 0 is none"))
+}
+
+tagged!(GuardReply, "guard reply", |s| {
+    0 => GuardReply::Passes(rest(&mut s)?),
+    1 => GuardReply::WaitsUntil { scope: scope(&mut s)?, at_ms: take(&mut s)? },
+    2 => GuardReply::WaitsInLine { scope: scope(&mut s)?, before: take(&mut s)? },
+    3 => GuardReply::Stopped { scope: scope(&mut s)?, count: take(&mut s)? },
+    4 => GuardReply::NotYet,
+    5 => GuardReply::Renewed(rest(&mut s)?),
+    6 => GuardReply::Adopted(rest(&mut s)?),
+    7 => GuardReply::Tended,
+    8 => GuardReply::Turn(take::<A, u8>(&mut s)? == 1),
+    9 => GuardReply::Wake(Woken { scope: scope(&mut s)?, member: take(&mut s)?, ack_subject: take(&mut s)? }),
 });
 
 tagged!(ReplayReply, "replay reply", |s| {

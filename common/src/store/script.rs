@@ -151,14 +151,15 @@ pub(super) struct Scripts {
     pub(super) carrier: Script,
     pub(super) gate: Script,
     pub(super) restore: Script,
+    pub(super) defer: Script,
+    pub(super) guard: Script,
 }
 
 macro_rules! script {
-    ($name:literal) => {
+    ($($name:literal),+) => {
         Script::new(concat!(
             include_str!("scripts/prelude.lua"),
-            "\n",
-            include_str!(concat!("scripts/", $name, ".lua"))
+            $("\n", include_str!(concat!("scripts/", $name, ".lua"))),+
         ))
     };
 }
@@ -183,6 +184,8 @@ impl Scripts {
             carrier: script!("carrier"),
             gate: script!("gate"),
             restore: script!("restore"),
+            defer: script!("defer"),
+            guard: script!("guards/frame", "guards/rate", "guards/slots", "guard"),
         }
     }
 }

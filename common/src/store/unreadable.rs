@@ -10,6 +10,7 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use super::{
     deadlines::{DueReply, StopReply, ToldReply},
+    defers::DeferReply,
     ops::{ClaimReply, FinishReply, LostReply, ProgressReply, ReplayReply, SettleReply},
     record::{Record, is_of_newer_release},
     script::{Answer, Store, StoreError, unreadable},
@@ -46,7 +47,8 @@ or_unreadable!(
     DueReply,
     ToldReply,
     StopReply,
-    WaitingReply
+    WaitingReply,
+    DeferReply
 );
 
 /// A call that is ready to be made.

@@ -46,6 +46,9 @@ impl Rule for ExpiredSessions {
                     // The script checks the expiry again: a session that was renewed meanwhile is left alone.
                     let r = lost_session(&x.c, p, &session, x.batch).await?;
                     done.acted += r.lost;
+                    if !r.is_alive {
+                        super::guards::sweep(x, p, session.as_str()).await?;
+                    }
                     if !r.is_alive && !r.is_partial {
                         metrics::reaper().sessions_expired.inc();
                     }

@@ -3,6 +3,7 @@
 mod carrier_check;
 mod deadlines;
 mod expired_sessions;
+mod guards;
 mod max_deliver;
 mod outbox_relay;
 mod rebuild;
@@ -19,6 +20,7 @@ pub(crate) fn all() -> Vec<Box<dyn Rule>> {
     vec![
         Box::new(rebuild::Rebuild::default()),
         Box::new(expired_sessions::ExpiredSessions),
+        Box::new(guards::Guards),
         Box::new(deadlines::Deadlines::default()),
         Box::new(outbox_relay::OutboxRelay::default()),
         Box::new(max_deliver::MaxDeliver::default()),

@@ -1,0 +1,256 @@
+//! `[guards.<kind>.<name>]`: rules that may defer a start.
+
+use std::time::Duration;
+
+use super::value::{Count, Setting};
+use crate::domain::{
+    Job, QueueName, TypeName,
+    guard::{GuardKind, Rate, Template},
+    text,
+};
+
+/// Most starts, or slots, of one rule.
+type Limit = Count<1_000_000>;
+
+/// What a rule limits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Limits {
+    Rate(Rate),
+    /// Attempts at once.
+    Concurrency(u64),
+}
+
+/// One guard rule.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GuardRule {
+    pub name: String,
+    pub limits: Limits,
+    /// For what it is kept: each value of this has limits of its own.
+    pub scope: Template,
+    /// The types that it is for; empty: all.
+    pub types: Vec<TypeName>,
+    /// The queues that it is for; empty: all.
+    pub queues: Vec<QueueName>,
+}
+
+impl GuardRule {
+    /// Whether it is for a job, as far as its type and queue tell.
+    pub fn is_for(&self, job: &Job) -> bool {
+        (self.types.is_empty() || self.types.contains(&job.kind))
+            && (self.queues.is_empty() || self.queues.contains(&job.queue))
+    }
+
+    /// What kind of guard it is.
+    pub fn kind(&self) -> GuardKind {
+        match self.limits {
+            Limits::Rate(_) => GuardKind::Rate,
+            Limits::Concurrency(_) => GuardKind::Concurrency,
+        }
+    }
+}
+
+/// One key of a rule's table, for the reader and for the documentation.
+pub(super) struct RuleRow {
+    pub(super) kinds: &'static [&'static str],
+    pub(super) key: &'static str,
+    pub(super) kind: &'static str,
+    /// What holds when the key is absent.
+    pub(super) absent: &'static str,
+    pub(super) meaning: &'static str,
+}
+
+/// The kinds of rules, as they stand in `[guards.<kind>.<name>]`.
+pub(super) const KINDS: &[&str] = &["rate", "concurrency"];
+const ALL: &[&str] = KINDS;
+
+/// Every key. What is not in it is refused.
+pub(super) const ROWS: &[RuleRow] = &[
+    RuleRow {
+        kinds: ALL,
+        key: "scope",
+        kind: "template",
+        absent: "refused: it is required",
+        meaning: "For what it is kept: each value has limits of its own. Text with `{queue}`, `{type}`, `{key}`, `{meta.NAME}` and `{payload.NAME}` in it; a job that lacks what it names is not guarded by it.",
+    },
+    RuleRow {
+        kinds: ALL,
+        key: "types",
+        kind: "list",
+        absent: "all types",
+        meaning: "The types of jobs that it is for.",
+    },
+    RuleRow {
+        kinds: ALL,
+        key: "queues",
+        kind: "list",
+        absent: "all queues",
+        meaning: "The queues that it is for.",
+    },
+    RuleRow {
+        kinds: &["rate", "concurrency"],
+        key: "limit",
+        kind: "number",
+        absent: "refused: it is required",
+        meaning: "Starts per `per`; of a concurrency rule: attempts at once.",
+    },
+    RuleRow {
+        kinds: &["rate"],
+        key: "per",
+        kind: "duration",
+        absent: "`1s`",
+        meaning: "The time that `limit` is for.",
+    },
+    RuleRow {
+        kinds: &["rate"],
+        key: "burst",
+        kind: "number",
+        absent: "`limit`",
+        meaning: "Starts that may come at once after a pause; 1 spaces all of them evenly.",
+    },
+];
+
+/// Reads one rule; every problem is added to `problems`.
+pub(super) fn read(
+    kind: &str,
+    name: &str,
+    value: &toml::Value,
+    problems: &mut Vec<String>,
+) -> Option<GuardRule> {
+    let at = format!("guards.{kind}.{name}");
+    let before = problems.len();
+    if let Err(e) = TypeName::new(name) {
+        problems.push(format!("{at}: {}", e.to_string().replacen("type", "the name of a rule", 1)));
+    }
+    let Some(table) = value.as_table() else {
+        problems.push(format!("{at}: must be a table with a `scope`"));
+        return None;
+    };
+    let keys = || ROWS.iter().filter(|r| r.kinds.contains(&kind)).map(|r| r.key);
+    for key in table.keys() {
+        if !keys().any(|k| k == key) {
+            let hint = text::nearest(key, keys()).map_or_else(
+                || format!("known: {}", keys().collect::<Vec<_>>().join(", ")),
+                |n| format!("did you mean {n:?}?"),
+            );
+            problems.push(format!("{at}.{key}: unknown setting; {hint}"));
+        }
+    }
+    let mut reader = Reader { at, table, problems };
+    let scope = reader.scope();
+    let types = reader.names("types", |s| TypeName::new(s).map_err(|e| e.to_string()));
+    let queues = reader.names("queues", |s| QueueName::new(s).map_err(|e| e.to_string()));
+    let limits = match kind {
+        "rate" => {
+            let limit = reader.required::<Limit>("limit", "100");
+            let per = reader.value::<Duration>("per").unwrap_or(Duration::from_secs(1));
+            let burst = reader.value::<Limit>("burst");
+            limit.map(|l| Limits::Rate(Rate::new(l.0, per, burst.map_or(l.0, |b| b.0))))
+        }
+        _ => reader.required::<Limit>("limit", "4").map(|l| Limits::Concurrency(l.0)),
+    };
+    if reader.problems.len() > before {
+        return None;
+    }
+    Some(GuardRule { name: name.to_owned(), limits: limits?, scope: scope?, types, queues })
+}
+
+struct Reader<'a> {
+    at: String,
+    table: &'a toml::Table,
+    problems: &'a mut Vec<String>,
+}
+
+impl Reader<'_> {
+    fn note(&mut self, key: &str, problem: impl std::fmt::Display) {
+        self.problems.push(format!("{}.{key}: {problem}", self.at));
+    }
+
+    fn value<T: Setting>(&mut self, key: &str) -> Option<T> {
+        match T::read(self.table.get(key)?) {
+            Ok(v) => v,
+            Err(e) => {
+                self.note(key, e);
+                None
+            }
+        }
+    }
+
+    fn required<T: Setting>(&mut self, key: &str, example: &str) -> Option<T> {
+        if !self.table.contains_key(key) {
+            self.note(key, format_args!("it is required, such as `{key} = {example}`"));
+        }
+        self.value(key)
+    }
+
+    fn scope(&mut self) -> Option<Template> {
+        let written = self.required::<String>("scope", "\"{key}\"")?;
+        Template::new(&written).map_err(|e| self.note("scope", e)).ok()
+    }
+
+    fn names<T>(&mut self, key: &str, read: impl Fn(&str) -> Result<T, String>) -> Vec<T> {
+        let all: Vec<String> = self.value(key).unwrap_or_default();
+        let mut out = Vec::with_capacity(all.len());
+        for name in &all {
+            match read(name) {
+                Ok(n) => out.push(n),
+                Err(e) => self.note(key, e),
+            }
+        }
+        out
+    }
+}
+
+/// A value to show in the documentation.
+pub(super) const EXAMPLE: &str = r#"# At most 100 calls a minute for each workspace, 10 of them at once.
+[guards.rate.api]
+scope = "{meta.workspace}"
+types = ["scrape"]
+limit = 100
+per = "1m"
+burst = 10
+
+# At most four builds of one repository at once.
+[guards.concurrency.repo]
+scope = "{payload.repo}"
+limit = 4
+"#;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{ConfigError, Settings, load_text};
+
+    fn load(text: &str) -> Result<Settings, ConfigError> {
+        load_text(Some((text, "test")), &|_| None, &vec![])
+    }
+
+    #[test]
+    fn rules_are_read_and_the_example_of_the_documentation_is_one() {
+        let s = load(EXAMPLE).unwrap();
+        let [api, repo] = s.guard_rules.as_slice() else { panic!("{:?}", s.guard_rules) };
+        assert_eq!((api.name.as_str(), api.kind()), ("api", GuardKind::Rate));
+        assert_eq!(api.limits, Limits::Rate(Rate { interval_us: 600_000, tolerance_us: 5_400_000 }));
+        assert_eq!(
+            (repo.scope.to_string().as_str(), repo.limits),
+            ("{payload.repo}", Limits::Concurrency(4))
+        );
+    }
+
+    #[test]
+    fn every_problem_of_a_rule_is_said_with_its_place() {
+        let bad = "[guards.rate.api]\nscope = \"{kind}\"\nlimt = 3\nper = 5\n[guards.rates.x]\nlimit = 1\n\
+                   [guards.concurrency.Repo]\nlimit = 0\nscope = \"a\"";
+        let text = load(bad).unwrap_err().to_string();
+        for part in [
+            "guards.rate.api.limt: unknown setting; did you mean \"limit\"?",
+            "guards.rate.api.scope: {kind} is not known",
+            "guards.rate.api.limit: it is required, such as `limit = 100`",
+            "guards.rate.api.per: 5 needs a unit",
+            "guards.rates",
+            "guards.concurrency.Repo: ",
+            "guards.concurrency.Repo.limit: ",
+        ] {
+            assert!(text.contains(part), "{part}\n{text}");
+        }
+    }
+}

@@ -1,0 +1,47 @@
+//! Guards: rules that may defer or refuse a start. Here is what they are and for whom they are kept; what a guard decides is in
+//! one file per kind, and the scripts of the store enforce the same.
+
+pub mod rate;
+pub mod scope;
+
+pub use rate::Rate;
+pub use scope::{Template, TemplateError};
+
+/// What a guard is. The code is stored and spoken by the scripts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum GuardKind {
+    /// Starts per time.
+    Rate = 1,
+    /// Attempts at once.
+    Concurrency = 2,
+    /// One attempt at once, with a fencing token.
+    Lock = 3,
+}
+
+impl GuardKind {
+    /// Every kind.
+    pub const ALL: [Self; 3] = [Self::Rate, Self::Concurrency, Self::Lock];
+
+    /// As it is written in settings, tables and metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Rate => "rate",
+            Self::Concurrency => "concurrency",
+            Self::Lock => "lock",
+        }
+    }
+
+    /// The kind of a stored code.
+    pub fn from_code(code: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|k| *k as u8 == code)
+    }
+
+    /// Why a job is deferred by it: as the journal, the record and the metrics say it.
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::Rate => "rate_limited",
+            Self::Concurrency => "concurrency",
+            Self::Lock => "lock_busy",
+        }
+    }
+}

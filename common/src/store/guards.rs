@@ -1,0 +1,256 @@
+//! Guards and locks: one call asks, gives back and renews for many jobs of a partition (`scripts/guard.lua`).
+
+use super::{
+    packed::Packer,
+    script::{Answer, Store, StoreError},
+};
+use crate::domain::{
+    JobId,
+    guard::{GuardKind, scope::SHOWN},
+    ids::SessionId,
+    text,
+};
+
+/// The token of a slot that is kept for a job in line.
+pub const OFFER: &str = "?";
+
+/// One guard, kept for one value of its template: what is counted together.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Scope {
+    pub kind: GuardKind,
+    /// Limits; what each means is said by the script of the kind.
+    pub params: [u64; 4],
+    /// Rule and value, for people: `api: acme/site`.
+    pub label: String,
+    /// 16 hex digits, unique for kind, rule and value.
+    pub hash: String,
+}
+
+impl Scope {
+    /// The scope of a rule (for locks: empty) and a value.
+    pub fn new(kind: GuardKind, rule: &str, value: &str, params: [u64; 4]) -> Self {
+        let known_by = format!("{}\0{rule}\0{value}", kind.name());
+        let hash = format!("{:016x}", xxhash_rust::xxh3::xxh3_64(known_by.as_bytes()));
+        let shown = text::cut(value, SHOWN);
+        let label = if rule.is_empty() { shown.into_owned() } else { format!("{rule}: {shown}") };
+        Self { kind, params, label, hash }
+    }
+
+    /// Its partition among `n` (at least 1).
+    pub fn partition(&self, n: u32) -> u32 {
+        // From the other half of the hash than a remainder of the whole would take, so that keys spread within a partition too.
+        let hash = u64::from_str_radix(&self.hash, 16).unwrap_or(0);
+        ((hash >> 32) % u64::from(n.max(1))) as u32
+    }
+}
+
+/// How what a job held has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GuardOutcome {
+    /// It never ran: what was counted for it is given back as far as that is possible.
+    Undone = 0,
+    WentWell = 1,
+    /// It failed by itself.
+    WentWrong = 2,
+    /// It crashed, was killed for its memory, got lost, or did not start.
+    Crashed = 3,
+    /// It says nothing: cancelled, released at shutdown.
+    Neutral = 4,
+}
+
+/// One thing to do. `scopes`: positions in the list of the call.
+#[derive(Debug, Clone)]
+pub struct GuardItem {
+    pub act: GuardAct,
+    /// `<job id>/<generation>`; empty for [`GuardAct::Tend`].
+    pub member: String,
+    pub scopes: Vec<u16>,
+}
+
+/// What to do.
+#[derive(Debug, Clone)]
+pub enum GuardAct {
+    /// Whether it may start. `arrival_ms`: its place in a line; `ack_subject`: its delivery, to be woken.
+    Ask { arrival_ms: u64, ack_subject: String },
+    /// Gives back what `token` made. `mark`: the number that a rate limit gave.
+    Release { token: String, mark: Option<u64>, outcome: GuardOutcome },
+    /// Keeps what `token` made. `may_restore`: the data set was lost since, so what is gone may be held again.
+    Renew { token: String, may_restore: bool },
+    /// The attempt was granted: what another delivery of the job made is this one's now.
+    Adopt,
+    /// Whether its turn came since it joined the line.
+    Check,
+    /// Looks after scopes: what is over by time, and what a dead session held.
+    Tend { session: String },
+}
+
+/// The member that a generation of a job is.
+pub fn member(id: &JobId, generation: u32) -> String {
+    format!("{id}/{generation}")
+}
+
+/// What became of an item.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum GuardReply {
+    /// It may start. For each scope 0 when it was held already, else a number: a lock's fencing token, a rate limit's mark.
+    Passes(Vec<u64>),
+    /// Its slot comes at `at_ms`.
+    WaitsUntil {
+        scope: usize,
+        at_ms: u64,
+    },
+    /// It stands in line, behind so many.
+    WaitsInLine {
+        scope: usize,
+        before: u64,
+    },
+    /// Never; it was counted so often.
+    Stopped {
+        scope: usize,
+        count: u64,
+    },
+    /// The store was just rebuilt; nothing starts yet.
+    NotYet,
+    /// For each scope: 1 renewed, 0 gone, 2 held again.
+    Renewed(Vec<u8>),
+    /// For each scope the number as in `Passes`.
+    Adopted(Vec<u64>),
+    Tended,
+    /// Its turn has come, or it is not in line any more.
+    Turn(bool),
+    /// Not of an item: somebody who slept and whose turn it is.
+    Wake(Woken),
+}
+
+/// A carrier that sleeps at the broker and whose job may ask again now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Woken {
+    /// Position of its scope.
+    pub scope: usize,
+    pub member: String,
+    pub ack_subject: String,
+}
+
+/// What a call answered.
+#[derive(Debug, Clone)]
+pub struct Guarded {
+    pub now_ms: u64,
+    /// In the order of the items, without the releases.
+    pub replies: Vec<GuardReply>,
+    pub woken: Vec<Woken>,
+    /// What this call made is given back by this.
+    pub token: String,
+}
+
+/// A scope as it is stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredScope {
+    pub scope: Scope,
+    /// When a reaper looks at it (ms).
+    pub look_ms: u64,
+}
+
+impl Store {
+    /// Scopes of a partition that are to be looked at by `until_ms`, the earliest first; at most `limit`, after the first `skip`.
+    pub async fn guard_scopes(
+        &self,
+        p: u32,
+        until_ms: u64,
+        skip: usize,
+        limit: usize,
+    ) -> Result<Vec<StoredScope>, StoreError> {
+        let mut c = self.connection();
+        let mut range = redis::cmd("ZRANGE");
+        range.arg(self.keys().guards(p)).arg("-inf").arg(until_ms).arg("BYSCORE");
+        range.arg("LIMIT").arg(skip).arg(limit).arg("WITHSCORES");
+        let found: Vec<(String, f64)> = range.query_async(&mut c).await?;
+        let mut out = Vec::with_capacity(found.len());
+        for (hash, look) in found {
+            let [state, ..] = self.keys().guard(p, &hash);
+            let (params, label): (Option<String>, Option<String>) =
+                redis::cmd("HMGET").arg(state).arg("params").arg("label").query_async(&mut c).await?;
+            let read = params.as_deref().and_then(read_params);
+            let Some((kind, params)) = read else {
+                tracing::error!(scope = hash, params, "a guard scope does not decode: it is forgotten");
+                let mut forget = redis::cmd("ZREM");
+                let _: u64 = forget.arg(self.keys().guards(p)).arg(&hash).query_async(&mut c).await?;
+                continue;
+            };
+            let scope = Scope { kind, params, label: label.unwrap_or_default(), hash };
+            out.push(StoredScope { scope, look_ms: look as u64 });
+        }
+        Ok(out)
+    }
+
+    /// Asks the guards of a partition, gives back, renews. `hold_ms`: how long a hold lasts unless it is renewed.
+    /// Errors: `Rebuilding` and `Unreachable`; in each case nobody may start.
+    pub async fn guard(
+        &self,
+        p: u32,
+        session: Option<&SessionId>,
+        hold_ms: u64,
+        scopes: &[Scope],
+        items: &[GuardItem],
+    ) -> Result<Guarded, StoreError> {
+        let (inc, call, s, keep, look) = self.frame(p, session);
+        let token = format!("{call} {s}");
+        let mut keys = Vec::with_capacity(1 + 4 * scopes.len());
+        keys.push(self.keys().guards(p));
+        let mut packed = Packer::with_capacity(64 * scopes.len() + 160 * items.len());
+        for scope in scopes {
+            keys.extend(self.keys().guard(p, &scope.hash));
+            packed.byte(scope.kind as u8);
+            for n in scope.params {
+                packed.u48(n);
+            }
+            packed.text(&scope.hash).text(&scope.label);
+        }
+        for item in items {
+            pack_item(&mut packed, item);
+        }
+        let frame = (inc, call, s, keep, look, hold_ms, scopes.len());
+        let script = &self.inner.scripts.guard;
+        let answer: Answer<Vec<GuardReply>> =
+            self.call(script, p, session, &keys, &frame, packed.into_bytes()).await?;
+        let (mut replies, mut woken) = (Vec::with_capacity(answer.results.len()), Vec::new());
+        for reply in answer.results {
+            match reply {
+                GuardReply::Wake(w) => woken.push(w),
+                reply => replies.push(reply),
+            }
+        }
+        Ok(Guarded { now_ms: answer.now_ms, replies, woken, token })
+    }
+}
+
+/// `kind a b c d`, as the script keeps it.
+fn read_params(text: &str) -> Option<(GuardKind, [u64; 4])> {
+    let mut numbers = text.split(' ').map(|n| n.parse::<f64>().ok().map(|n| n as u64));
+    let kind = numbers.next()?.and_then(|k| u8::try_from(k).ok()).and_then(GuardKind::from_code)?;
+    let mut params = [0; 4];
+    for place in &mut params {
+        *place = numbers.next()??;
+    }
+    Some((kind, params))
+}
+
+fn pack_item(packed: &mut Packer, item: &GuardItem) {
+    let mark_text;
+    let (op, text, more, flag, number) = match &item.act {
+        GuardAct::Ask { arrival_ms, ack_subject } => (1, "", ack_subject.as_str(), 0, *arrival_ms),
+        GuardAct::Release { token, mark, outcome } => {
+            mark_text = mark.map(|m| m.to_string()).unwrap_or_default();
+            (2, token.as_str(), mark_text.as_str(), *outcome as u8, 0)
+        }
+        GuardAct::Renew { token, may_restore } => (3, token.as_str(), "", u8::from(*may_restore), 0),
+        GuardAct::Adopt => (4, "", "", 0, 0),
+        GuardAct::Check => (6, "", "", 0, 0),
+        GuardAct::Tend { session } => (5, session.as_str(), "", 0, 0),
+    };
+    packed.byte(op).text(&item.member).text(text).text(more).byte(flag).u48(number);
+    // Two bytes each that are never zero, so that they are a text.
+    for at in &item.scopes {
+        packed.byte((at % 255) as u8 + 1).byte((at / 255) as u8 + 1);
+    }
+    packed.byte(0);
+}

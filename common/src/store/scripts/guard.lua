@@ -1,0 +1,138 @@
+-- guard: whether jobs may start, by every guard and lock of a partition that applies to them: all or none.
+-- KEYS[7] guards  zset  scope -> when a reaper looks at it (ms); then for each scope: state (hash), hold (hash), wait (zset), asleep (hash)
+-- ARGV[1] adds: [6] for how long a hold lasts unless renewed (ms), [7] number of scopes.
+-- ARGV[3] packed: the scopes (kind, a, b, c, d, hash, label), then the items.
+-- Item: op, member, text, text, flag, number, scopes (two bytes each, base 255, from 1).
+--   1 ask     text: '', ack subject; number: arrival (ms)
+--   2 release text: token, the mark that `take` gave or ''; flag: how it ended
+--   3 renew   text: token; flag: 1 = may hold again what is gone
+--   4 adopt   the attempt was granted: what others made for it is its own
+--   5 tend    text: a session that is dead, or ''
+--   6 check   whether its turn came since it joined the line
+-- Results, none for a release: {0, HELD or a number for each scope} passes    {1, scope, ms} waits until
+--   {2, scope, before it} waits in line    {3, scope, count} stopped    {4} not yet: the store was just rebuilt
+--   {5, 1 renewed / 0 gone / 2 held again ...}    {6, number ...} adopted    {7} tended    {8, 1 its turn has come / 0}
+--   and at the end, of whom to wake: {9, scope, member, ack subject}
+-- Second call: a member that has what it asks for is told HELD, and nothing is counted twice; by the same call id it is told the
+-- same, except for the number of a rate limit.
+
+local KINDS = { Rate, Slots, Slots }
+local SCOPE, ITEM = '<BI6I6I6I6ss', '<BsssBI6s'
+
+local code = open_frame(0)
+if code ~= 0 then return reply(code) end
+
+local n_scopes, text, place = frame[7], ARGV[3], 1
+local scopes, hashes = {}, {}
+for s = 1, n_scopes do
+  local kind, a, b, c, d, hash, label, after = struct.unpack(SCOPE, text, place)
+  place = after
+  local k = FIRST_JOB + 1 + 4 * (s - 1)
+  hashes[s] = hash
+  scopes[s] = { place = s, kind = kind, a = a, b = b, c = c, d = d, hash = hash, label = label, state = KEYS[k + 1],
+    hold = KEYS[k + 2], wait = KEYS[k + 3], asleep = KEYS[k + 4], members = {}, sets = {}, of = KINDS[kind] }
+end
+
+local items = {}
+while place <= #text do
+  local op, member, first_text, second_text, flag, number, which, after = struct.unpack(ITEM, text, place)
+  place = after
+  local item = { op = op, member = member, text = first_text, more = second_text, flag = flag, number = number }
+  local bytes = { string.byte(which, 1, -1) }
+  for j = 1, #bytes, 2 do
+    local sc = scopes[bytes[j] + (bytes[j + 1] - 1) * 255]
+    item[#item + 1] = sc
+    if member ~= '' then sc.members[#sc.members + 1] = member end
+  end
+  items[#items + 1] = item
+end
+
+if n_scopes > 0 then
+  local looks = redis.call('ZMSCORE', KEYS[FIRST_JOB + 1], unpack(hashes))
+  for s = 1, n_scopes do
+    local sc = scopes[s]
+    sc.next = looks[s] and tonumber(looks[s])
+    local params = sc.kind .. ' ' .. sc.a .. ' ' .. sc.b .. ' ' .. sc.c .. ' ' .. sc.d
+    local state = redis.call('HMGET', sc.state, 'params', unpack(sc.of.fields))
+    if state[1] ~= params then
+      set(sc, 'params', params)
+      set(sc, 'label', sc.label)
+    end
+    table.remove(state, 1)
+    sc.of.load(sc, state)
+  end
+end
+
+local function ask(item)
+  local member, refused, by, number = item.member, nil, nil, nil
+  for j = 1, #item do
+    local how, ms = item[j].of.judge(item[j], member, item)
+    -- What stops comes first; a booked slot before a line; a line before a slot that could be booked, the latest of those.
+    local rank = how == STOP and 4 or how == WAIT and 3 or how == QUEUE and 2 or how == BOOK and 1 or 0
+    if rank > (refused or 0) or (rank > 0 and rank == refused and rank ~= 2 and ms > number) then
+      refused, by, number = rank, item[j], ms
+    end
+  end
+  if not refused then
+    local answer = { 0 }
+    for j = 1, #item do answer[j + 1] = item[j].of.take(item[j], member, item) end
+    return answer
+  end
+  for j = 1, #item do
+    if item[j].of.decline then item[j].of.decline(item[j], member) end
+  end
+  if refused == 4 then return { 3, by.place, number } end
+  if refused == 2 then
+    by.of.queue(by, member, item.number, item.more)
+    return { 2, by.place, number }
+  end
+  if refused == 1 then by.of.book(by, member) end
+  return { 1, by.place, number }
+end
+
+local answers = 0
+for i = 1, #items do
+  local item = items[i]
+  local op, member, answer = item.op, item.member, nil
+  if op == 1 then
+    answer = gate == RESTORED and { 4 } or ask(item)
+  elseif op == 2 then
+    local mark = tonumber(item.more)
+    for j = 1, #item do item[j].of.drop(item[j], member, item.text, item.flag, mark) end
+  elseif op == 3 then
+    answer = { 5 }
+    for j = 1, #item do answer[j + 1] = item[j].of.renew(item[j], member, item.text, item.flag == 1) end
+  elseif op == 4 then
+    answer = { 6 }
+    for j = 1, #item do answer[j + 1] = item[j].of.adopt(item[j], member) end
+  elseif op == 5 then
+    for j = 1, #item do item[j].of.tend(item[j], item.text ~= '' and item.text) end
+    answer = { 7 }
+  elseif op == 6 then
+    answer = { 8, item[1].of.turn(item[1], member) and 1 or 0 }
+  end
+  if answer then
+    answers = answers + 1
+    result(answers, answer)
+  end
+end
+
+local looks, idle = {}, {}
+for s = 1, n_scopes do
+  local sc = scopes[s]
+  sc.of.write(sc)
+  if sc.is_idle then
+    redis.call('DEL', sc.state, sc.hold, sc.wait, sc.asleep)
+    idle[#idle + 1] = sc.hash
+  else
+    if #sc.sets > 0 then redis.call('HSET', sc.state, unpack(sc.sets)) end
+    if sc.is_moved then
+      local n = #looks
+      looks[n + 1], looks[n + 2] = string.format('%.0f', sc.next), sc.hash
+    end
+  end
+end
+in_slices('ZADD', KEYS[FIRST_JOB + 1], looks)
+in_slices('ZREM', KEYS[FIRST_JOB + 1], idle)
+for i = 1, #wakes do result(answers + i, wakes[i]) end
+return reply(0)

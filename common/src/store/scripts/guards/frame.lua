@@ -1,0 +1,46 @@
+-- Shared by the kinds of guards: what they say, what they hear, how a scope is written.
+--
+-- A kind is a table of functions over a scope `sc`; `member` is "<job id>/<generation>":
+--   fields                    what it keeps in the scope's state hash
+--   load(sc, state)           reads what the members of this call need; `state`: the values of `fields`
+--   judge(sc, member, item)   nil: it may start. Else how it has to wait, and a number (WAIT, BOOK: until, ms; QUEUE, STOP: a count). Writes nothing.
+--   take(sc, member, item)    it starts: HELD, or a number above 0 when this very call made its hold
+--   adopt(sc, member)         the attempt that was granted has it now, whoever made it: the same
+--   queue, turn, book, decline   what follows from QUEUE and BOOK; another guard of the job said no (where a kind has them)
+--   drop(sc, member, token, outcome, mark)   what the token made is given back
+--   renew(sc, member, token, may_restore)    1 renewed, 0 gone, 2 held again
+--   tend(sc, of_session)      what is due by time; what that session held is free. Sets `is_idle` when nothing is left
+--   write(sc)                 at the end of the call
+
+local RATE, CONCURRENCY, LOCK, PAUSE, CRASH_LOOP, BREAKER, LOOP = 1, 2, 3, 4, 5, 6, 7
+-- How a start is refused. WAIT: a slot is booked already. BOOK: one could be. QUEUE: in line. STOP: for ever.
+local WAIT, BOOK, QUEUE, STOP = 1, 2, 3, 4
+local HELD = 0
+-- How what is dropped has ended. UNDONE: it never ran.
+local UNDONE, WENT_WELL, WENT_WRONG, CRASHED, NEUTRAL = 0, 1, 2, 3, 4
+-- Sleepers that one call wakes at most; a reaper goes on at once.
+local MOST_WAKES = 200
+
+local micros = tonumber(clock[1]) * 1000000 + tonumber(clock[2])
+local hold_ms = frame[6]
+-- Ends with the session, by which a reaper finds what a dead one held.
+local own_token = call .. ' ' .. session
+
+-- Carriers that sleep at the broker and may come now: {scope, member, ack subject}.
+local wakes = {}
+local function wake(sc, member, ack) wakes[#wakes + 1] = { 9, sc.place, member, ack } end
+
+-- A reaper looks at the scope at `ms`, or before.
+local function look_at(sc, ms)
+  if not sc.next or ms < sc.next then sc.next, sc.is_moved = ms, true end
+end
+
+local function set(sc, field, value)
+  local n = #sc.sets
+  sc.sets[n + 1], sc.sets[n + 2] = field, value
+end
+
+-- `unpack` has a limit.
+local function in_slices(command, key, args)
+  for from = 1, #args, 2000 do redis.call(command, key, unpack(args, from, math.min(from + 1999, #args))) end
+end

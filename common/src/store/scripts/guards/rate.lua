@@ -1,0 +1,75 @@
+-- Rate limits: GCRA on Redis's clock. One number per scope, the theoretical arrival time (TAT, microseconds); what does not
+-- conform now books the moment at which it will, so that it comes back once and exactly then.
+-- Params: a = emission interval (us), b = tolerance (us): (burst - 1) intervals. State: `tat`.
+-- `wait`: zset member -> slot (us) of what was admitted or booked, so that a second asking is not counted twice.
+
+local Rate = { fields = { 'tat' } }
+
+-- A booked slot that nobody used for this long is forgotten (us); it was counted, and its time has passed.
+local SLOT_KEPT = 20000000
+
+function Rate.load(sc, state)
+  sc.tat = tonumber(state[1] or 0)
+  -- Slots of what asks in this call.
+  sc.slots = {}
+  if #sc.members > 0 then
+    local found = redis.call('ZMSCORE', sc.wait, unpack(sc.members))
+    for i = 1, #found do sc.slots[sc.members[i]] = found[i] and tonumber(found[i]) end
+  end
+  sc.add, sc.rem = {}, {}
+end
+
+-- nil: it may start. Else the slot (ms) until which it has to wait.
+function Rate.judge(sc, member)
+  local slot = sc.slots[member]
+  if slot and slot + SLOT_KEPT < micros then slot = nil end
+  if slot then
+    if slot <= micros then return nil end
+    return WAIT, math.ceil(slot / 1000)
+  end
+  if math.max(sc.tat, micros) - sc.b <= micros then return nil end
+  return BOOK, math.ceil((sc.tat - sc.b) / 1000)
+end
+
+local function count(sc, member, slot)
+  sc.tat = math.max(sc.tat, micros) + sc.a
+  sc.slots[member] = slot
+  local n = #sc.add
+  sc.add[n + 1], sc.add[n + 2] = string.format('%.0f', slot), member
+  sc.changed = true
+end
+
+function Rate.take(sc, member)
+  local slot = sc.slots[member]
+  if slot and slot + SLOT_KEPT >= micros then return HELD end
+  count(sc, member, micros)
+  return sc.tat
+end
+
+-- Books the first moment that conforms. Nothing is booked twice: `judge` finds the slot from now on.
+function Rate.book(sc, member) count(sc, member, sc.tat - sc.b) end
+
+-- The end of an attempt forgets its slot: the next one is counted again. A claim that was refused gives the token back, as long as
+-- nobody took one since (`mark`: the TAT that it made); later it would put two starts into one interval.
+function Rate.drop(sc, member, token, outcome, mark)
+  sc.rem[#sc.rem + 1] = member
+  sc.slots[member] = nil
+  if outcome == UNDONE and mark == sc.tat then
+    sc.tat, sc.changed = sc.tat - sc.a, true
+  end
+end
+
+function Rate.renew() return true end
+function Rate.adopt() return HELD end
+
+function Rate.tend(sc)
+  redis.call('ZREMRANGEBYSCORE', sc.wait, '-inf', string.format('(%.0f', micros - SLOT_KEPT))
+  sc.is_idle = sc.tat <= micros and redis.call('EXISTS', sc.wait) == 0
+end
+
+function Rate.write(sc)
+  in_slices('ZREM', sc.wait, sc.rem)
+  in_slices('ZADD', sc.wait, sc.add)
+  if sc.changed then set(sc, 'tat', string.format('%.0f', sc.tat)) end
+  look_at(sc, math.max(math.ceil(sc.tat / 1000), now + SLOT_KEPT / 1000))
+end

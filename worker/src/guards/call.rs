@@ -1,0 +1,208 @@
+//! One call for what has gathered: asks, releases, checks. Group commit as in [`crate::lanes`].
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use surety_common::{
+    store::{GuardAct, GuardItem, GuardOutcome, GuardReply, Guarded, Scope, StoreError, Woken},
+    wake,
+};
+use tokio::sync::OwnedSemaphorePermit;
+use tokio_util::task::task_tracker::TaskTrackerToken;
+
+use super::{Asking, Deferral, Hold, defer::Until, next};
+use crate::{
+    hand::{InHand, Settle},
+    lanes::by_session,
+    meter::Reason,
+    settle::bury,
+    shared::Shared,
+};
+
+/// What a lane takes.
+pub(crate) enum Request {
+    Ask(Box<Asking>),
+    /// The drain waits for it.
+    Release {
+        hold: Hold,
+        mark: Option<u64>,
+        outcome: GuardOutcome,
+        _token: TaskTrackerToken,
+    },
+    /// A job in line has been given back: whether its turn came meanwhile.
+    Check {
+        member: Arc<str>,
+        scope: Scope,
+        ack_subject: String,
+    },
+}
+
+/// The scopes of a call, each once.
+#[derive(Default)]
+pub(crate) struct Table {
+    pub(crate) scopes: Vec<Scope>,
+    places: HashMap<String, u16>,
+}
+
+impl Table {
+    /// The place of a scope, which is added where it is new.
+    pub(crate) fn place(&mut self, scope: &Scope) -> u16 {
+        if let Some(at) = self.places.get(&scope.hash) {
+            return *at;
+        }
+        // Bounded by the group: a few scopes for each of at most 200 requests.
+        let at = u16::try_from(self.scopes.len()).unwrap_or(u16::MAX);
+        self.places.insert(scope.hash.clone(), at);
+        self.scopes.push(scope.clone());
+        at
+    }
+}
+
+/// Serves a group of requests to one partition.
+pub(crate) async fn serve(w: Arc<Shared>, p: u32, group: Vec<Request>, permit: OwnedSemaphorePermit) {
+    let (mut asks, mut others) = (Vec::with_capacity(group.len()), Vec::new());
+    for request in group {
+        match request {
+            Request::Ask(asking) => asks.push(*asking),
+            other => others.push(other),
+        }
+    }
+    let mut groups = by_session(asks, |a| &a.job.held.session);
+    if groups.is_empty() {
+        groups.push(Vec::new());
+    }
+    for asks in groups {
+        // What is given back comes before who asks for it.
+        call(&w, p, asks, std::mem::take(&mut others)).await;
+    }
+    drop(permit);
+}
+
+async fn call(w: &Arc<Shared>, p: u32, asks: Vec<Asking>, others: Vec<Request>) {
+    let mut table = Table::default();
+    let mut items = Vec::with_capacity(asks.len() + others.len());
+    let mut checks = Vec::new();
+    for other in others {
+        match other {
+            Request::Release { hold, mark, outcome, .. } => items.push(GuardItem {
+                scopes: hold.scopes.iter().map(|(s, _)| table.place(s)).collect(),
+                member: hold.member.to_string(),
+                act: GuardAct::Release { token: hold.token.to_string(), mark, outcome },
+            }),
+            Request::Check { member, scope, ack_subject } => {
+                items.push(GuardItem {
+                    scopes: vec![table.place(&scope)],
+                    member: member.to_string(),
+                    act: GuardAct::Check,
+                });
+                checks.push(ack_subject);
+            }
+            Request::Ask(_) => {}
+        }
+    }
+    for asking in &asks {
+        let Some((_, scopes)) = asking.rest.last() else { continue };
+        let Some(pass) = &asking.job.pass else { continue };
+        items.push(GuardItem {
+            scopes: scopes.iter().map(|s| table.place(s)).collect(),
+            member: pass.member.to_string(),
+            act: GuardAct::Ask {
+                arrival_ms: asking.job.held.d.stored_ms,
+                ack_subject: asking.job.held.d.ack_subject.to_string(),
+            },
+        });
+    }
+    let session = asks.first().map(|a| a.job.held.session.id.clone());
+    match w.c.store.guard(p, session.as_deref(), w.hold_ms(), &table.scopes, &items).await {
+        Ok(answer) => {
+            let Guarded { now_ms, replies, woken, token } = answer;
+            let mut replies = replies.into_iter();
+            for (ack, reply) in checks.into_iter().zip(replies.by_ref()) {
+                if reply == GuardReply::Turn(true) {
+                    give_back(w, &ack).await;
+                }
+            }
+            let token: Arc<str> = token.into();
+            for (asking, reply) in asks.into_iter().zip(replies) {
+                answered(w, p, asking, reply, &table.scopes, &token, now_ms).await;
+            }
+            wake(w, p, &table.scopes, woken);
+        }
+        Err(e) => refuse(w, asks, &e).await,
+    }
+}
+
+async fn answered(
+    w: &Arc<Shared>,
+    p: u32,
+    mut asking: Asking,
+    reply: GuardReply,
+    scopes: &[Scope],
+    token: &Arc<str>,
+    now_ms: u64,
+) {
+    let (until, scope) = match reply {
+        GuardReply::Passes(numbers) => {
+            if let (Some((_, asked)), Some(pass)) = (asking.rest.pop(), asking.job.pass.as_mut()) {
+                pass.add(p, token, asked, &numbers);
+            }
+            return next(w, asking);
+        }
+        GuardReply::WaitsUntil { scope, at_ms } => (Until::Moment(at_ms), scope),
+        GuardReply::WaitsInLine { scope, before } => (Until::Turn { before }, scope),
+        GuardReply::Stopped { scope, count } => {
+            let Some(scope) = scopes.get(scope) else { return };
+            let job = asking.job;
+            let why = format!("the guard {} {} stopped it: {count}", scope.kind.name(), scope.label);
+            let code = surety_common::domain::ErrorCode::LoopGuard;
+            let settle = bury(w, &job.held.queue, &job.held.d, &job.decoded, code, &why).await;
+            return job.held.settle(settle).await;
+        }
+        other => {
+            let is_expected = other == GuardReply::NotYet;
+            if !is_expected {
+                tracing::error!(reply = ?other, "a guard answered what was not asked");
+            }
+            return not_now(w, asking.job, Reason::Rebuilding, w.settings.lease.margin).await;
+        }
+    };
+    let Some(scope) = scopes.get(scope) else { return };
+    // What other partitions gave is given back by the drop of the pass.
+    let mut job = asking.job;
+    job.pass = None;
+    let p = w.c.store.keys().partition(&job.decoded.job.id);
+    w.lanes.defer(p, Deferral { job, scope: scope.clone(), until, asked_ms: now_ms });
+}
+
+/// None of them may start: the store was not to be asked.
+async fn refuse(w: &Arc<Shared>, asks: Vec<Asking>, e: &StoreError) {
+    let (reason, delay) = match e {
+        StoreError::Rebuilding => (Reason::Rebuilding, w.settings.lease.margin),
+        e => {
+            tracing::warn!(jobs = asks.len(), error = %e, "the guards cannot be asked; the jobs are given back");
+            (Reason::StoreError, Duration::from_secs(1))
+        }
+    };
+    for asking in asks {
+        not_now(w, asking.job, reason, delay).await;
+    }
+}
+
+async fn not_now(w: &Shared, job: InHand, reason: Reason, delay: Duration) {
+    w.meters.deferred(&job.held.queue, reason);
+    job.held.settle(Settle::Nak(delay)).await;
+}
+
+async fn give_back(w: &Shared, ack_subject: &str) {
+    if let Err(e) = w.c.broker.nak(&ack_subject.to_owned(), Duration::ZERO).await {
+        tracing::warn!(error = %e, "a job whose turn has come was not woken; it comes back by itself");
+    }
+}
+
+/// Wakes whose turn has come, on a task of its own.
+pub(crate) fn wake(w: &Arc<Shared>, p: u32, scopes: &[Scope], woken: Vec<Woken>) {
+    if woken.is_empty() {
+        return;
+    }
+    let (c, scopes, hold_ms) = (w.c.clone(), scopes.to_vec(), w.hold_ms());
+    w.tracker.spawn(async move { wake::wake(&c, p, hold_ms, &scopes, woken).await });
+}

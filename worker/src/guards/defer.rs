@@ -1,0 +1,182 @@
+//! What becomes of a job that a guard does not let start: its record says so, then its carrier sleeps at the broker.
+
+use std::{sync::Arc, time::Duration};
+
+use surety_common::{
+    clock::iso_millis,
+    ending::json_string,
+    pace::Pace,
+    store::{ClaimReply, DeferItem, DeferReply, Scope, StoreError},
+};
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::Request;
+use crate::{
+    claims::refused,
+    finishes::JOURNAL_PATIENCE,
+    hand::{InHand, Settle},
+    meter::Reason,
+    shared::Shared,
+};
+
+/// Longest sleep of a job in line that nobody wakes.
+const LONGEST: Duration = Duration::from_secs(3600);
+/// A job of which an attempt runs, though a guard had not let it start, is offered again after this long.
+const RUNNING_NAK: Duration = Duration::from_secs(1);
+
+/// How long a guard keeps a job waiting.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Until {
+    /// Its slot is booked (ms of the store's clock).
+    Moment(u64),
+    /// Its turn comes; so many are before it.
+    Turn { before: u64 },
+}
+
+/// A job that may not start now.
+pub(crate) struct Deferral {
+    pub(crate) job: InHand,
+    pub(crate) scope: Scope,
+    pub(crate) until: Until,
+    /// The store's clock when the guard was asked (ms).
+    pub(crate) asked_ms: u64,
+}
+
+impl Deferral {
+    /// When it may be claimed, and when its carrier comes back by itself.
+    fn times(&self, fallback: Duration) -> (u64, u64) {
+        match self.until {
+            Until::Moment(at) => (at, at),
+            Until::Turn { .. } => {
+                (self.asked_ms, self.asked_ms + sleep_ms(fallback, self.job.held.d.delivered))
+            }
+        }
+    }
+}
+
+/// How long a job in line sleeps unless it is woken: twice as long with each delivery, so that none uses its deliveries up.
+fn sleep_ms(first: Duration, delivered: u64) -> u64 {
+    let times = 1u32 << u32::try_from(delivered.saturating_sub(1)).unwrap_or(u32::MAX).min(10);
+    u64::try_from(first.saturating_mul(times).min(LONGEST).as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Notes a group of jobs of one partition as deferred and lets their carriers sleep.
+pub(crate) async fn commit(w: Arc<Shared>, p: u32, group: Vec<Deferral>, permit: OwnedSemaphorePermit) {
+    let items: Vec<DeferItem<'_>> = group.iter().map(|d| item(&w, d)).collect();
+    let deferred = w.c.store.defer(p, &items).await;
+    drop(items);
+    drop(permit);
+    let answer = match deferred {
+        Ok(answer) => answer,
+        Err(e) => {
+            // Its slot is booked, its place in line is taken: it comes back, and only its record does not say so.
+            let is_rebuilt = matches!(e, StoreError::Rebuilding);
+            tracing::warn!(jobs = group.len(), error = %e, "deferred jobs are not noted; they are given back");
+            for d in group {
+                let reason = if is_rebuilt { Reason::Rebuilding } else { Reason::StoreError };
+                w.meters.deferred(&d.job.held.queue, reason);
+                d.job.held.settle(Settle::Nak(Duration::from_secs(1))).await;
+            }
+            return;
+        }
+    };
+    for (d, reply) in group.into_iter().zip(answer.results) {
+        settle(&w, p, d, reply, answer.now_ms).await;
+    }
+    if let Err(e) = w.c.relay.publish(p, &answer.entries, Pace::call(JOURNAL_PATIENCE)).await {
+        tracing::warn!(error = %e, "deferrals are not journaled; the relay does it");
+    }
+}
+
+async fn settle(w: &Arc<Shared>, p: u32, d: Deferral, reply: DeferReply, now_ms: u64) {
+    let (_, back_ms) = d.times(w.settings.guards.fallback);
+    let job = d.job;
+    let instead = match reply {
+        DeferReply::Deferred { .. } => {
+            w.meters.deferred(&job.held.queue, reason(&d.scope));
+            let document = &job.decoded.job;
+            let member: Arc<str> =
+                surety_common::store::guards::member(&document.id, job.decoded.generation).into();
+            let ack_subject = job.held.d.ack_subject.to_string();
+            tracing::debug!(job_id = %document.id, guard = d.scope.label, reason = d.scope.kind.reason(), until = ?d.until, "deferred");
+            job.held.settle(Settle::Nak(Duration::from_millis(back_ms.saturating_sub(now_ms).max(1)))).await;
+            if matches!(d.until, Until::Turn { .. }) {
+                // Ordering: whoever woke it before it slept woke nobody.
+                let at = d.scope.partition(w.c.store.keys().partitions());
+                w.lanes.guard(at, Request::Check { member, scope: d.scope, ack_subject });
+            }
+            return;
+        }
+        DeferReply::Running => {
+            w.meters.deferred(&job.held.queue, Reason::LiveOwner);
+            return job.held.settle(Settle::Nak(RUNNING_NAK)).await;
+        }
+        DeferReply::SecondCarrier { recorded } => ClaimReply::SecondCarrier { recorded },
+        DeferReply::Ended(e) => ClaimReply::Ended(e),
+        DeferReply::StaleGeneration => ClaimReply::StaleGeneration,
+        DeferReply::Expired => ClaimReply::Expired,
+        DeferReply::Overdue => ClaimReply::Overdue,
+        DeferReply::Unreadable => ClaimReply::Unreadable,
+    };
+    let w2 = w.clone();
+    w.tracker.spawn(async move { refused(&w2, p, job, instead).await });
+}
+
+/// What a deferral is counted as.
+fn reason(scope: &Scope) -> Reason {
+    use surety_common::domain::guard::GuardKind as K;
+    match scope.kind {
+        K::Rate => Reason::RateLimited,
+        K::Concurrency => Reason::Concurrency,
+        K::Lock => Reason::LockBusy,
+    }
+}
+
+fn item<'a>(w: &Shared, d: &'a Deferral) -> DeferItem<'a> {
+    let (delivery, decoded) = (&d.job.held.d, &d.job.decoded);
+    let job = &decoded.job;
+    let (due_ms, back_ms) = d.times(w.settings.guards.fallback);
+    let mut data = serde_json::json!({ "reason": d.scope.kind.reason(), "guard": d.scope.label });
+    if let Some(o) = data.as_object_mut() {
+        match d.until {
+            Until::Moment(at) => o.insert("until".into(), iso_millis(at).into()),
+            Until::Turn { before } => o.insert("before".into(), before.into()),
+        };
+    }
+    let claim = crate::claims::claim_item(w, &d.job);
+    DeferItem {
+        id: job.id.as_str(),
+        queue: job.queue.as_str(),
+        job_type: job.kind.as_str(),
+        key: json_string(job.key.as_deref()),
+        trace: &decoded.trace,
+        carrier: decoded.carrier.clone(),
+        ack_subject: claim.ack_subject.into_owned(),
+        adopt: &d.job.adopt,
+        created_ms: delivery.stored_ms,
+        finish_ms: claim.finish_ms,
+        max_retries: claim.max_retries,
+        generation: claim.generation,
+        expires_ms: claim.expires_ms,
+        notify: job.requester.to_json().into_owned(),
+        summary: job.summary.as_deref().unwrap_or_default(),
+        due_ms,
+        back_ms,
+        reason: d.scope.kind.reason(),
+        data: data.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_job_in_line_that_nobody_wakes_does_not_use_its_deliveries_up() {
+        let minute = Duration::from_secs(60);
+        assert_eq!(sleep_ms(minute, 1), 60_000);
+        assert_eq!(sleep_ms(minute, 3), 240_000);
+        let total: u64 = (1..100).map(|n| sleep_ms(minute, n)).sum();
+        assert!(total > 3 * 24 * 3_600_000, "{total}: longer than any finish deadline of the defaults");
+    }
+}

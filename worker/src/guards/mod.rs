@@ -1,0 +1,104 @@
+//! Guards and locks, as a worker meets them: asked before a claim, kept while an attempt runs, given back at its end.
+//!
+//! A job that no rule is for goes straight to its claim. Else its scopes are asked partition by partition, and what each gave
+//! stands in the job's [`Pass`]; whoever drops that gives everything back. Begin with [`start`]; what becomes of a refusal is in
+//! [`defer`].
+
+mod call;
+mod defer;
+mod keep;
+mod pass;
+
+use std::sync::{Arc, PoisonError, RwLock};
+
+use surety_common::{
+    config::{GuardRule, Limits},
+    domain::{Job, guard::GuardKind},
+    store::{Scope, guards::member},
+};
+
+pub(crate) use call::{Request, serve};
+pub(crate) use defer::{Deferral, commit};
+pub(crate) use keep::{adopt, keep, renew};
+pub(crate) use pass::{Hold, Pass};
+
+use crate::{hand::InHand, shared::Shared};
+
+/// The rules in force, and what is held by them.
+pub(crate) struct Guards {
+    rules: RwLock<Arc<Vec<GuardRule>>>,
+    /// How long an offered slot stands (ms).
+    offer_ms: u64,
+    kept: keep::Kept,
+}
+
+impl Guards {
+    /// Guards by these rules.
+    pub(crate) fn new(rules: &[GuardRule], offer: std::time::Duration) -> Self {
+        let offer_ms = u64::try_from(offer.as_millis()).unwrap_or(u64::MAX);
+        Self { rules: RwLock::new(Arc::new(rules.to_vec())), offer_ms, kept: keep::Kept::default() }
+    }
+
+    /// The scopes of a job, in the order of their rules.
+    fn scopes(&self, job: &Job) -> Vec<Scope> {
+        let rules = self.rules.read().unwrap_or_else(PoisonError::into_inner).clone();
+        rules.iter().filter(|r| r.is_for(job)).filter_map(|r| self.scope(r, job)).collect()
+    }
+
+    fn scope(&self, rule: &GuardRule, job: &Job) -> Option<Scope> {
+        let value = rule.scope.render(job)?;
+        let params = match rule.limits {
+            Limits::Rate(r) => [r.interval_us, r.tolerance_us, 0, 0],
+            Limits::Concurrency(slots) => [slots, self.offer_ms, 0, 0],
+        };
+        Some(Scope::new(rule.kind(), &rule.name, &value, params))
+    }
+}
+
+/// What has to be asked before the claim of a job, partition by partition.
+pub(crate) struct Asking {
+    pub(crate) job: InHand,
+    /// The partition that is asked now comes last.
+    pub(crate) rest: Vec<(u32, Vec<Scope>)>,
+}
+
+/// Takes a job that is in hand to its claim, past every guard that is for it.
+pub(crate) fn start(w: &Arc<Shared>, p: u32, mut job: InHand) {
+    let document = &job.decoded.job;
+    if job.pass.is_some() {
+        return w.lanes.claim(p, job);
+    }
+    let scopes = w.guards.scopes(document);
+    if scopes.is_empty() {
+        return w.lanes.claim(p, job);
+    }
+    let n = w.c.store.keys().partitions();
+    let mut rest: Vec<(u32, Vec<Scope>)> = Vec::with_capacity(1);
+    for scope in scopes {
+        let at = scope.partition(n);
+        match rest.iter_mut().find(|(p, _)| *p == at) {
+            Some((_, here)) => here.push(scope),
+            None => rest.push((at, vec![scope])),
+        }
+    }
+    // Everybody asks in the same order, so that no two jobs keep each other from both.
+    rest.sort_by_key(|(p, _)| std::cmp::Reverse(*p));
+    job.pass = Some(Box::new(Pass::new(w, member(&document.id, job.decoded.generation))));
+    next(w, Asking { job, rest });
+}
+
+/// Asks the next partition, or claims.
+pub(crate) fn next(w: &Arc<Shared>, asking: Asking) {
+    match asking.rest.last() {
+        Some((p, _)) => w.lanes.guard(*p, Request::Ask(Box::new(asking))),
+        None => {
+            let p = w.c.store.keys().partition(&asking.job.decoded.job.id);
+            w.lanes.claim(p, asking.job);
+        }
+    }
+}
+
+/// Whether a scope is one whose holds have to be kept alive.
+fn is_held(kind: GuardKind) -> bool {
+    !matches!(kind, GuardKind::Rate)
+}
