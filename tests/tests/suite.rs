@@ -31,6 +31,7 @@ mod suite {
     mod operate;
     mod outage;
     mod partitions;
+    mod pauses;
     mod permissions;
     mod producers;
     mod provisioning;

@@ -1,13 +1,16 @@
 //! From a delivery to a job in hand: decode it, find its handler. What cannot run here is handed on, or buried in the end.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use surety_common::{
     broker::{
         decode::{Decoded, Undecoded, decode},
         pull::Delivery,
     },
-    domain::{ErrorCode, QueueName},
+    domain::{
+        ErrorCode, QueueName,
+        pause::{Pause, Target},
+    },
     fault,
 };
 
@@ -15,10 +18,14 @@ use crate::{
     guards,
     hand::{Held, InHand, Settle, Slot},
     meter::Reason,
+    pauses::Verdict,
     session::Session,
     settle::{bury, bury_undecoded},
     shared::Shared,
 };
+
+/// A job that may not start yet is offered again after this long at least.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// Takes a delivery into a slot and on its way to its claim.
 pub(crate) fn admit(w: &Arc<Shared>, session: &Arc<Session>, queue: &QueueName, slot: Slot, d: Delivery) {
@@ -43,6 +50,16 @@ pub(crate) fn admit(w: &Arc<Shared>, session: &Arc<Session>, queue: &QueueName, 
         let ttl = w.settings.lease.ttl;
         return apart(w, move |_| async move { held.settle(Settle::Nak(ttl)).await });
     }
+    match w.pauses.judge(&decoded.job) {
+        Verdict::Free => {}
+        Verdict::Paused(pause) => {
+            return apart(w, move |w| async move { paused(&w, held, &decoded, &pause).await });
+        }
+        Verdict::Unknown => {
+            w.meters.deferred(queue, Reason::PausesUnknown);
+            return apart(w, move |_| async move { held.settle(Settle::Nak(LOOK_AGAIN)).await });
+        }
+    }
     let p = w.c.store.keys().partition(&decoded.job.id);
     guards::start(w, p, InHand { held, decoded, handler, adopt: String::new(), pass: None });
 }
@@ -50,6 +67,16 @@ pub(crate) fn admit(w: &Arc<Shared>, session: &Arc<Session>, queue: &QueueName, 
 /// Rare ways have tasks of their own.
 fn apart<F: Future<Output = ()> + Send + 'static>(w: &Arc<Shared>, way: impl FnOnce(Arc<Shared>) -> F) {
     w.tracker.spawn(way(w.clone()));
+}
+
+/// What is paused is offered again after a while that grows with each time.
+async fn paused(w: &Shared, held: Held, decoded: &Decoded, pause: &Pause) {
+    tracing::debug!(job_id = %decoded.job.id, paused = %pause.target, "paused; the job is given back");
+    w.meters.deferred(&held.queue, Reason::Paused);
+    // The broker itself holds what belongs to a paused queue.
+    let doublings =
+        if matches!(pause.target, Target::Queue(_)) { 0 } else { held.d.delivered.saturating_sub(1).min(6) };
+    held.settle(Settle::Nak(LOOK_AGAIN * (1 << doublings))).await;
 }
 
 async fn undecoded(w: &Shared, held: Held, u: &Undecoded) {

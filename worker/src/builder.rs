@@ -25,6 +25,7 @@ use crate::{
     keeper::{Keeper, KeeperError, KeeperOptions, kill_left_over},
     lanes::{self, Lanes},
     meter::Meters,
+    pauses::Pauses,
     ready::Ready,
     reports::ReportGroups,
     session::{self, OpenError, Session},
@@ -109,7 +110,7 @@ impl WorkerBuilder {
         }
         let settings = self.settings;
         let server = Server::start(settings.telemetry.listen, "surety-worker").await?;
-        let c = connect(&settings, "surety-worker", Role::Worker).await?;
+        let c = Box::pin(connect(&settings, "surety-worker", Role::Worker)).await?;
         let mut handlers = self.handlers;
         let (keeper, state) = if settings.handlers.is_empty() {
             (None, None)
@@ -136,6 +137,8 @@ impl WorkerBuilder {
                 handlers.insert(kind, AnyHandler::Command(handler));
             }
         }
+        // Before the first pull: the first job is judged by what is stored.
+        let pauses = Pauses::start(&c.broker, &settings).await.map_err(ConnectError::Broker)?;
         let tracker = TaskTracker::new();
         let meters = Arc::new(Meters::new(&c.found.queues, handlers.keys(), settings.worker.slots.0));
         let reports = ReportGroups::start(&c.store, &c.relay, &tracker);
@@ -155,6 +158,7 @@ impl WorkerBuilder {
             guards,
             meters,
             announcer,
+            pauses,
             session: watch::Sender::new(None),
             running: Default::default(),
             held: Default::default(),
@@ -163,12 +167,13 @@ impl WorkerBuilder {
             abort: CancellationToken::new(),
             tracker: TaskTracker::new(),
         });
-        let (first, folder) = first_session(&w).await?;
+        let (first, folder) = Box::pin(first_session(&w)).await?;
         w.session.send_replace(Some(first.clone()));
         let background = CancellationToken::new();
         let services = TaskTracker::new();
         services.spawn(session::keep(w.clone(), first, folder, background.clone()));
         services.spawn(w.clone().extend_loop(background.clone()));
+        services.spawn(w.pauses.clone().follow(background.clone()));
         services.close();
         let served = CancellationToken::new();
         lanes::serve(&w, ends, &tracker, &served);

@@ -83,9 +83,12 @@ async fn pull(
     let mut due = Due::start(w, queues).await?;
     // While the store is being rebuilt nothing is claimed, so nothing more is asked for.
     let mut is_open = w.c.store.is_open();
+    // The same while it is not known what is paused.
+    let mut is_known = w.pauses.is_known();
     loop {
         let outstanding: usize = pullers.iter().map(Puller::outstanding).sum();
-        let idle = if *is_open.borrow_and_update() { slots.available_permits() } else { 0 };
+        let may_start = *is_open.borrow_and_update() & *is_known.borrow_and_update();
+        let idle = if may_start { slots.available_permits() } else { 0 };
         let spoken_for = due.ask(idle, outstanding, plan);
         let free = idle.saturating_sub(spoken_for + if queues.len() == 1 { outstanding } else { 0 });
         for ask in plan.next(free, outstanding, jitter) {
@@ -140,6 +143,7 @@ async fn pull(
             () = w.freed.notified() => plan.on_freed(),
             // The store is a part of `w`: its end is never seen here.
             _ = is_open.changed() => plan.on_freed(),
+            _ = is_known.changed() => plan.on_freed(),
             () = session.lost() => return Ok(()),
             () = w.draining.cancelled() => return Ok(()),
         }

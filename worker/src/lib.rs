@@ -13,7 +13,8 @@
 //! # Ok(()) }
 //! ```
 //!
-//! Reading order: [`handler`] (what runs), then the way of a job: `intake` (pull into free slots), `admit` (decode, route), `claims`
+//! Reading order: [`handler`] (what runs), then the way of a job: `intake` (pull into free slots), `admit` (decode, route;
+//! what is paused is known by `pauses`), `claims`
 //! (the right to run), `attempt` (one execution), `verdict` (what its end means), `finishes` (store, journal, carrier); `lanes`
 //! (group commit between them), `session` (lease and trust), `keeper` (the process that owns the commands). `dispatch` delivers receipts
 //! beside all that.
@@ -34,6 +35,7 @@ mod intake;
 pub mod keeper;
 mod lanes;
 mod meter;
+mod pauses;
 mod plan;
 mod ready;
 mod reports;

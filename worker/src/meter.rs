@@ -41,6 +41,8 @@ names! {
         NoSlot = "no_slot",
         SessionLost = "session_lost",
         Rebuilding = "rebuilding",
+        Paused = "paused",
+        PausesUnknown = "pauses_unknown",
         Unreadable = "unreadable",
         StoreError = "store_error",
         RateLimited = "rate_limited",

@@ -23,6 +23,11 @@ impl Subject for Ready {
                 _ => Err("no session: nothing is claimed until one is opened".to_owned()),
             };
             parts.push(("session", session));
+            let pauses = match *w.pauses.is_known().borrow() {
+                true => Ok(()),
+                false => Err("what is paused is not known: nothing is started until it is".to_owned()),
+            };
+            parts.push(("pauses", pauses));
             let is_draining = w.draining.is_cancelled();
             parts.push(("worker", if is_draining { Err("draining".to_owned()) } else { Ok(()) }));
             parts

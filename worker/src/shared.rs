@@ -23,6 +23,7 @@ use crate::{
     keeper::Keeper,
     lanes::Lanes,
     meter::Meters,
+    pauses::Pauses,
     reports::ReportGroups,
     session::Session,
     state::LocalState,
@@ -57,6 +58,7 @@ pub(crate) struct Shared {
     pub(crate) guards: Guards,
     pub(crate) meters: Arc<Meters>,
     pub(crate) announcer: Announcer,
+    pub(crate) pauses: Arc<Pauses>,
     /// The session that new claims use; `None` while there is none.
     pub(crate) session: watch::Sender<Option<Arc<Session>>>,
     /// The local running set: what is between claim and the end of its finish.

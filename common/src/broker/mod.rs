@@ -1,6 +1,6 @@
 //! JetStream: streams and consumers as data ([`topology`]), publishing with counted acks ([`publish`]), pulling into free
 //! slots ([`pull`]), settling carriers ([`carrier`]), dead letters ([`dead`], [`purge`]), the journal ([`journal`],
-//! [`follow`]), receipts on their way ([`receipts`]), telling a requester ([`tell`]), what a producer publishes ([`jobs`]), how full the queues are ([`queues`]), logging in ([`auth`]).
+//! [`follow`]), receipts on their way ([`receipts`]), telling a requester ([`tell`]), what is paused ([`pauses`]), what a producer publishes ([`jobs`]), how full the queues are ([`queues`]), logging in ([`auth`]).
 //!
 //! Facts about the server that the code relies on are in `docs/platform.md`.
 
@@ -21,6 +21,7 @@ pub mod hand_on;
 pub(crate) mod info;
 pub mod jobs;
 pub mod journal;
+pub mod pauses;
 pub mod place;
 pub mod position;
 pub mod publish;

@@ -26,6 +26,7 @@ pub const LAYOUT_STEPS: &[(u32, &str)] = &[
     (2, "stream SCHED for schedules; one consumer per queue for the jobs that come due; its advisories"),
     (3, "stream BATCHES"),
     (4, "stream RECEIPTS and its consumer"),
+    (5, "bucket PAUSES"),
 ];
 
 /// Subjects, streams and consumers of a namespace.
@@ -80,6 +81,26 @@ impl Names {
     /// Where the list of a batch goes.
     pub fn batch_subject(&self, batch: &str) -> String {
         format!("{}.batches.{batch}", self.ns)
+    }
+
+    /// The bucket of pauses, as KV tools name it.
+    pub fn pauses_bucket(&self) -> String {
+        format!("{}_PAUSES", self.upper)
+    }
+
+    /// The stream of that bucket.
+    pub fn pauses(&self) -> String {
+        format!("KV_{}", self.pauses_bucket())
+    }
+
+    /// Where the pause of a place is kept (`>`: of any).
+    pub fn pause_subject(&self, slot: &str) -> String {
+        format!("$KV.{}.{slot}", self.pauses_bucket())
+    }
+
+    /// Where it is said that the pauses are others now.
+    pub fn control_pauses_subject(&self) -> String {
+        format!("{}.control.pauses", self.ns)
     }
 
     /// Receipts on their way to requesters.
@@ -338,6 +359,14 @@ impl Layout {
         };
         // As old as the journal: a list of jobs without their events is of no use.
         let batches = Config { max_age: self.events_age, ..base(n.batches(), vec![n.batch_subject("*")]) };
+        // As KV tools make a bucket, so that they can read it. No expiry of entries: the newest message says how new a copy is.
+        let pauses = Config {
+            max_messages_per_subject: 1,
+            discard: DiscardPolicy::New,
+            allow_rollup: true,
+            deny_delete: true,
+            ..base(n.pauses(), vec![n.pause_subject(">")])
+        };
         // What is full refuses: the outcome then stays in the outbox, and no receipt is dropped.
         let receipts = Config {
             retention: RetentionPolicy::WorkQueue,
@@ -361,7 +390,7 @@ impl Layout {
             )
         };
         // Ordering: `JOBS` last, because its metadata say that the others are there.
-        vec![events, batches, receipts, dlq, advisories, sched, jobs]
+        vec![events, batches, pauses, receipts, dlq, advisories, sched, jobs]
     }
 
     /// Every consumer of the declared queues.
@@ -434,6 +463,7 @@ impl Broker {
             self.on_stream(&of, create).await?.map_err(|e| unfit(advisories::CONSUMER, &e))?;
             done.changed.push(format!("consumer {} created", advisories::CONSUMER));
         }
+        done.changed.extend(self.keep_paused(&layout.lanes(n)).await?);
         Ok(done)
     }
 

@@ -130,8 +130,11 @@ checks! {
         "100,000 jobs or more in backoff or deferred in one queue"; "each holds a place at the broker and slows fresh ones: to 0.8 at 100,000, to half at 500,000";
         "find out why they fail (`surety events`, `surety dlq list`); shorten the backoff or cancel them";
     CONSUMER_PAUSED = "consumer_paused", Warning;
-        "a consumer that somebody paused"; "nothing is delivered until then";
-        "`nats consumer resume STREAM CONSUMER`";
+        "a consumer that is paused while its queue is not (`paused`)"; "nothing is delivered until then, and nobody said why";
+        "`surety resume QUEUE`";
+    PAUSED = "paused", Warning;
+        "a queue, a type or a key that is paused"; "its jobs wait, whatever their deadlines";
+        "`surety resume`, when the reason is gone";
     UNCOVERED_SUBJECT = "uncovered_subject", MustFix;
         "a subject of the job stream that no consumer covers"; "what is published to it waits for ever, without an error";
         "add the queue to `layout.queues` and run `surety provision`: what waits is delivered then; or take the subject out of the stream";

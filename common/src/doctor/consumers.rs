@@ -4,11 +4,15 @@ use super::{
     Finding, Role,
     checks::{
         ACK_WAIT, CONSUMER_BROKEN, CONSUMER_DRIFT, CONSUMER_MISSING, CONSUMER_PAUSED, DELAYED,
-        MAX_ACK_PENDING, MAX_DELIVER,
+        MAX_ACK_PENDING, MAX_DELIVER, PAUSED,
     },
-    facts::{Facts, FleetFacts, LaneFacts, NatsFacts},
+    facts::{Facts, FleetFacts, LaneFacts, LayoutFacts, NatsFacts},
 };
-use crate::{broker::place::Carrier, clock::format_span};
+use crate::{
+    broker::{pauses::is_endless, place::Carrier},
+    clock::format_span,
+    domain::pause::Target,
+};
 
 /// Delayed messages of a queue from which on fresh ones are noticeably slower.
 pub(super) const DELAYED_PILE: u64 = 100_000;
@@ -17,6 +21,7 @@ const PROVISION: &str = "run `surety provision`";
 
 pub(super) fn judge(facts: &Facts, nats: &NatsFacts, out: &mut Vec<Finding>) {
     let Some(layout) = &nats.layout else { return };
+    paused(layout, out);
     for lane in &layout.lanes {
         let place = format!("consumer {} of {}", lane.state.consumer, lane.state.stream);
         if let Some(why) = &lane.unknown {
@@ -31,15 +36,56 @@ pub(super) fn judge(facts: &Facts, nats: &NatsFacts, out: &mut Vec<Finding>) {
         }
         differences(lane, &place, out);
         leases(facts, lane, &place, out);
-        if let Some(ms) = lane.state.paused_ms {
-            let left = format_span(std::time::Duration::from_secs(ms / 1000));
+        if let Some(ms) = lane.state.paused_ms.filter(|_| !is_told(layout, lane)) {
+            let left = if is_endless(ms) {
+                "until it is resumed".to_owned()
+            } else {
+                format!("for another {}", format_span(std::time::Duration::from_secs(ms / 1000)))
+            };
             out.push(CONSUMER_PAUSED.warn(
                 &place,
-                format!("somebody paused it: nothing is delivered for another {left}"),
-                format!("`nats consumer resume {} {}`", lane.state.stream, lane.state.consumer),
+                format!("somebody paused it: nothing is delivered {left}"),
+                format!("`surety resume {}`", lane.queue),
             ));
         }
         room(facts.fleet.as_ref(), lane, &place, out);
+    }
+}
+
+/// Whether it is paused because its queue is, which is told apart.
+fn is_told(layout: &LayoutFacts, lane: &LaneFacts) -> bool {
+    layout.pauses.as_ref().is_ok_and(|(p, now_ms)| p.of_queue(lane.queue.as_str(), *now_ms).is_some())
+}
+
+/// What is held back by somebody's wish.
+fn paused(layout: &LayoutFacts, out: &mut Vec<Finding>) {
+    let (pauses, now_ms) = match &layout.pauses {
+        Ok(known) => known,
+        Err(why) => {
+            let what = format!("what is paused is not known ({why})");
+            out.push(PAUSED.unknown("pauses", what, "allow this user to look"));
+            return;
+        }
+    };
+    for p in pauses.list(*now_ms) {
+        let reason = p.reason.as_ref().map_or_else(String::new, |r| format!(": {r}"));
+        let end = match p.until_ms {
+            Some(end) => {
+                let left = std::time::Duration::from_secs(end.saturating_sub(*now_ms).div_ceil(1000));
+                format!("for another {}", format_span(left))
+            }
+            None => "without an end".to_owned(),
+        };
+        let option = if matches!(p.target, Target::Queue(_)) {
+            String::new()
+        } else {
+            format!("--{} ", p.target.kind())
+        };
+        out.push(PAUSED.warn(
+            &p.target.to_string(),
+            format!("{} paused it {end}{reason}", p.by),
+            format!("`surety resume {option}{}`, when the reason is gone", p.target.name()),
+        ));
     }
 }
 

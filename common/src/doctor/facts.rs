@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::{
     broker::{drift::Difference, place::CarrierStream, queues::LaneState},
     config::Settings,
-    domain::QueueName,
+    domain::{QueueName, pause::Pauses},
     store::{Fleet, ServerState},
 };
 
@@ -55,7 +55,7 @@ pub struct NatsFacts {
 }
 
 /// Streams and consumers.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct LayoutFacts {
     /// Why what is there cannot be used.
     pub unusable: Option<String>,
@@ -67,8 +67,26 @@ pub struct LayoutFacts {
     pub uncovered: Vec<String>,
     /// Messages of the job stream that are neither waiting nor held, where it could be counted.
     pub stray: Option<u64>,
+    /// What is paused, and the broker's clock; not known where it may not be asked for.
+    pub pauses: Known<(Pauses, u64)>,
     /// Messages of the journal.
     pub journaled: u64,
+}
+
+impl Default for LayoutFacts {
+    /// Nothing is there.
+    fn default() -> Self {
+        Self {
+            unusable: None,
+            streams: Vec::new(),
+            queues: Vec::new(),
+            lanes: Vec::new(),
+            uncovered: Vec::new(),
+            stray: None,
+            pauses: Ok((Pauses::default(), 0)),
+            journaled: 0,
+        }
+    }
 }
 
 /// One stream.

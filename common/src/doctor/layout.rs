@@ -106,6 +106,11 @@ impl Asking<'_> {
             subjects.retain(|s| !covered.iter().any(|c| permissions::covers(c, s)));
             out.uncovered = subjects;
         }
+        if out.streams.iter().any(|s| s.name == n.pauses() && !s.is_missing) {
+            let subject = format!("$JS.API.DIRECT.GET.{}", n.pauses());
+            let found = self.ask(&subject, self.broker.pauses()).await?;
+            out.pauses = found.map(|known| (known.pauses, known.now_ms));
+        }
         if is_full {
             out.stray = self.stray(&out).await?;
         }

@@ -55,6 +55,9 @@ pub(super) fn needs(role: Role, n: &Names, lanes: &[Lane], is_dispatcher: bool) 
         return all;
     }
     all.extend([format!("{ns}.events.>"), format!("{ns}.dlq.>"), format!("{ns}.receipts.>")]);
+    // What is paused: without it a worker starts nothing.
+    let pauses = n.pauses();
+    all.extend([format!("$JS.API.STREAM.INFO.{pauses}"), format!("$JS.API.DIRECT.GET.{pauses}")]);
     for lane in lanes {
         let (stream, consumer) = (&lane.stream, &lane.consumer);
         all.push(format!("$JS.API.DIRECT.GET.{stream}"));

@@ -17,7 +17,11 @@ use crate::{
         topology::{Lane, Names},
     },
     config::load_text,
-    domain::{QueueName, ids::Namespace},
+    domain::{
+        QueueName,
+        ids::Namespace,
+        pause::{Pause, Pauses, Target},
+    },
     store::{Fleet, FleetSession, ServerConfig, ServerState, SessionInfo},
 };
 
@@ -172,6 +176,17 @@ const TRAPS: &[Trap] = {
             (state.held, state.max_held) = (100_000, 1_000_000);
         }),
         ("consumer_paused", Warning, false, |f| layout(f).lanes[0].state.paused_ms = Some(5000)),
+        ("paused", Warning, false, |f| {
+            let target = Target::Queue(QueueName::new("default").unwrap());
+            let (slot, reason) = (target.slot(), Some("disk".to_owned()));
+            let pause = Pause { target, reason, by: "ann@h".into(), at_ms: 1, until_ms: Some(90_000) };
+            let mut pauses = Pauses::default();
+            pauses.put(slot, pause);
+            layout(f).pauses = Ok((pauses, 60_000));
+            // Paused because its queue is: no finding of its own.
+            layout(f).lanes[0].state.paused_ms = Some(30_000);
+        }),
+        ("paused", Unknown, false, |f| layout(f).pauses = Err("denied".into())),
         ("uncovered_subject", MustFix, false, |f| layout(f).uncovered = vec!["surety.jobs.typo".into()]),
         ("stray_messages", MustFix, false, |f| layout(f).stray = Some(1)),
         ("permissions", MustFix, true, |f| {

@@ -12,6 +12,7 @@ pub mod job;
 pub mod lineage;
 pub mod notice;
 pub mod outcome;
+pub mod pause;
 pub mod requester;
 pub mod retry;
 pub mod schedule;

@@ -2,7 +2,7 @@
 
 use crate::{
     broker::queues::LaneState,
-    domain::JobId,
+    domain::{JobId, pause::Pause},
     store::{Record, SessionInfo},
     view::JobView,
     wire::event::Event,
@@ -56,6 +56,8 @@ pub struct Facts {
     pub view: JobView,
     /// `None`: the store has none.
     pub record: Option<Record>,
+    /// The pauses that hold it: that of its queue, its type, its key.
+    pub pauses: Vec<Pause>,
     /// Why the store takes no claims now, if it does not.
     pub store_closed: Option<String>,
     pub owner: Option<OwnerFacts>,

@@ -3,7 +3,7 @@
 use super::{Facts, Gate, GateCode};
 use crate::{
     clock::{format_span, iso_millis},
-    domain::{Contract, Status},
+    domain::{Contract, Status, pause::Target},
     store::Record,
 };
 use std::time::Duration;
@@ -160,6 +160,7 @@ fn waiting(f: &Facts, r: &Record, out: &mut Vec<Gate>) {
             )
         });
     }
+    paused(f, out);
     if r.due_ms > f.now_ms {
         let why = match (r.status, r.code.as_str()) {
             (Status::Deferred, _) => format!("its start failed {} times ({})", r.start_failures, r.code),
@@ -188,12 +189,16 @@ fn waiting(f: &Facts, r: &Record, out: &mut Vec<Gate>) {
 /// The store has not seen it, or has no record any more.
 fn unseen(f: &Facts, out: &mut Vec<Gate>) {
     match f.view.source {
-        "schedule" => out.push(Gate {
-            until: f.view.due_at.clone(),
-            ..gate(GateCode::Scheduled, "its time has not come", "then the broker puts it into its queue")
-        }),
+        "schedule" => {
+            out.push(Gate {
+                until: f.view.due_at.clone(),
+                ..gate(GateCode::Scheduled, "its time has not come", "then the broker puts it into its queue")
+            });
+            paused(f, out);
+        }
         "queue" => {
             closed(f, out);
+            paused(f, out);
             queue(f, out);
             if out.is_empty() {
                 out.push(gate(
@@ -226,6 +231,37 @@ fn closed(f: &Facts, out: &mut Vec<Gate>) {
     }
 }
 
+/// Each pause that holds it: all of them have to end.
+fn paused(f: &Facts, out: &mut Vec<Gate>) {
+    for p in &f.pauses {
+        let since = span(f.now_ms.saturating_sub(p.at_ms));
+        let reason = p.reason.as_ref().map_or_else(String::new, |r| format!(": {r}"));
+        let name = match &p.target {
+            Target::Queue(q) => q.to_string(),
+            Target::Type(t) => format!("--type {t}"),
+            // As a shell takes it.
+            Target::Key(k) => format!("--key '{}'", k.replace('\'', r"'\''")),
+        };
+        let then = match p.until_ms {
+            Some(end) => {
+                format!(
+                    "it ends by itself in {}; sooner: `surety resume {name}`",
+                    span(end.saturating_sub(f.now_ms))
+                )
+            }
+            None => format!("`surety resume {name}`"),
+        };
+        out.push(Gate {
+            until: p.until_ms.and_then(iso_millis),
+            ..gate(
+                GateCode::Paused,
+                format!("{} is paused by {} since {since}{reason}", p.target, p.by),
+                then,
+            )
+        });
+    }
+}
+
 /// What can hold it between the broker and a worker.
 fn queue(f: &Facts, out: &mut Vec<Gate>) {
     let Some(q) = &f.queue else { return };
@@ -235,13 +271,14 @@ fn queue(f: &Facts, out: &mut Vec<Gate>) {
         out.push(gate(GateCode::ConsumerMissing, what, "`surety provision` makes it"));
         return;
     }
-    if let Some(ms) = lane.paused_ms {
+    let is_told = f.pauses.iter().any(|p| matches!(p.target, Target::Queue(_)));
+    if let Some(ms) = lane.paused_ms.filter(|_| !is_told) {
         out.push(Gate {
             until: iso_millis(f.now_ms.saturating_add(ms)),
             ..gate(
                 GateCode::ConsumerPaused,
                 format!("the consumer of queue {name} is paused for another {}", span(ms)),
-                format!("then it goes on; sooner: `nats consumer resume {} {}`", lane.stream, lane.consumer),
+                format!("then it goes on; sooner: `surety resume {name}`"),
             )
         });
     }

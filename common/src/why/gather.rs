@@ -45,6 +45,7 @@ pub async fn gather(c: &Connected, id: &JobId, overstay: Duration) -> Result<Opt
         now_ms: c.store.now_ms().await?,
         view,
         record,
+        pauses: Vec::new(),
         store_closed: None,
         owner: None,
         queue: None,
@@ -61,6 +62,13 @@ pub async fn gather(c: &Connected, id: &JobId, overstay: Duration) -> Result<Opt
     };
     if let Some(r) = f.record.clone().filter(|r| r.status.is_running()) {
         note(&mut f.unknown, "its owner", owner(c, id, &r).await, |o| f.owner = Some(o));
+    }
+    if !f.view.is_terminal && f.record.as_ref().is_none_or(|r| !r.status.is_running()) {
+        let (queue, kind, key) = (f.view.queue.clone(), f.view.job_type.clone(), f.view.key.clone());
+        note(&mut f.unknown, "what is paused", c.broker.pauses().await, |known| {
+            let holding = known.pauses.all_of(&queue, kind.as_deref(), key.as_deref(), known.now_ms);
+            f.pauses = holding.cloned().collect();
+        });
     }
     whereabouts(c, &mut f).await;
     let (queue, from_ms) = journal_part(&seen);

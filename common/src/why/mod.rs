@@ -94,7 +94,9 @@ pub enum GateCode {
     NoWorker,
     /// Every slot of the workers of its queue is taken.
     NoFreeSlot,
-    /// The consumer of its queue is paused.
+    /// Somebody paused its queue, its type or its key.
+    Paused,
+    /// The consumer of its queue is paused at the broker, and nobody said why.
     ConsumerPaused,
     /// The consumer of its queue is missing.
     ConsumerMissing,
@@ -110,7 +112,7 @@ pub enum GateCode {
 
 impl GateCode {
     /// Every code.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::Ended,
         Self::NotJournaled,
         Self::ReceiptPending,
@@ -126,6 +128,7 @@ impl GateCode {
         Self::Queued,
         Self::NoWorker,
         Self::NoFreeSlot,
+        Self::Paused,
         Self::ConsumerPaused,
         Self::ConsumerMissing,
         Self::ConsumerFull,

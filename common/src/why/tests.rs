@@ -3,7 +3,10 @@
 use super::*;
 use crate::{
     broker::queues::LaneState,
-    domain::{Contract, JobId, Status},
+    domain::{
+        Contract, JobId, Status,
+        pause::{Pause, Target},
+    },
     store::{Record, SessionInfo},
 };
 
@@ -64,6 +67,7 @@ fn facts(r: Record) -> Facts {
         owner: is_running.then_some(OwnerFacts { info: Some(info), expires_ms: Some(NOW + 17_000) }),
         carrier: Some(CarrierFacts { name: r.carrier.clone(), message: Some(message(None)) }),
         record: Some(r),
+        pauses: vec![],
         store_closed: None,
         queue: None,
         is_unjournaled: false,
@@ -244,6 +248,36 @@ fn a_consumer_that_gives_nothing_out_is_told() {
     assert_eq!(w.gate.until, at(NOW + 120_000));
     let full = LaneState { held: 1000, ..lane() };
     assert_eq!(explain(unseen(queue(full, 1, 0), 0)).gate.code, GateCode::ConsumerFull);
+}
+
+fn pause(target: Target, until_ms: Option<u64>) -> Pause {
+    let reason = Some("database moves".to_owned());
+    Pause { target, reason, by: "ann@h1".into(), at_ms: NOW - 61_000, until_ms }
+}
+
+// Shows: I-01
+#[test]
+fn a_pause_is_told_with_who_why_and_until_when() {
+    let by_queue = pause(Target::Queue("default".parse().unwrap()), Some(NOW + 120_000));
+    let by_key = pause(Target::key("it's").unwrap(), None);
+    let lane = LaneState { paused_ms: Some(120_000), ..lane() };
+    let mut f = unseen(queue(lane, 1, 0), 4);
+    f.pauses = vec![by_queue, by_key.clone()];
+    let w = explain(f);
+    // The consumer is paused because its queue is: that is told once.
+    assert_eq!(codes(&w), [GateCode::Paused, GateCode::Paused, GateCode::Queued]);
+    assert_eq!(w.gate.what, "queue default is paused by ann@h1 since 1m 1s: database moves");
+    assert_eq!(w.gate.then, "it ends by itself in 2m 0s; sooner: `surety resume default`");
+    assert_eq!((w.gate.until, &w.also[0].until), (at(NOW + 120_000), &None));
+    assert_eq!(w.also[0].then, r"`surety resume --key 'it'\''s'`");
+    // Known to the store: it waits for its retry, and for the end of the pause.
+    let mut f = facts(Record { due_ms: NOW + 60_000, code: "exit_code".into(), ..record(Status::RetryWait) });
+    f.pauses = vec![by_key.clone()];
+    assert_eq!(codes(&explain(f)), [GateCode::Paused, GateCode::NotDue]);
+    // What runs goes on.
+    let mut f = facts(record(Status::Running));
+    f.pauses = vec![by_key];
+    assert_eq!(codes(&explain(f)), [GateCode::Running]);
 }
 
 #[test]

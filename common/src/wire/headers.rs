@@ -19,6 +19,13 @@ pub const SCHEDULE_NEXT: &str = "Nats-Schedule-Next";
 /// Value of [`SCHEDULE_NEXT`] where the schedule fired for its only time.
 pub const SCHEDULE_ENDS: &str = "purge";
 
+/// On a message of a bucket: what was done to the key, where that is not a new value.
+pub const KV_OPERATION: &str = "KV-Operation";
+/// Value of [`KV_OPERATION`]: the key has no value any more.
+pub const KV_DELETE: &str = "DEL";
+/// Set by the server where it removed a value: why.
+pub const MARKER: &str = "Nats-Marker-Reason";
+
 /// W3C trace context; travels to the handler and the receipt.
 pub const TRACEPARENT: &str = "traceparent";
 /// See [`TRACEPARENT`].

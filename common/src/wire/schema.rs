@@ -9,6 +9,7 @@ use super::{
     event::Event,
     job::JobDocument,
     notice::Notice,
+    pause::PauseDocument,
     receipt::Receipt,
 };
 
@@ -20,6 +21,7 @@ pub fn all() -> Vec<(&'static str, Schema)> {
         ("receipt.json", schema_for!(Receipt)),
         ("notice.json", schema_for!(Notice)),
         ("batch.json", schema_for!(BatchPart)),
+        ("pause.json", schema_for!(PauseDocument)),
         ("control-request.json", schema_for!(ControlRequest)),
         ("control-reply.json", schema_for!(ControlReply)),
     ]

@@ -15,6 +15,7 @@ pub(crate) mod failure;
 mod job_args;
 mod lookup;
 mod members;
+mod pause;
 mod provision;
 mod purge;
 mod queues;
@@ -107,6 +108,8 @@ enum Command {
     Audit(audit::AuditArgs),
     Cancel(cancel::CancelArgs),
     Queues(queues::QueuesArgs),
+    Pause(pause::PauseArgs),
+    Resume(pause::resume::ResumeArgs),
     Workers(workers::WorkersArgs),
     Doctor(doctor::DoctorArgs),
     Dlq(dlq::DlqArgs),
@@ -204,6 +207,8 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Audit(a) => Box::pin(audit::run(&cx, a)).await,
         Command::Cancel(a) => Box::pin(cancel::run(&cx, a)).await,
         Command::Queues(a) => queues::run(&cx, a).await,
+        Command::Pause(a) => Box::pin(pause::run(&cx, a)).await,
+        Command::Resume(a) => Box::pin(pause::resume::run(&cx, a)).await,
         Command::Workers(a) => workers::run(&cx, a).await,
         Command::Doctor(a) => doctor::run(&cx, a).await,
         Command::Dlq(a) => dlq::run(&cx, a).await,

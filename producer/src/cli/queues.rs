@@ -3,13 +3,13 @@
 use clap::Args;
 use serde::Serialize;
 use surety_common::{
-    broker::{Broker, queues::LaneState},
+    broker::{Broker, pauses::is_endless, queues::LaneState},
     domain::{QueueName, Status},
     store::{Fleet, OpenJobs, Store},
 };
 
-use super::{Context, failure::Failure, workers::span};
-use crate::render::Row;
+use super::{Context, failure::Failure, pause::Shown, workers::span};
+use crate::render::{Row, printable};
 
 /// Records up to which backoff and deferral are told apart without being asked.
 const COUNTED: u64 = 20_000;
@@ -18,7 +18,7 @@ const COUNTED: u64 = 20_000;
 ///
 /// WAITING: no worker was given them yet; OLDEST: age of the first of them. RUNNING: attempts that run now; LONGEST: for how
 /// long. BACKOFF: they failed and wait for their retry. DEFERRED: they could not start and wait for another try. WORKERS:
-/// those that are alive and pull from the queue. CONSUMER: `ok`, `paused`, `full` (as many are held as may be, so nothing is
+/// those that are alive and pull from the queue. CONSUMER: `ok`, `paused` (how much longer, by whom, why), `full` (as many are held as may be, so nothing is
 /// delivered) or `missing`.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  surety queues --json")]
@@ -43,6 +43,8 @@ pub(super) struct QueueRow {
     /// Live workers that pull from it.
     workers: Option<u64>,
     consumers: Vec<Consumer>,
+    /// The pause of the queue, if it has one.
+    paused: Option<Shown>,
 }
 
 #[derive(Serialize, schemars::JsonSchema)]
@@ -104,7 +106,7 @@ impl Known {
 }
 
 impl QueueRow {
-    fn new(queue: &QueueName, lanes: Vec<LaneState>, known: Option<&Known>) -> Self {
+    fn new(queue: &QueueName, lanes: Vec<LaneState>, known: Option<&Known>, paused: Option<Shown>) -> Self {
         let name = queue.as_str();
         let count = |status| known.and_then(|k| k.open.as_ref()).map(|o| o.count(name, status));
         let oldest_run = known.and_then(|k| k.running(name).min());
@@ -122,6 +124,7 @@ impl QueueRow {
             deferred: count(Status::Deferred),
             workers: known.map(|k| serve(k) as u64),
             consumers: lanes.into_iter().map(Consumer::of).collect(),
+            paused,
         }
     }
 
@@ -143,11 +146,15 @@ impl Row for QueueRow {
             None => (number(self.backoff), number(self.deferred)),
         };
         let states = self.consumers.iter().map(|c| match c.paused_ms {
-            Some(ms) => format!("paused {}", span(ms)),
-            None => c.state.to_owned(),
+            Some(ms) if !is_endless(ms) => format!("paused {}", span(ms)),
+            _ => c.state.to_owned(),
         });
         let mut states: Vec<String> = states.collect();
         states.dedup();
+        let mut consumer = states.join(", ");
+        if let Some(p) = &self.paused {
+            consumer = format!("{consumer} {}", printable(&p.whose()));
+        }
         vec![
             self.queue.clone(),
             self.waiting.to_string(),
@@ -157,7 +164,7 @@ impl Row for QueueRow {
             backoff,
             deferred,
             number(self.workers),
-            states.join(", "),
+            consumer,
         ]
     }
 }
@@ -183,10 +190,17 @@ pub(super) async fn run(cx: &Context, args: QueuesArgs) -> Result<(), Failure> {
 
 async fn show(cx: &Context, broker: &Broker, known: Option<&Known>) -> Result<(), Failure> {
     let mut rows = Vec::new();
+    let kept = broker.pauses().await?;
     for q in broker.found().await?.queues {
-        rows.push(QueueRow::new(&q, broker.queue_state(&q).await?, known));
+        let pause = kept.pauses.of_queue(q.as_str(), kept.now_ms).map(|p| Shown::of(p, kept.now_ms));
+        rows.push(QueueRow::new(&q, broker.queue_state(&q).await?, known, pause));
     }
     cx.screen.table(&Answer { queues: &rows }, &rows)?;
+    let of_queues = rows.iter().filter(|r| r.paused.is_some()).count();
+    let others = kept.pauses.list(kept.now_ms).len().saturating_sub(of_queues);
+    if others > 0 {
+        cx.screen.note(&format!("{others} types or keys are paused, too: `surety pause --list`"));
+    }
     if rows.iter().any(|r| r.delayed().is_some()) {
         cx.screen.note("* backoff and deferred together; --exact tells them apart");
     }
@@ -213,12 +227,12 @@ mod tests {
         };
         let queue = QueueName::new("default").unwrap();
         let known = Known { fleet: Fleet::default(), open: None };
-        let row = QueueRow::new(&queue, vec![lane.clone()], Some(&known));
+        let row = QueueRow::new(&queue, vec![lane.clone()], Some(&known), None);
         assert_eq!(row.cells(), ["default", "1", "1m 1s", "0", "-", "100000*", "*", "0", "full"]);
         let known = Known { open: Some(OpenJobs::default()), ..known };
-        let row = QueueRow::new(&queue, vec![lane.clone()], Some(&known));
+        let row = QueueRow::new(&queue, vec![lane.clone()], Some(&known), None);
         assert_eq!(row.cells()[5..7], ["0", "0"]);
-        let row = QueueRow::new(&queue, vec![lane], None);
+        let row = QueueRow::new(&queue, vec![lane], None, None);
         assert_eq!(row.cells()[3..8], ["?", "-", "?", "?", "?"]);
     }
 }

@@ -9,8 +9,8 @@ use serde_json::Value;
 use surety_common::{cancel::Report, wire::event::Event};
 
 use super::{
-    Cli, EXIT_CODES, audit, batch, dev, dlq, doctor, enqueue, events, provision, purge, queues, replay,
-    schedule, shell, watch, workers,
+    Cli, EXIT_CODES, audit, batch, dev, dlq, doctor, enqueue, events, pause, provision, purge, queues,
+    replay, schedule, shell, watch, workers,
 };
 use crate::{bench, demo};
 
@@ -45,6 +45,9 @@ fn shapes() -> Vec<(&'static str, &'static str, Value)> {
         ("audit", "", of::<audit::Answer>()),
         ("cancel", "", of::<Report>()),
         ("queues", "", of::<queues::Answer>()),
+        ("pause", "", of::<pause::Answer>()),
+        ("pause", "With --list", of::<pause::list::Answer>()),
+        ("resume", "", of::<pause::resume::Answer>()),
         ("workers", "", of::<workers::Answer>()),
         ("doctor", "", of::<doctor::Report>()),
         ("dlq list", "", of::<dlq::Page>()),

@@ -240,6 +240,10 @@ impl Client {
         &self.link.broker
     }
 
+    pub(crate) fn publisher(&self) -> &Publisher {
+        &self.link.publisher
+    }
+
     /// Tells which jobs a batch has, so that others can follow them: the `n`th part of its list.
     /// Errors: `NoStream` where nothing is provisioned for it.
     pub async fn publish_batch_part(&self, part: &BatchPart, n: u64) -> Result<(), BrokerError> {

@@ -244,7 +244,7 @@ async fn queues_that_nobody_can_serve_are_found() {
     consumer("PAUSE", "default", r#"{"pause_until":"2999-01-01T00:00:00Z"}"#).await;
     world.publish("default", "a", r#"{"type":"noop"}"#).await;
     let report = examine(&world, 1).await;
-    finding(&report, "consumer_paused", "warning", "nats consumer resume SURETY_JOBS default");
+    finding(&report, "consumer_paused", "warning", "surety resume default");
     finding(&report, "unserved_queue", "warning", "surety-worker");
     consumer("PAUSE", "default", "{}").await;
     // A queue of the settings that is not at the broker, and a worker's that is in neither.
@@ -374,6 +374,7 @@ authorization { users = [
     subscribe: ["_INBOX.>"] } }
   {user: "narrow", password: "n", permissions: {
     publish: ["$SYS.REQ.USER.INFO", "$JS.API.STREAM.INFO.SURETY_JOBS", "$JS.API.CONSUMER.INFO.*.*"
+      "$JS.API.STREAM.INFO.KV_SURETY_PAUSES"
       "$JS.API.CONSUMER.MSG.NEXT.*.default", "$JS.API.DIRECT.GET.*", "$JS.ACK.*.default.>", "surety.events.>"
       "surety.dlq.>", "surety.receipts.>", "$JS.API.CONSUMER.MSG.NEXT.*.dispatcher", "$JS.ACK.*.dispatcher.>"]
     subscribe: ["_INBOX.>"] } } ] }"#;

@@ -112,7 +112,7 @@ async fn queues_show_what_waits_runs_and_is_put_off_and_who_serves_them() {
     let q = queue(&world, "critical").await;
     assert_eq!(q["consumers"][0]["state"], "paused");
     assert!(q["consumers"][0]["paused_ms"].as_u64().unwrap() > 1_000_000, "{q}");
-    assert!(world.surety(&["queues"]).await.exits(0).out.contains("paused "));
+    assert!(world.surety(&["queues"]).await.exits(0).out.contains("paused"));
     ask("DELETE", String::new()).await;
     assert_eq!(queue(&world, "critical").await["consumers"][0]["state"], "missing");
 

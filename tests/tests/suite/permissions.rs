@@ -118,6 +118,17 @@ async fn each_role_does_its_work() {
     .await;
     g.surety("operator", &["dlq", "purge", "--yes"]).await.exits(0);
     g.surety("operator", &["schedule", "rm", "nightly", "--yes"]).await.exits(0);
+    // It holds and lets go; everybody else sees it.
+    for what in [&["default"][..], &["--type", "noop"]] {
+        g.surety("operator", &[&["pause"], what].concat()).await.exits(0);
+        assert!(g.surety("reader", &["pause", "--list"]).await.exits(0).out.contains(what[what.len() - 1]));
+        g.surety("producer", &["enqueue", "noop", "--id", what[what.len() - 1]]).await.exits(0);
+        g.surety("operator", &[&["resume"], what].concat()).await.exits(0);
+        g.world.status(&c, what[what.len() - 1], Status::Done).await;
+    }
+    for role in ["producer", "reader", "worker", "reaper"] {
+        g.surety(role, &["pause", "--type", "noop"]).await.exits(78);
+    }
     // Both look at the servers when they are asked how it goes.
     for p in [&mut worker, &mut reaper] {
         let at = scrape::address(p).await;
@@ -240,6 +251,11 @@ const MAY_PUBLISH: &[(&str, &str)] = &[
     ("$JS.API.STREAM.INFO.SURETY_DLQ", "wrso"),
     ("$SYS.REQ.USER.INFO", "wrso"),
     ("$JS.API.DIRECT.GET.SURETY_BATCHES", "so"),
+    ("$JS.API.DIRECT.GET.KV_SURETY_PAUSES", "wrso"),
+    ("$JS.API.STREAM.INFO.KV_SURETY_PAUSES", "wrso"),
+    ("$JS.API.STREAM.PURGE.KV_SURETY_PAUSES", "o"),
+    ("$KV.SURETY_PAUSES.type.x", "o"),
+    ("surety.control.pauses", "o"),
     ("$JS.API.STREAM.INFO.SURETY_JOBS", "wrso"),
     ("$JS.API.STREAM.INFO.OTHER", ""),
     ("$JS.API.STREAM.CREATE.SURETY_JOBS", "o"),
@@ -272,6 +288,7 @@ const MAY_SUBSCRIBE: &[(&str, &str)] = &[
     ("_INBOX_reader.>", "s"),
     ("_INBOX_operator.>", "o"),
     ("surety.control.session.*", "w"),
+    ("surety.control.pauses", "wr"),
     ("surety.control.job.*", "r"),
     ("surety.notify.>", "p"),
 ];
