@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::{
     connect::Connected,
-    domain::JobId,
+    domain::{JobId, pause::Slot},
     store::{GuardAct, GuardItem, GuardOutcome, Scope, StoreError, Woken, guards::OFFER},
 };
 
@@ -47,6 +47,22 @@ pub async fn wake(c: &Connected, p: u32, hold_ms: u64, scopes: &[Scope], mut wok
                 return;
             }
         };
+    }
+}
+
+/// Lets everybody go who waits for the end of a pause; gives their number.
+pub async fn open(c: &Connected, slot: &Slot) -> Result<usize, StoreError> {
+    let scope = [Scope::of_pause(slot)];
+    let p = scope.first().map_or(0, |s| s.partition(c.store.keys().partitions()));
+    let mut n = 0;
+    loop {
+        let item = GuardItem { act: GuardAct::Open, member: String::new(), scopes: vec![0] };
+        let woken = c.store.guard(p, None, 0, &scope, &[item]).await?.woken;
+        if woken.is_empty() {
+            return Ok(n);
+        }
+        n += woken.len();
+        wake(c, p, 0, &scope, woken).await;
     }
 }
 

@@ -7,10 +7,7 @@ use surety_common::{
         decode::{Decoded, Undecoded, decode},
         pull::Delivery,
     },
-    domain::{
-        ErrorCode, QueueName,
-        pause::{Pause, Target},
-    },
+    domain::{ErrorCode, QueueName},
     fault,
 };
 
@@ -24,7 +21,7 @@ use crate::{
     shared::Shared,
 };
 
-/// A job that may not start yet is offered again after this long at least.
+/// A job of which it is not known whether it is paused is offered again after this long.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// Takes a delivery into a slot and on its way to its claim.
@@ -50,33 +47,22 @@ pub(crate) fn admit(w: &Arc<Shared>, session: &Arc<Session>, queue: &QueueName, 
         let ttl = w.settings.lease.ttl;
         return apart(w, move |_| async move { held.settle(Settle::Nak(ttl)).await });
     }
-    match w.pauses.judge(&decoded.job) {
-        Verdict::Free => {}
-        Verdict::Paused(pause) => {
-            return apart(w, move |w| async move { paused(&w, held, &decoded, &pause).await });
-        }
-        Verdict::Unknown => {
-            w.meters.deferred(queue, Reason::PausesUnknown);
-            return apart(w, move |_| async move { held.settle(Settle::Nak(LOOK_AGAIN)).await });
-        }
+    let verdict = w.pauses.judge(&decoded.job);
+    if verdict == Verdict::Unknown {
+        w.meters.deferred(queue, Reason::PausesUnknown);
+        return apart(w, move |_| async move { held.settle(Settle::Nak(LOOK_AGAIN)).await });
     }
     let p = w.c.store.keys().partition(&decoded.job.id);
-    guards::start(w, p, InHand { held, decoded, handler, adopt: String::new(), pass: None });
+    let job = InHand { held, decoded, handler, adopt: String::new(), pass: None };
+    match verdict {
+        Verdict::Paused(pause) => guards::hold(w, job, &pause),
+        Verdict::Free | Verdict::Unknown => guards::start(w, p, job),
+    }
 }
 
 /// Rare ways have tasks of their own.
 fn apart<F: Future<Output = ()> + Send + 'static>(w: &Arc<Shared>, way: impl FnOnce(Arc<Shared>) -> F) {
     w.tracker.spawn(way(w.clone()));
-}
-
-/// What is paused is offered again after a while that grows with each time.
-async fn paused(w: &Shared, held: Held, decoded: &Decoded, pause: &Pause) {
-    tracing::debug!(job_id = %decoded.job.id, paused = %pause.target, "paused; the job is given back");
-    w.meters.deferred(&held.queue, Reason::Paused);
-    // The broker itself holds what belongs to a paused queue.
-    let doublings =
-        if matches!(pause.target, Target::Queue(_)) { 0 } else { held.d.delivered.saturating_sub(1).min(6) };
-    held.settle(Settle::Nak(LOOK_AGAIN * (1 << doublings))).await;
 }
 
 async fn undecoded(w: &Shared, held: Held, u: &Undecoded) {

@@ -173,7 +173,7 @@ impl WorkerBuilder {
         let services = TaskTracker::new();
         services.spawn(session::keep(w.clone(), first, folder, background.clone()));
         services.spawn(w.clone().extend_loop(background.clone()));
-        services.spawn(w.pauses.clone().follow(background.clone()));
+        services.spawn(w.pauses.clone().follow(w.clone(), background.clone()));
         services.close();
         let served = CancellationToken::new();
         lanes::serve(&w, ends, &tracker, &served);

@@ -8,6 +8,7 @@
 //! of before then, and no older than a lease; what was asked for before the reconnect is gone at the server).
 
 use std::{
+    collections::BTreeSet,
     sync::{
         Arc, PoisonError, RwLock,
         atomic::{AtomicU64, Ordering},
@@ -22,11 +23,17 @@ use surety_common::{
     },
     clock::boot_ms,
     config::Settings,
-    domain::{Job, pause::Pause},
+    domain::{
+        Job,
+        pause::{Pause, Slot},
+    },
     pace::{Pace, retry},
+    wake::open,
 };
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+
+use crate::shared::Shared;
 
 /// The pause before a look that failed is repeated.
 const AGAIN: Duration = Duration::from_millis(250);
@@ -119,13 +126,14 @@ impl Pauses {
         self.read_on.load(Ordering::Acquire) == *self.reconnects.borrow()
     }
 
-    /// Follows the pauses until `until` is cancelled.
-    pub(crate) async fn follow(self: Arc<Self>, until: CancellationToken) {
+    /// Follows the pauses until `until` is cancelled, and wakes whom one held that is over.
+    pub(crate) async fn follow(self: Arc<Self>, w: Arc<Shared>, until: CancellationToken) {
         let mut notices = self.broker.pause_notices().await;
         let mut reconnects = self.reconnects.clone();
         reconnects.mark_unchanged();
         // What changed before the subscription stood is seen now.
         let mut wait = Duration::ZERO;
+        let (mut held, _) = self.held();
         loop {
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
@@ -134,7 +142,13 @@ impl Pauses {
                 () = until.cancelled() => return,
             }
             wait = match self.look().await {
-                Ok(()) => self.tick,
+                Ok(()) => {
+                    let (now_held, next_end) = self.held();
+                    let over = held.difference(&now_held).cloned().collect();
+                    held = now_held;
+                    wake(&w, over);
+                    next_end.map_or(self.tick, |end| end.min(self.tick))
+                }
                 Err(error) => {
                     tracing::warn!(%error, "what is paused cannot be looked at; soon nothing starts");
                     self.doubt();
@@ -142,6 +156,15 @@ impl Pauses {
                 }
             };
         }
+    }
+
+    /// The places of what is paused, and how long until the next of it ends by itself.
+    fn held(&self) -> (BTreeSet<Slot>, Option<Duration>) {
+        let view = self.view.read().unwrap_or_else(PoisonError::into_inner);
+        let Some(known) = &view.known else { return Default::default() };
+        let now_ms = boot_ms().saturating_add(view.offset_ms);
+        let left = known.pauses.next_end(now_ms).map(|end| Duration::from_millis(end.saturating_sub(now_ms)));
+        (known.pauses.places(now_ms), left)
     }
 
     /// Where the view is not believed any more, says so to those who wait for it.
@@ -190,6 +213,20 @@ impl Pauses {
         tracing::trace!(is_empty, "looked at what is paused");
         self.doubt();
         Ok(())
+    }
+}
+
+/// Wakes whom these pauses held. From now on this worker puts nobody into their lines, so none that it put there is forgotten;
+/// what others with an older view put there after this, they wake themselves.
+fn wake(w: &Arc<Shared>, over: Vec<Slot>) {
+    for slot in over {
+        let c = w.c.clone();
+        w.tracker.spawn(async move {
+            match open(&c, &slot).await {
+                Ok(n) => tracing::info!(%slot, jobs = n, "a pause is over"),
+                Err(error) => tracing::warn!(%slot, %error, "a pause is over; a reaper wakes whom it held"),
+            }
+        });
     }
 }
 

@@ -1,6 +1,9 @@
 //! Pauses: what an operator holds back, and which of them holds a job. Only starts are held; what runs goes on.
 
-use std::{collections::HashMap, fmt};
+use std::{
+    collections::{BTreeSet, HashMap},
+    fmt,
+};
 
 use xxhash_rust::xxh3::xxh3_128;
 
@@ -205,6 +208,22 @@ impl Pauses {
         found.into_iter().flatten().filter(move |p| p.holds_at(now_ms))
     }
 
+    /// The places of every pause that holds at this time.
+    pub fn places(&self, now_ms: u64) -> BTreeSet<Slot> {
+        let kinds = [(QUEUE, &self.queues), (TYPE, &self.types), (KEY, &self.keys)];
+        let holding = |(kind, all): (&'static str, &HashMap<String, Pause>)| -> Vec<Slot> {
+            let names = all.iter().filter(|(_, p)| p.holds_at(now_ms)).map(|(name, _)| name.clone());
+            names.map(|name| Slot { kind, name }).collect()
+        };
+        kinds.into_iter().flat_map(holding).collect()
+    }
+
+    /// When the next of those that hold at this time ends by itself.
+    pub fn next_end(&self, now_ms: u64) -> Option<u64> {
+        let all = self.queues.values().chain(self.types.values()).chain(self.keys.values());
+        all.filter(|p| p.holds_at(now_ms)).filter_map(|p| p.until_ms).min()
+    }
+
     /// Every pause that holds at this time: queues, types, keys, each by name.
     pub fn list(&self, now_ms: u64) -> Vec<&Pause> {
         let all = self.queues.values().chain(self.types.values()).chain(self.keys.values());
@@ -258,7 +277,8 @@ mod tests {
     fn a_pause_ends_at_its_end_and_not_before() {
         let mut all = Pauses::default();
         targets().into_iter().for_each(|t| put(&mut all, t, Some(100)));
-        assert_eq!(held(&all, 99).len(), 3);
+        assert_eq!((held(&all, 99).len(), all.places(99).len(), all.next_end(99)), (3, 3, Some(100)));
+        assert_eq!((all.places(100).len(), all.next_end(100)), (0, None));
         assert!(held(&all, 100).is_empty() && all.list(100).is_empty());
         assert!(all.of_queue("default", 99).is_some() && all.of_queue("default", 100).is_none());
         // A later one takes its place.

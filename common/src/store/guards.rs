@@ -8,6 +8,7 @@ use crate::domain::{
     JobId,
     guard::{GuardKind, scope::SHOWN},
     ids::SessionId,
+    pause::Slot,
     text,
 };
 
@@ -36,6 +37,16 @@ impl Scope {
         Self { kind, params, label, hash }
     }
 
+    /// The line of those whom a pause holds.
+    pub fn of_pause(slot: &Slot) -> Self {
+        Self::new(GuardKind::Pause, "", &slot.to_string(), [0; 4])
+    }
+
+    /// The pause whose line this is.
+    pub fn pause(&self) -> Option<Slot> {
+        Some(&self.label).filter(|_| self.kind == GuardKind::Pause).and_then(|l| Slot::parse(l))
+    }
+
     /// Its partition among `n` (at least 1).
     pub fn partition(&self, n: u32) -> u32 {
         // From the other half of the hash than a remainder of the whole would take, so that keys spread within a partition too.
@@ -62,7 +73,7 @@ pub enum GuardOutcome {
 #[derive(Debug, Clone)]
 pub struct GuardItem {
     pub act: GuardAct,
-    /// `<job id>/<generation>`; empty for [`GuardAct::Tend`].
+    /// `<job id>/<generation>`; empty for [`GuardAct::Tend`] and [`GuardAct::Open`].
     pub member: String,
     pub scopes: Vec<u16>,
 }
@@ -82,6 +93,8 @@ pub enum GuardAct {
     Check,
     /// Looks after scopes: what is over by time, and what a dead session held.
     Tend { session: String },
+    /// Lets the first of those go that wait in the line of a pause.
+    Open,
 }
 
 /// The member that a generation of a job is.
@@ -245,6 +258,7 @@ fn pack_item(packed: &mut Packer, item: &GuardItem) {
         GuardAct::Renew { token, may_restore } => (3, token.as_str(), "", u8::from(*may_restore), 0),
         GuardAct::Adopt => (4, "", "", 0, 0),
         GuardAct::Check => (6, "", "", 0, 0),
+        GuardAct::Open => (8, "", "", 0, 0),
         GuardAct::Tend { session } => (5, session.as_str(), "", 0, 0),
     };
     packed.byte(op).text(&item.member).text(text).text(more).byte(flag).u48(number);

@@ -185,7 +185,7 @@ impl Scripts {
             gate: script!("gate"),
             restore: script!("restore"),
             defer: script!("defer"),
-            guard: script!("guards/frame", "guards/rate", "guards/slots", "guard"),
+            guard: script!("guards/frame", "guards/rate", "guards/slots", "guards/pause", "guard"),
         }
     }
 }

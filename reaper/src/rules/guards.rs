@@ -4,7 +4,7 @@
 use surety_common::{
     connect::Connected,
     store::{GuardAct, GuardItem, Scope, StoreError},
-    wake::wake,
+    wake::{open, wake},
 };
 
 use crate::rule::{Context, Done, Look, Rule, Step, Verdict};
@@ -21,7 +21,11 @@ impl Rule for Guards {
             let mut out = Vec::new();
             for p in 0..x.c.store.keys().partitions() {
                 let now = x.c.store.now_ms().await?;
-                for s in x.c.store.guard_scopes(p, now, 0, x.batch).await? {
+                let due = x.c.store.guard_scopes(p, now, 0, x.batch).await?;
+                for slot in super::pauses::over(&x.c, due.iter().map(|s| &s.scope)).await? {
+                    out.push(Verdict::new(slot, "its pause is over".to_owned(), "wake who waits for that"));
+                }
+                for s in due {
                     let evidence =
                         format!("{} is due since {} ms", s.scope.kind.name(), now.saturating_sub(s.look_ms));
                     out.push(Verdict::new(s.scope.label, evidence, "free what is over, wake who is next"));
@@ -39,7 +43,11 @@ impl Rule for Guards {
                 let due = x.c.store.guard_scopes(p, now, 0, x.batch).await?;
                 done.is_partial |= due.len() == x.batch;
                 let scopes: Vec<Scope> = due.into_iter().map(|s| s.scope).collect();
+                let over = super::pauses::over(&x.c, scopes.iter()).await?;
                 done.acted += tend(&x.c, p, hold_ms(x), scopes, "").await?;
+                for slot in over {
+                    done.acted += open(&x.c, &slot).await?;
+                }
             }
             Ok(done)
         })

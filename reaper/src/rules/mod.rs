@@ -6,6 +6,7 @@ mod expired_sessions;
 mod guards;
 mod max_deliver;
 mod outbox_relay;
+mod pauses;
 mod rebuild;
 mod retention;
 mod stray;

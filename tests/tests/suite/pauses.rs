@@ -8,7 +8,7 @@ use surety_tests::{
     process::Process,
     proxy::Proxy,
     scrape,
-    witness::Witness,
+    witness::{Witness, kinds},
     world::{World, messages, wait},
 };
 
@@ -21,11 +21,15 @@ struct Case {
 
 impl Case {
     async fn start() -> Self {
+        Self::with("").await
+    }
+
+    async fn with(config: &str) -> Self {
         let witness = Witness::default();
         let handlers = witness.handler("held", "true")
             + &witness.handler("free", "true")
             + &witness.handler("long", "until [ -e $W.go ]; do sleep 0.02; done");
-        let world = World::with(&handlers).await;
+        let world = World::with(&(handlers + config)).await;
         let c = world.connect().await;
         Self { world, c, witness }
     }
@@ -102,6 +106,10 @@ async fn a_paused_type_and_a_paused_key_hold_their_jobs_and_no_others() {
     case.world.status(&case.c, "other-key", Status::Done).await;
     case.none_started(&["t1", "t2", "k1", "k2"]);
 
+    for id in ["t1", "k2"] {
+        let r = case.world.status(&case.c, id, Status::Deferred).await;
+        assert_eq!((r.code.as_str(), r.attempt), ("paused", 0), "{id}");
+    }
     let gate = case.why("t1").await;
     assert_eq!((&gate["code"], &gate["until"]), (&json!("paused"), &json!(null)), "{gate}");
     let what = gate["what"].as_str().unwrap();
@@ -125,6 +133,64 @@ async fn a_paused_type_and_a_paused_key_hold_their_jobs_and_no_others() {
     let said = case.resume(&["--key", "acme/site €"]).await;
     assert!(said.contains("is resumed"), "{said}");
     case.all_done(&["t1", "t2", "k1", "k2"]).await;
+    assert_eq!(kinds(&case.world, &case.c, "t1").await, ["deferred", "started", "finished"]);
+    let h = case.world.history(&case.c).await;
+    assert_eq!(h.jobs["t1"].events[0].data["reason"], "paused");
+}
+
+// Shows: S-08
+#[tokio::test]
+async fn many_paused_jobs_are_delivered_once_and_start_when_the_pause_is_over() {
+    const N: usize = 1000;
+    let case = Case::start().await;
+    case.pause(&["--type", "noop"]).await;
+    let mut worker = ready(case.world.worker(&["--listen", "127.0.0.1:0", "--slots", "50"], &[])).await;
+    let at = scrape::address(&mut worker).await;
+    let nats = case.world.plain().await;
+    for n in 0..N {
+        nats.publish(format!("surety.jobs.default.n{n}"), r#"{"type":"noop"}"#.into()).await.unwrap();
+    }
+    nats.flush().await.unwrap();
+    let held = async || {
+        let seen = scrape::Scrape::of(at).await;
+        seen.sum("surety_deferrals_total", &[("reason", "paused")])
+    };
+    wait("all to be held", async || held().await == Some(N as f64)).await;
+    case.flows("default", "f").await;
+    // Delivered once each, and never again while they are held.
+    let seen = scrape::Scrape::of(at).await;
+    assert_eq!(seen.sum("surety_deliveries_total", &[]), Some(N as f64 + 1.0));
+    assert_eq!((held().await, lines(&case).await), (Some(N as f64), 1));
+    case.resume(&["--type", "noop"]).await;
+    let resumed = std::time::Instant::now();
+    case.world.drained(&case.c).await;
+    // Each would sleep for a minute if nobody woke it.
+    assert!(resumed.elapsed() < Duration::from_secs(30), "{:?}", resumed.elapsed());
+    for n in [0, N / 2, N - 1] {
+        case.world.status(&case.c, &format!("n{n}"), Status::Done).await;
+    }
+    wait("the line to be forgotten", async || lines(&case).await == 0).await;
+}
+
+/// Scopes of guards that are kept.
+async fn lines(case: &Case) -> usize {
+    case.c.store.guard_scopes(0, u64::MAX / 4096, 0, 100).await.unwrap().len()
+}
+
+#[tokio::test]
+async fn a_reaper_wakes_what_was_resumed_while_no_worker_was_there() {
+    let case = Case::start().await;
+    let mut reaper = case.world.reaper(&[]);
+    let mut worker = ready(case.world.worker(&[], &[])).await;
+    case.pause(&["--type", "held"]).await;
+    case.add("default", "t", HELD).await;
+    case.world.status(&case.c, "t", Status::Deferred).await;
+    worker.kill9().await;
+    case.resume(&["--type", "held"]).await;
+    wait("the line to be opened", async || lines(&case).await == 0).await;
+    let _worker = ready(case.world.worker(&[], &[])).await;
+    case.all_done(&["t"]).await;
+    assert_eq!(reaper.stop().await, Some(0));
 }
 
 impl Case {
@@ -192,7 +258,8 @@ async fn a_paused_queue_gives_nothing_out_while_what_runs_goes_on() {
 // Shows: S-04
 #[tokio::test]
 async fn a_pause_outlives_every_restart_and_the_loss_of_redis() {
-    let mut case = Case::start().await;
+    // A line that is lost wakes nobody: what was in it comes back by itself.
+    let mut case = Case::with("[guards]\nfallback = \"1s\"\n").await;
     let _reaper = case.world.reaper(&[]);
     let mut worker = ready(case.world.worker(&[], &[])).await;
     case.pause(&["--type", "held"]).await;

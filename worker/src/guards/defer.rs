@@ -129,6 +129,7 @@ fn reason(scope: &Scope) -> Reason {
         K::Rate => Reason::RateLimited,
         K::Concurrency => Reason::Concurrency,
         K::Lock => Reason::LockBusy,
+        K::Pause => Reason::Paused,
     }
 }
 

@@ -13,7 +13,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use surety_common::{
     config::{GuardRule, Limits},
-    domain::{Job, guard::GuardKind},
+    domain::{Job, guard::GuardKind, pause::Pause},
     store::{Scope, guards::member},
 };
 
@@ -87,6 +87,14 @@ pub(crate) fn start(w: &Arc<Shared>, p: u32, mut job: InHand) {
     next(w, Asking { job, rest });
 }
 
+/// Takes a job that a pause holds to the line of that pause: nothing else is asked.
+pub(crate) fn hold(w: &Arc<Shared>, mut job: InHand, pause: &Pause) {
+    let scope = Scope::of_pause(&pause.target.slot());
+    let at = scope.partition(w.c.store.keys().partitions());
+    job.pass = Some(Box::new(Pass::new(w, member(&job.decoded.job.id, job.decoded.generation))));
+    next(w, Asking { job, rest: vec![(at, vec![scope])] });
+}
+
 /// Asks the next partition, or claims.
 pub(crate) fn next(w: &Arc<Shared>, asking: Asking) {
     match asking.rest.last() {
@@ -100,5 +108,5 @@ pub(crate) fn next(w: &Arc<Shared>, asking: Asking) {
 
 /// Whether a scope is one whose holds have to be kept alive.
 fn is_held(kind: GuardKind) -> bool {
-    !matches!(kind, GuardKind::Rate)
+    !matches!(kind, GuardKind::Rate | GuardKind::Pause)
 }

@@ -16,11 +16,13 @@ pub enum GuardKind {
     Concurrency = 2,
     /// One attempt at once, with a fencing token.
     Lock = 3,
+    /// No start until an operator resumes.
+    Pause = 4,
 }
 
 impl GuardKind {
     /// Every kind.
-    pub const ALL: [Self; 3] = [Self::Rate, Self::Concurrency, Self::Lock];
+    pub const ALL: [Self; 4] = [Self::Rate, Self::Concurrency, Self::Lock, Self::Pause];
 
     /// As it is written in settings, tables and metrics.
     pub fn name(self) -> &'static str {
@@ -28,6 +30,7 @@ impl GuardKind {
             Self::Rate => "rate",
             Self::Concurrency => "concurrency",
             Self::Lock => "lock",
+            Self::Pause => "pause",
         }
     }
 
@@ -42,6 +45,7 @@ impl GuardKind {
             Self::Rate => "rate_limited",
             Self::Concurrency => "concurrency",
             Self::Lock => "lock_busy",
+            Self::Pause => "paused",
         }
     }
 }

@@ -8,6 +8,7 @@
 --   3 renew   text: token; flag: 1 = may hold again what is gone
 --   4 adopt   the attempt was granted: what others made for it is its own
 --   5 tend    text: a session that is dead, or ''
+--   8 open    who waits in a line of a pause may come, the first ones
 --   6 check   whether its turn came since it joined the line
 -- Results, none for a release: {0, HELD or a number for each scope} passes    {1, scope, ms} waits until
 --   {2, scope, before it} waits in line    {3, scope, count} stopped    {4} not yet: the store was just rebuilt
@@ -16,7 +17,7 @@
 -- Second call: a member that has what it asks for is told HELD, and nothing is counted twice; by the same call id it is told the
 -- same, except for the number of a rate limit.
 
-local KINDS = { Rate, Slots, Slots }
+local KINDS = { Rate, Slots, Slots, Pauses }
 local SCOPE, ITEM = '<BI6I6I6I6ss', '<BsssBI6s'
 
 local code = open_frame(0)
@@ -108,6 +109,9 @@ for i = 1, #items do
   elseif op == 5 then
     for j = 1, #item do item[j].of.tend(item[j], item.text ~= '' and item.text) end
     answer = { 7 }
+  elseif op == 8 then
+    if item[1].of.open then item[1].of.open(item[1]) end
+    answer = { 7 }
   elseif op == 6 then
     answer = { 8, item[1].of.turn(item[1], member) and 1 or 0 }
   end
@@ -122,7 +126,8 @@ for s = 1, n_scopes do
   local sc = scopes[s]
   sc.of.write(sc)
   if sc.is_idle then
-    redis.call('DEL', sc.state, sc.hold, sc.wait, sc.asleep)
+    -- Holds, line and sleepers are gone with their last member.
+    redis.call('HDEL', sc.state, 'params', 'label', unpack(sc.of.fields))
     idle[#idle + 1] = sc.hash
   else
     if #sc.sets > 0 then redis.call('HSET', sc.state, unpack(sc.sets)) end

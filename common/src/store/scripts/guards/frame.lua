@@ -10,6 +10,7 @@
 --   drop(sc, member, token, outcome, mark)   what the token made is given back
 --   renew(sc, member, token, may_restore)    1 renewed, 0 gone, 2 held again
 --   tend(sc, of_session)      what is due by time; what that session held is free. Sets `is_idle` when nothing is left
+--   open(sc)                  lets those in line go (pauses)
 --   write(sc)                 at the end of the call
 
 local RATE, CONCURRENCY, LOCK, PAUSE, CRASH_LOOP, BREAKER, LOOP = 1, 2, 3, 4, 5, 6, 7
