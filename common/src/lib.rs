@@ -7,7 +7,7 @@
 //! 5. [`history`]: what the journal must look like if every promise was kept.
 //! 6. [`tell`]: notices and receipts to whoever asked for a job.
 //! 7. [`doctor`]: what is wrong with the servers or the fleet, and how to repair it.
-//! 8. [`config`], [`tls`], [`clock`], [`pace`], [`telemetry`], [`manual`]: what a process needs around them.
+//! 8. [`config`], [`reload`], [`tls`], [`clock`], [`pace`], [`telemetry`], [`manual`]: what a process needs around them.
 //!
 //! Deliberately absent: process supervision (worker), rules of repair (reaper), commands (producer).
 
@@ -28,6 +28,7 @@ pub mod mend;
 pub mod pace;
 pub mod recover;
 pub mod relay;
+pub mod reload;
 pub mod store;
 pub mod telemetry;
 pub mod tell;

@@ -4,11 +4,13 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
 use surety_common::{
-    config::{ConfigError, ConnectionOptions, Settings, load},
+    config::ConnectionOptions,
     manual,
+    reload::{Reloader, Source},
     telemetry::{self, TelemetryOptions},
 };
 use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     once::{Pass, PassError, once},
@@ -21,7 +23,7 @@ use crate::{
 #[command(
     name = "surety-reaper",
     version,
-    after_help = "Example:\n  surety-reaper --nats nats://127.0.0.1:4222 --redis redis://127.0.0.1:6379\n  surety-reaper --once --dry-run\n\nCommands:\n  surety-reaper health  ask the process with these settings on this host whether it is ready: exit code 0, or 1\n  surety-reaper man     print the manual page\n\nExit codes:\n  0 stopped in order, 1 --once: a rule failed, 2 bad arguments, 69 NATS or Redis not reachable, 70 internal error,\n  78 bad configuration, a login or permission that is missing, or servers that do not keep what\n     the promises need"
+    after_help = "Example:\n  surety-reaper --nats nats://127.0.0.1:4222 --redis redis://127.0.0.1:6379\n  surety-reaper --once --dry-run\n\nSignals:\n  TERM, INT  end what is in hand and stop\n  HUP        read the configuration again; a changed file is read without it\n\nCommands:\n  surety-reaper health  ask the process with these settings on this host whether it is ready: exit code 0, or 1\n  surety-reaper man     print the manual page\n\nExit codes:\n  0 stopped in order, 1 --once: a rule failed, 2 bad arguments, 69 NATS or Redis not reachable, 70 internal error,\n  78 bad configuration, a login or permission that is missing, or servers that do not keep what\n     the promises need"
 )]
 struct Args {
     #[command(flatten)]
@@ -39,9 +41,9 @@ struct Args {
     json: bool,
 }
 
-fn settings(args: &Args) -> Result<Settings, ConfigError> {
-    let flags = [args.connection.flags(), args.telemetry.flags()].concat();
-    load(args.connection.file().as_deref(), &flags)
+/// File, environment and flags.
+fn source(args: &Args) -> Source {
+    Source::new(&args.connection, [args.connection.flags(), args.telemetry.flags()].concat())
 }
 
 /// Entry point of the binary.
@@ -50,7 +52,7 @@ pub fn main() -> ExitCode {
         return manual::print(Args::command());
     }
     if let Some(rest) = telemetry::arguments_after("health") {
-        return match settings(&Args::parse_from(rest)) {
+        return match source(&Args::parse_from(rest)).load() {
             Ok(s) => telemetry::health("surety-reaper", s.telemetry.listen),
             Err(e) => fail(78, &e.to_string()),
         };
@@ -68,7 +70,8 @@ fn fail(code: u8, text: &str) -> ExitCode {
 }
 
 async fn run(args: Args) -> ExitCode {
-    let settings = match settings(&args) {
+    let mut source = source(&args);
+    let settings = match source.load() {
         Ok(s) => s,
         Err(e) => return fail(78, &e.to_string()),
     };
@@ -86,14 +89,22 @@ async fn run(args: Args) -> ExitCode {
         (Ok(t), Ok(i)) => (t, i),
         (Err(e), _) | (_, Err(e)) => return fail(70, &format!("signals: {e}")),
     };
+    let reloader = match Reloader::new(source) {
+        Ok(r) => r,
+        Err(e) => return fail(70, &format!("signals: {e}")),
+    };
     let reaper = match Reaper::start(settings).await {
         Ok(r) => r,
         Err(e) => return fail(if e.is_unreachable() { 69 } else { 78 }, &e.to_string()),
     };
+    let gone = CancellationToken::new();
+    let reloading = reloader.start(reaper.live().clone(), gone.clone());
     tokio::select! {
         _ = term.recv() => {}
         _ = int.recv() => {}
+        () = gone.cancelled() => {}
     }
+    reloading.stop().await;
     reaper.stop().await;
     ExitCode::SUCCESS
 }

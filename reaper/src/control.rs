@@ -6,11 +6,11 @@ use std::{sync::Arc, time::Duration};
 use surety_common::{
     broker::control::Request,
     cancel::{self, CancelError, Happened, Wish},
-    config::Settings,
     connect::Connected,
     domain::{JobId, QueueName},
     lookup::LookupError,
     pace::{Pace, Transient},
+    reload::LiveSettings,
     store::StoreError,
     telemetry::metrics::reaper,
     view::JobView,
@@ -34,7 +34,7 @@ const LATER: [&str; 2] = ["nudge", "answer"];
 /// What a request needs.
 pub(crate) struct Control {
     pub(crate) c: Connected,
-    pub(crate) settings: Settings,
+    pub(crate) live: LiveSettings,
 }
 
 /// Answers until `stop`, then ends what is in hand with an error that says so.
@@ -156,7 +156,7 @@ async fn answer(control: &Control, id: &JobId, asked: &ControlRequest) -> Answer
             encode(&view.ok_or_else(unknown)?)
         }
         _ => {
-            let overstay = control.settings.reaper.overstay;
+            let overstay = control.live.now().reaper.overstay;
             let why = Box::pin(why::why(&control.c, id, overstay)).await.map_err(|e| of_lookup(&e))?;
             encode(&why.ok_or_else(unknown)?)
         }

@@ -57,7 +57,7 @@ pub async fn once(settings: Settings, pass: Pass, out: &mut (impl Write + Send))
         connect(&settings, "surety-reaper", Role::Reaper).await?
     };
     let batch = usize::try_from(settings.reaper.batch.0).unwrap_or(100);
-    let x = Context { c, settings, batch };
+    let x = Context { c, settings: settings.into(), batch };
     let mut failed = 0;
     for rule in rules::all() {
         let is_well =

@@ -1,6 +1,6 @@
 //! What a rule is.
 
-use std::{future::Future, pin::Pin, time::Duration};
+use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 
 use surety_common::{
     broker::BrokerError, config::Settings, connect::Connected, pace::Transient, recover::RecoverError,
@@ -12,7 +12,8 @@ use crate::service::STEP_LIMIT;
 /// What a rule may use.
 pub struct Context {
     pub c: Connected,
-    pub settings: Settings,
+    /// Those in force when the step begins.
+    pub settings: Arc<Settings>,
     /// Most items of one step; halved while steps time out.
     pub batch: usize,
 }

@@ -10,6 +10,7 @@ use surety_common::{
     connect::{ConnectError, connect},
     doctor::Role,
     pace::Transient,
+    reload::{LiveSettings, Timer},
     telemetry::{ListenError, Server},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -48,6 +49,7 @@ pub struct Reaper {
     stop: CancellationToken,
     tasks: TaskTracker,
     server: Server,
+    live: LiveSettings,
 }
 
 impl Reaper {
@@ -56,21 +58,24 @@ impl Reaper {
         let server = Server::start(settings.telemetry.listen, "surety-reaper").await?;
         let c = connect(&settings, "surety-reaper", Role::Reaper).await?;
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+        let live = LiveSettings::new(settings);
         for rule in rules::all() {
             let meter = Meter::of(rule.name());
-            let context = Context {
-                c: c.clone(),
-                batch: usize::try_from(settings.reaper.batch.0).unwrap_or(100),
-                settings: settings.clone(),
-            };
-            tasks.spawn(run(rule.into(), context, meter, stop.clone()));
+            let settings = live.now();
+            let context = Context { c: c.clone(), batch: full_batch(&settings), settings };
+            tasks.spawn(run(rule.into(), context, meter, live.clone(), stop.clone()));
         }
-        let control = Control { c: c.clone(), settings: settings.clone() };
+        let control = Control { c: c.clone(), live: live.clone() };
         tasks.spawn(serve(control, stop.clone()));
         tasks.close();
         server.health().started(Fleet::new(c));
-        tracing::info!(tick = ?settings.reaper.tick, "reaper ready");
-        Ok(Self { stop, tasks, server })
+        tracing::info!(tick = ?live.now().reaper.tick, "reaper ready");
+        Ok(Self { stop, tasks, server, live })
+    }
+
+    /// Its settings in force: what is offered to them holds from the next step of each rule on.
+    pub fn live(&self) -> &LiveSettings {
+        &self.live
     }
 
     /// Stops every rule after its step in hand.
@@ -82,10 +87,24 @@ impl Reaper {
     }
 }
 
-async fn run(rule: Arc<dyn Rule>, mut context: Context, meter: Meter, stop: CancellationToken) {
-    let full = context.batch;
-    let tick = context.settings.reaper.tick;
+/// Items of one step while none times out.
+fn full_batch(settings: &Settings) -> usize {
+    usize::try_from(settings.reaper.batch.0).unwrap_or(100)
+}
+
+async fn run(
+    rule: Arc<dyn Rule>,
+    mut context: Context,
+    meter: Meter,
+    live: LiveSettings,
+    stop: CancellationToken,
+) {
+    let mut timer = Timer::new(&live, rule.name(), |s| s.reaper.tick);
     loop {
+        // One snapshot for the whole step.
+        context.settings = live.now();
+        let full = full_batch(&context.settings);
+        context.batch = context.batch.min(full);
         let started = Instant::now();
         let step = tokio::time::timeout(rule.limit(), rule.step(&context));
         let step = tokio::select! {
@@ -120,10 +139,10 @@ async fn run(rule: Arc<dyn Rule>, mut context: Context, meter: Meter, stop: Canc
                 false
             }
         };
-        let pause = if again { Duration::ZERO } else { tick };
         tokio::select! {
             () = stop.cancelled() => return,
-            () = tokio::time::sleep(pause) => {}
+            () = timer.pause(), if !again => {}
+            () = tokio::task::yield_now(), if again => {}
         }
     }
 }

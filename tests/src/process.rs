@@ -70,6 +70,11 @@ impl Process {
         self.ended(Duration::from_secs(60)).await
     }
 
+    /// Sends `SIGHUP`.
+    pub fn hang_up(&self) {
+        self.signal(Signal::HUP);
+    }
+
     /// Sends `SIGTERM` and does not wait.
     pub fn terminate(&self) {
         self.signal(Signal::TERM);

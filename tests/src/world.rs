@@ -96,6 +96,13 @@ impl World {
         self.dir.path().join("surety.toml")
     }
 
+    /// Adds settings to the configuration file, in place of those of the last call; as an editor does that replaces the file.
+    pub fn reconfigure(&self, more: &str) {
+        let new = self.dir.path().join("surety.toml.new");
+        std::fs::write(&new, merge(&self.config, more)).unwrap();
+        std::fs::rename(new, self.config_file()).unwrap();
+    }
+
     /// The settings of this world.
     pub fn settings(&self) -> Settings {
         self.settings_for(&self.nats.url(), &self.redis.url())

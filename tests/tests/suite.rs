@@ -38,6 +38,7 @@ mod suite {
     mod reaper;
     mod receipts;
     mod redis_loss;
+    mod reload;
     mod retention;
     mod schedules;
     mod scripts;

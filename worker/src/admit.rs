@@ -53,7 +53,8 @@ pub(crate) fn admit(w: &Arc<Shared>, session: &Arc<Session>, queue: &QueueName, 
         return apart(w, move |_| async move { held.settle(Settle::Nak(LOOK_AGAIN)).await });
     }
     let p = w.c.store.keys().partition(&decoded.job.id);
-    let job = InHand { held, decoded, handler, adopt: String::new(), pass: None };
+    let timeout = w.timeout(&decoded.job);
+    let job = InHand { held, decoded, handler, timeout, adopt: String::new(), pass: None };
     match verdict {
         Verdict::Paused(pause) => guards::hold(w, job, &pause),
         Verdict::Free | Verdict::Unknown => guards::start(w, p, job),

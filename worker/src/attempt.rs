@@ -116,12 +116,13 @@ async fn execute(w: &Arc<Shared>, p: u32, job: &InHand, grant: &Grant, stop: Sto
                 session: session.clone(),
                 id: document.id.clone(),
                 epoch: grant.epoch,
-                progress_ms: w.progress_ms(document),
+                progress: document.terms.progress,
+                live: w.live.clone(),
                 fence: stop.fence.clone(),
             },
         },
         timeout: match grant.limit_ms {
-            0 => w.timeout(document),
+            0 => job.timeout,
             left => Duration::from_millis(left),
         },
         session,
@@ -135,7 +136,7 @@ async fn execute(w: &Arc<Shared>, p: u32, job: &InHand, grant: &Grant, stop: Sto
 }
 
 fn conclude(w: &Shared, job: InHand, grant: &Grant, ended: &Ended, track: Track) -> Concluded {
-    let start_retry = w.settings.attempt.start_retry;
+    let start_retry = w.live.now().attempt.start_retry;
     let item = finish_item(&job.decoded.job, grant, ended, start_retry, &job.decoded.trace);
     Concluded { job, item, track }
 }

@@ -9,6 +9,7 @@ use surety_common::{
     doctor::Role,
     domain::{TypeName, ids::SessionId},
     recover::{RecoverError, Recovered, lost_session},
+    reload::LiveSettings,
     store::StoreError,
     telemetry::{ListenError, Server},
     tell::SubjectSink,
@@ -111,6 +112,7 @@ impl WorkerBuilder {
         let settings = self.settings;
         let server = Server::start(settings.telemetry.listen, "surety-worker").await?;
         let c = Box::pin(connect(&settings, "surety-worker", Role::Worker)).await?;
+        let live = LiveSettings::new(settings.clone());
         let mut handlers = self.handlers;
         let (keeper, state) = if settings.handlers.is_empty() {
             (None, None)
@@ -125,12 +127,12 @@ impl WorkerBuilder {
             (Some(Keeper::start(options).await?), Some(state))
         };
         if let (Some(keeper), Some(state)) = (&keeper, &state) {
-            let defaults = Arc::new(settings.attempt.clone());
             for (name, config) in &settings.handlers {
                 let kind = TypeName::new(name).map_err(|e| StartError::Settings(e.to_string()))?;
                 let handler = CommandHandler {
-                    config: Arc::new(config.clone()),
-                    defaults: defaults.clone(),
+                    kind: kind.clone(),
+                    first: Arc::new(config.clone()),
+                    live: live.clone(),
                     keeper: keeper.clone(),
                     state: state.clone(),
                 };
@@ -144,12 +146,13 @@ impl WorkerBuilder {
         let reports = ReportGroups::start(&c.store, &c.relay, &tracker);
         let n_slots = usize::try_from(settings.worker.slots.0).unwrap_or(8).max(1);
         let (lanes, ends) = Lanes::new(c.store.keys().partitions(), n_slots);
-        let guards = Guards::new(&settings.guard_rules, settings.guards.offer);
+        let guards = Guards::new(live.clone());
         let at_once = usize::try_from(settings.notify.concurrency.0).unwrap_or(64);
         let announcer = Announcer::new(SubjectSink::new(c.broker.clone(), settings.notify.timeout), at_once);
         let w = Arc::new(Shared {
             c,
             settings,
+            live,
             handlers,
             keeper,
             state,
@@ -268,6 +271,11 @@ impl Running {
         self.w.n_running()
     }
 
+    /// Its settings in force: what is offered to them holds for whatever begins afterwards.
+    pub fn live(&self) -> &LiveSettings {
+        &self.w.live
+    }
+
     /// Resolves when [`Running::stop`] was called (from another handle or task) or the worker ended by itself.
     pub async fn stopped(&self) {
         self.w.draining.cancelled().await;
@@ -279,16 +287,16 @@ impl Running {
         let Self { w, services, calls, served, background, server } = self;
         w.draining.cancel();
         w.tracker.close();
-        tracing::info!(attempts = w.n_running(), drain = ?w.settings.worker.drain, "draining");
+        let now = w.live.now();
+        tracing::info!(attempts = w.n_running(), drain = ?now.worker.drain, "draining");
         tokio::select! {
             () = w.tracker.wait() => {}
-            () = tokio::time::sleep(w.settings.worker.drain) => tracing::warn!(attempts = w.n_running(), "drain time is over"),
+            () = tokio::time::sleep(now.worker.drain) => tracing::warn!(attempts = w.n_running(), "drain time is over"),
             () = hurry => tracing::warn!(attempts = w.n_running(), "told to hurry"),
         }
         w.abort.cancel();
         // Bounded: the keeper needs at most the grace to kill, then the finishes go out.
-        let bound =
-            w.settings.attempt.kill_grace + w.settings.connection.retry_limit + Duration::from_secs(10);
+        let bound = now.attempt.kill_grace + w.settings.connection.retry_limit + Duration::from_secs(10);
         if tokio::time::timeout(bound, w.tracker.wait()).await.is_err() {
             tracing::error!(
                 attempts = w.n_running(),

@@ -7,6 +7,7 @@ use std::{
 
 use surety_common::{
     broker::dead::Obituary,
+    config::Settings,
     domain::{ErrorCode, Status},
     ending::json_string,
     fault,
@@ -41,12 +42,13 @@ type Unjournaled = Vec<(InHand, Ended)>;
 /// Claims a group of jobs of one partition and begins the attempts that were granted.
 pub(crate) async fn claim(w: Arc<Shared>, p: u32, jobs: Vec<InHand>, permit: OwnedSemaphorePermit) {
     let mut later: Vec<(Vec<OutboxEntry>, Unjournaled)> = Vec::with_capacity(1);
+    let now = w.live.now();
     let mut groups = by_session(jobs, |j| &j.held.session);
     while let Some(jobs) = groups.pop() {
         let Some(session) = jobs.first().map(|j| j.held.session.clone()) else { continue };
-        let items: Vec<_> = jobs.iter().map(|j| claim_item(&w, j)).collect();
+        let items: Vec<_> = jobs.iter().map(|j| claim_item(&w, &now, j)).collect();
         let asked = Instant::now();
-        let claimed = w.c.store.claim(p, &session.id, w.settings.worker.outbox_cap.0, &items).await;
+        let claimed = w.c.store.claim(p, &session.id, now.worker.outbox_cap.0, &items).await;
         since(&w.meters.claim, asked);
         drop(items);
         match claimed {
@@ -89,7 +91,7 @@ pub(crate) async fn claim(w: Arc<Shared>, p: u32, jobs: Vec<InHand>, permit: Own
     }
 }
 
-pub(crate) fn claim_item<'a>(w: &Shared, j: &'a InHand) -> ClaimItem<'a> {
+pub(crate) fn claim_item<'a>(w: &Shared, now: &Settings, j: &'a InHand) -> ClaimItem<'a> {
     let (d, decoded) = (&j.held.d, &j.decoded);
     let job = &decoded.job;
     let ms = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
@@ -102,13 +104,13 @@ pub(crate) fn claim_item<'a>(w: &Shared, j: &'a InHand) -> ClaimItem<'a> {
         carrier: decoded.carrier.as_str().into(),
         ack_subject: w.c.broker.ack_to_record(job.queue.as_str(), &d.ack_subject).into(),
         created_ms: d.stored_ms,
-        finish_ms: ms(job.terms.finish.unwrap_or(w.settings.attempt.finish)),
+        finish_ms: ms(job.terms.finish.unwrap_or(now.attempt.finish)),
         max_retries: job.retry.max_retries,
-        timeout_ms: ms(w.timeout(job)),
+        timeout_ms: ms(j.timeout),
         generation: decoded.generation,
         adopt: j.adopt.as_str().into(),
-        ack_ms: short(job.terms.ack.unwrap_or(w.settings.contract.ack)),
-        progress_ms: w.progress_ms(job),
+        ack_ms: short(job.terms.ack.unwrap_or(now.contract.ack)),
+        progress_ms: short(job.terms.progress.unwrap_or(now.contract.progress)),
         requester: &job.requester,
         summary: job.summary.as_deref().unwrap_or_default().into(),
         expires_ms: job.expires_at.and_then(|t| u64::try_from(t.as_millisecond()).ok()).unwrap_or(0),

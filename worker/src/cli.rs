@@ -4,12 +4,14 @@ use std::{path::PathBuf, process::ExitCode};
 
 use clap::{CommandFactory, Parser};
 use surety_common::{
-    config::{ConfigError, ConnectionOptions, Flags, Settings, load},
+    config::ConnectionOptions,
     connect::ConnectError,
     manual,
+    reload::{Reloader, Source},
     telemetry::{self, LogFormat, TelemetryOptions},
 };
 use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
 
 use crate::{JobContext, StartError, Worker, keeper};
 
@@ -25,7 +27,7 @@ use crate::{JobContext, StartError, Worker, keeper};
 #[command(
     name = "surety-worker",
     version,
-    after_help = "Example:\n  surety-worker --config surety.toml --slots 4\n\nSignals:\n  TERM, INT  stop pulling, drain, hand back; a second one ends the drain at once\n\nCommands:\n  surety-worker health  ask the process with these settings on this host whether it is ready: exit code 0, or 1\n  surety-worker man     print the manual page\n\nExit codes:\n  0 stopped in order, 2 bad arguments, 69 NATS or Redis not reachable, 70 internal error,\n  78 bad configuration, a login or permission that is missing, or servers that do not keep what\n     the promises need"
+    after_help = "Example:\n  surety-worker --config surety.toml --slots 4\n\nSignals:\n  TERM, INT  stop pulling, drain, hand back; a second one ends the drain at once\n  HUP        read the configuration again; a changed file is read without it\n\nCommands:\n  surety-worker health  ask the process with these settings on this host whether it is ready: exit code 0, or 1\n  surety-worker man     print the manual page\n\nExit codes:\n  0 stopped in order, 2 bad arguments, 69 NATS or Redis not reachable, 70 internal error,\n  78 bad configuration, a login or permission that is missing, or servers that do not keep what\n     the promises need"
 )]
 struct Args {
     #[command(flatten)]
@@ -48,16 +50,16 @@ struct Args {
     telemetry: TelemetryOptions,
 }
 
-fn settings(args: &Args) -> Result<Settings, ConfigError> {
+/// File, environment and flags.
+fn source(args: &Args) -> Source {
     let own = [
         ("worker.slots", &args.slots, "--slots"),
         ("worker.queues", &args.queues, "--queues"),
         ("worker.state_dir", &args.state_dir, "--state-dir"),
     ];
     let own = own.into_iter().filter_map(|(path, value, flag)| Some((path, value.clone()?, flag)));
-    let flags: Flags =
-        [args.connection.flags(), args.telemetry.flags()].concat().into_iter().chain(own).collect();
-    load(args.connection.file().as_deref(), &flags)
+    let flags = [args.connection.flags(), args.telemetry.flags()].concat().into_iter().chain(own).collect();
+    Source::new(&args.connection, flags)
 }
 
 /// Entry point of the binary: the keeper when started as one, else the worker.
@@ -69,7 +71,7 @@ pub fn main() -> ExitCode {
         return manual::print(Args::command());
     }
     if let Some(rest) = telemetry::arguments_after("health") {
-        return match settings(&Args::parse_from(rest)) {
+        return match source(&Args::parse_from(rest)).load() {
             Ok(s) => telemetry::health("surety-worker", s.telemetry.listen),
             Err(e) => fail(78, &e.to_string()),
         };
@@ -106,7 +108,8 @@ fn fail(code: u8, text: &str) -> ExitCode {
 }
 
 async fn run(args: Args) -> ExitCode {
-    let settings = match settings(&args) {
+    let mut source = source(&args);
+    let settings = match source.load() {
         Ok(s) => s,
         Err(e) => return fail(78, &e.to_string()),
     };
@@ -122,14 +125,22 @@ async fn run(args: Args) -> ExitCode {
         (Ok(t), Ok(i)) => (t, i),
         (Err(e), _) | (_, Err(e)) => return fail(70, &format!("signals: {e}")),
     };
+    let reloader = match Reloader::new(source) {
+        Ok(r) => r,
+        Err(e) => return fail(70, &format!("signals: {e}")),
+    };
     let running = match worker.start().await {
         Ok(r) => r,
         Err(e) => return fail(exit_code(&e), &e.to_string()),
     };
+    let gone = CancellationToken::new();
+    let reloading = reloader.start(running.live().clone(), gone.clone());
     tokio::select! {
         _ = term.recv() => {}
         _ = int.recv() => {}
+        () = gone.cancelled() => {}
     }
+    reloading.stop().await;
     let hurry = async {
         tokio::select! {
             _ = term.recv() => {}

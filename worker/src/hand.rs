@@ -85,6 +85,8 @@ pub(crate) struct InHand {
     pub(crate) held: Held,
     pub(crate) decoded: Decoded,
     pub(crate) handler: AnyHandler,
+    /// Time limit of the attempt. Asked once: the store is told the one that is kept, whatever the settings become meanwhile.
+    pub(crate) timeout: Duration,
     /// A recorded carrier that was seen to be gone, so that this one may take its place; else empty.
     pub(crate) adopt: String,
     /// What the guards gave to it, where any is for it.

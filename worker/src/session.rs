@@ -17,6 +17,7 @@ use surety_common::{
     clock::boot_ms,
     domain::ids::SessionId,
     pace::Pace,
+    reload::Counted,
     store::{FinishItem, Renewed, SessionInfo, StoreError, Verdict, ops::parse_member},
     telemetry::metrics,
 };
@@ -160,6 +161,7 @@ fn trust(w: &Shared, session: &Session, renewal_started: u64) {
 
 /// Renews until the session is lost.
 async fn renew_loop(w: &Arc<Shared>, session: &Arc<Session>) {
+    let _timer = Counted::new("renewal");
     let mut suspects: HashSet<String> = HashSet::new();
     let mut orders = w.c.broker.orders(&session.id).await;
     let mut next = tokio::time::Instant::now() + w.settings.lease.renewal;

@@ -11,6 +11,7 @@ use surety_common::{
     config::Settings,
     connect::Connected,
     domain::{JobId, TypeName},
+    reload::{Counted, LiveSettings},
 };
 use tokio::sync::{Notify, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -49,7 +50,10 @@ pub(crate) struct Live {
 /// Shared by all tasks of a worker.
 pub(crate) struct Shared {
     pub(crate) c: Connected,
+    /// Those of the start: what waits for a restart is asked of them.
     pub(crate) settings: Settings,
+    /// Those in force: what is live is asked of them, when something begins.
+    pub(crate) live: LiveSettings,
     pub(crate) handlers: HashMap<TypeName, AnyHandler>,
     pub(crate) keeper: Option<Keeper>,
     pub(crate) state: Option<LocalState>,
@@ -178,6 +182,7 @@ impl Shared {
 
     /// Tells the broker, every `lease.extend`, that what is in hand is being worked on.
     pub(crate) async fn extend_loop(self: Arc<Self>, until: CancellationToken) {
+        let _timer = Counted::new("extend");
         let mut tick = tokio::time::interval(self.settings.lease.extend);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         tick.tick().await;
@@ -206,7 +211,7 @@ impl Shared {
 
     /// Within this many milliseconds a running job promises progress.
     pub(crate) fn progress_ms(&self, job: &surety_common::domain::Job) -> u32 {
-        short(job.terms.progress.unwrap_or(self.settings.contract.progress))
+        short(job.terms.progress.unwrap_or_else(|| self.live.now().contract.progress))
     }
 
     /// Time limit of an attempt of this job.
@@ -215,6 +220,6 @@ impl Shared {
             Some(AnyHandler::Command(h)) => h.timeout(),
             _ => None,
         };
-        job.terms.timeout.or(by_handler).unwrap_or(self.settings.attempt.timeout)
+        job.terms.timeout.or(by_handler).unwrap_or_else(|| self.live.now().attempt.timeout)
     }
 }

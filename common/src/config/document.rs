@@ -62,6 +62,37 @@ Checked when a worker starts, against what `surety provision` made: the consumer
 `lease.extend`, and every queue of `worker.queues` against the declared ones.
 ";
 
+/// Changes while a process runs (`crate::reload`).
+const RELOAD: &str = "
+## Changing settings while a process runs
+
+A worker or reaper reads its configuration again when the file changes (found within a few seconds, also when the file is
+replaced by a rename or through a symbolic link, as Kubernetes does with a ConfigMap) and, at once, on SIGHUP:
+
+```sh
+kill -HUP \"$(pidof surety-worker)\"
+docker compose kill --signal HUP worker reaper
+systemctl reload surety-worker           # with ExecReload=/bin/kill -HUP $MAINPID in the unit
+```
+
+The layers are those of the start: environment and flags still win over the file, and a file that is named by a variable
+ending in `_FILE` is read again (such a file is not watched: send SIGHUP). Where `./surety.toml` did not exist at the start,
+it is read as soon as it does; a file that was read once must stay.
+
+- **A bad file is refused as a whole**: one line in the log has every problem (`alert = \"config_refused\"`),
+  `surety_config_ok` is 0, and the process goes on with what it had. `surety config --config FILE` checks a file beforehand.
+- **`live` settings** hold for whatever begins after the change: a deadline that is armed, an attempt that is started, a
+  receipt that is tried, a pause of the reaper. What has begun keeps what it was given. A pause that is too long now is ended.
+- **`restart` settings** keep the value of the start. The log names those that differ, with both values, and
+  `surety_config_restart_pending` counts them. The rules between settings hold for the mixture too, or the file is refused.
+- **Handlers**: a table of a type that is there already is live, from the next attempt on; a type that is added or removed
+  waits for a restart.
+- **Rules of guards** are live, all of them. A job that waits in line is judged by the new ones when its turn comes or after
+  `guards.fallback`: also where its rule is gone, or its limit was raised.
+
+Counted as `surety_config_reloads_total` by result (`applied`, `unchanged`, `refused`).
+";
+
 const HANDLERS: &str = "
 ## [handlers.<type>]
 
@@ -121,11 +152,11 @@ pub fn markdown() -> String {
     };
     for (section, meaning, rows) in sections() {
         line(format!(
-            "\n## [{section}]\n\n{meaning}\n\n| Key | Kind | Default | Meaning |\n|---|---|---|---|"
+            "\n## [{section}]\n\n{meaning}\n\n| Key | Kind | Default | Reload | Meaning |\n|---|---|---|---|---|"
         ));
         for r in rows {
-            let default = as_toml(r.kind, r.default);
-            line(format!("| `{}` | {} | `{default}` | {} |", r.key, r.kind, cell(r.meaning)));
+            let (default, reload) = (as_toml(r.kind, r.default), r.reload.name());
+            line(format!("| `{}` | {} | `{default}` | {reload} | {} |", r.key, r.kind, cell(r.meaning)));
         }
     }
     line(format!(
@@ -136,6 +167,7 @@ pub fn markdown() -> String {
         line(format!("| `{key}` | {} | {kind} | {absent} | {} |", kinds.join(", "), cell(meaning)));
     }
     line(RULES.trim_end().to_owned());
+    line(RELOAD.trim_end().to_owned());
     line(format!("{HANDLERS}\n| Key | Kind | When absent | Meaning |\n|---|---|---|---|"));
     for HandlerRow { key, kind, absent, meaning } in handlers::ROWS {
         line(format!("| `{key}` | {kind} | {absent} | {} |", cell(meaning)));
@@ -147,7 +179,8 @@ pub fn markdown() -> String {
 pub fn sample() -> String {
     let mut out = "\
 # Every setting of Surety with its default. Generated from common/src/config by `make docs`: copy it to surety.toml,
-# then take the `#` away from the lines that you change. docs/config.md explains layers, kinds and rules.
+# then take the `#` away from the lines that you change. docs/config.md explains layers, kinds and rules. A process that runs
+# takes changes of what is marked `live` (at once on SIGHUP); the rest waits for its restart.
 "
     .to_owned();
     let mut line = |text: String| {
@@ -158,7 +191,8 @@ pub fn sample() -> String {
     for (section, meaning, rows) in sections() {
         line(format!("\n# {meaning}\n[{section}]"));
         for r in rows {
-            line(format!("# {} ({})\n#{} = {}", r.meaning.trim(), r.kind, r.key, as_toml(r.kind, r.default)));
+            let (default, reload) = (as_toml(r.kind, r.default), r.reload.name());
+            line(format!("# {} ({}; {reload})\n#{} = {default}", r.meaning.trim(), r.kind, r.key));
         }
     }
     line("\n# Rules that may defer a start; one table for each.".to_owned());

@@ -72,8 +72,9 @@ impl Layers {
         rules.iter().filter_map(|(kind, name, v)| guards::read(kind, name, v, &mut self.problems)).collect()
     }
 
-    pub(super) fn problem(&mut self, problem: String) {
-        self.problems.push(problem);
+    /// What was found to be wrong so far, to add to.
+    pub(super) fn problems(&mut self) -> &mut Vec<String> {
+        &mut self.problems
     }
 
     fn file(&mut self, text_: &str, source: &str) {

@@ -3,8 +3,11 @@
 //! Every setting is declared once, in [`settings`], with its default, unit and meaning; `docs/config.md` and the sample
 //! file are generated from that table. Every problem of every layer is reported at once, with the place it came from. A
 //! duration of 0 means "not set": the default applies, never "immediately".
+//!
+//! The same table says which settings a running process takes anew ([`Reload`]); how it does is in [`crate::reload`].
 
 pub mod caller;
+mod changes;
 mod connection;
 mod context;
 pub mod document;
@@ -16,6 +19,7 @@ mod secrets;
 mod settings;
 mod value;
 
+pub use changes::{Change, Reload};
 pub use guards::{GuardRule, Limits};
 pub use handlers::Handler;
 pub use layers::{ConfigError, Flags, load, load_text};

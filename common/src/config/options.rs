@@ -70,8 +70,15 @@ pub struct ConnectionOptions {
 impl ConnectionOptions {
     /// The file to read, if there is one.
     pub fn file(&self) -> Option<PathBuf> {
-        let default = PathBuf::from(CONFIG_FILE);
-        self.config.clone().or_else(|| default.is_file().then_some(default))
+        let (file, must_exist) = self.source();
+        must_exist.then_some(file)
+    }
+
+    /// The file that may be read, and whether it must be there: it was asked for, or is there now.
+    pub(crate) fn source(&self) -> (PathBuf, bool) {
+        let default = || PathBuf::from(CONFIG_FILE);
+        let must_exist = self.config.is_some() || default().is_file();
+        (self.config.clone().unwrap_or_else(default), must_exist)
     }
 
     /// The settings that these options give.

@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 
 use super::{
+    changes::{self, Change, Reload},
     guards::GuardRule,
     handlers::Handler,
-    layers::Layers,
+    layers::{ConfigError, Layers},
     secrets::{Address, FilePath, Secret},
     value::{Choice, Count, Setting, Size, Span, Spans},
 };
@@ -22,11 +23,23 @@ pub struct Row {
     pub key: &'static str,
     pub kind: &'static str,
     pub default: &'static str,
+    /// What a process that runs does about a changed value.
+    pub reload: Reload,
     pub meaning: &'static str,
 }
 
+/// `live` behind a default: a process that runs takes a changed value. Without it a change waits for a restart.
+macro_rules! reload {
+    () => {
+        Reload::Restart
+    };
+    (live) => {
+        Reload::Live
+    };
+}
+
 macro_rules! settings {
-    ($( $(#[doc = $sdoc:literal])+ [$section:literal] $name:ident { $( $(#[doc = $doc:literal])+ $key:ident: $type:ty = $default:literal; )+ } )+) => {
+    ($( $(#[doc = $sdoc:literal])+ [$section:literal] $name:ident { $( $(#[doc = $doc:literal])+ $key:ident: $type:ty = $default:literal $(, $reload:ident)?; )+ } )+) => {
         $(
             $(#[doc = $sdoc])+
             #[derive(Debug, Clone)]
@@ -42,6 +55,18 @@ macro_rules! settings {
                 fn values(&self, out: &mut Vec<(&'static str, &'static str, String)>) {
                     $( out.push(($section, stringify!($key), self.$key.show())); )+
                 }
+
+                fn changes(&self, new: &Self, out: &mut Vec<Change>) {
+                    $( if self.$key != new.$key {
+                        let what = format!("{} -> {}", self.$key.show(), new.$key.show());
+                        let name = concat!($section, ".", stringify!($key)).to_owned();
+                        out.push(Change { name, reload: reload!($($reload)?), what });
+                    } )+
+                }
+
+                fn adopted(&self, new: &Self) -> Self {
+                    Self { $( $key: reload!($($reload)?).choose(&self.$key, &new.$key).clone(), )+ }
+                }
             }
         )+
 
@@ -52,6 +77,7 @@ macro_rules! settings {
             key: stringify!($key),
             kind: <$type as Setting>::KIND,
             default: $default,
+            reload: reload!($($reload)?),
             meaning: concat!($($doc),+),
         }, )+ )+ ];
     };
@@ -145,24 +171,24 @@ settings! {
     /// Defaults for jobs that say nothing themselves.
     ["attempt"] Attempt {
         /// Time limit of one attempt.
-        timeout: Span = "10m";
+        timeout: Span = "10m", live;
         /// Time by which a job must have ended, over all its attempts.
-        finish: Span = "24h";
+        finish: Span = "24h", live;
         /// Between TERM and KILL.
-        kill_grace: Span = "10s";
+        kill_grace: Span = "10s", live;
         /// Output of a command beyond this is cut; the command goes on.
-        output_limit: Size = "10MiB";
+        output_limit: Size = "10MiB", live;
         /// Last lines of stdout and stderr that are kept with a failed attempt.
-        tail_lines: Count<1000> = "100";
+        tail_lines: Count<1000> = "100", live;
         /// First delay after a start that failed; it doubles up to ten minutes.
-        start_retry: Span = "2s";
+        start_retry: Span = "2s", live;
     }
     /// What a requester is promised, for jobs that say nothing themselves.
     ["contract"] Contract {
         /// Within this time after the first start the requester is told of it.
-        ack: Span = "5s";
+        ack: Span = "5s", live;
         /// A running job shows progress at least this often, or its requester is told.
-        progress: Span = "45s";
+        progress: Span = "45s", live;
     }
     /// How requesters are told: notices by workers and reapers, receipts by workers.
     ["notify"] Notify {
@@ -171,9 +197,9 @@ settings! {
         /// A message that was not answered within this time did not surface.
         timeout: Span = "5s";
         /// Tries of a receipt before its delivery is given up; it stays in the journal.
-        tries: Count<10000> = "30";
+        tries: Count<10000> = "30", live;
         /// Delays between these tries; the last one repeats.
-        backoff: Spans = "1s,5s,30s,2m,10m,1h";
+        backoff: Spans = "1s,5s,30s,2m,10m,1h", live;
         /// Messages to requesters under way at once, in one process.
         concurrency: Count<10000> = "64";
     }
@@ -182,10 +208,10 @@ settings! {
         /// A slot or lock that came free is kept for the job that waited longest; one that does not come for it within this time
         /// goes back into line by itself, and the next one has it. Long enough for a message to come from the broker, and short
         /// beside what a slot that nobody uses costs.
-        offer: Span = "5s";
+        offer: Span = "5s", live;
         /// A job in line is woken when its turn comes; should nobody wake it, it comes back by itself after this time, and after
         /// twice as long each time that is in vain, up to an hour. It costs a delivery each time.
-        fallback: Span = "1m";
+        fallback: Span = "1m", live;
     }
     /// One worker process.
     ["worker"] WorkerSettings {
@@ -196,11 +222,11 @@ settings! {
         /// Jobs that run at once.
         slots: Count<100000> = "8";
         /// At shutdown, how long running attempts may go on before they are stopped and handed back.
-        drain: Span = "30s";
+        drain: Span = "30s", live;
         /// Folder for the record of running commands; a restarted worker cleans up what it finds there.
         state_dir: String = ".surety/state";
         /// Journal entries that may wait for NATS before claims stop.
-        outbox_cap: Count<10000000> = "10000";
+        outbox_cap: Count<10000000> = "10000", live;
         /// Delay before a job of unknown type or version is offered to another worker.
         hand_on_delay: Span = "15s";
         /// Deliveries after which such a job is buried.
@@ -211,22 +237,22 @@ settings! {
     /// The reaper process.
     ["reaper"] Reaper {
         /// How often each rule looks for work.
-        tick: Span = "2s";
+        tick: Span = "2s", live;
         /// An attempt that goes on this long after its time limit is taken from its worker; above `attempt.kill_grace`.
-        overstay: Span = "30s";
+        overstay: Span = "30s", live;
         /// A job that could be claimed and was not for this long is looked at: whether its message is still there.
-        carrier_check: Span = "60s";
+        carrier_check: Span = "60s", live;
         /// Journal entries older than this are published by the reaper.
-        relay_age: Span = "5s";
+        relay_age: Span = "5s", live;
         /// How long the record of an ended job is kept: what `surety status` shows, and what refuses a second run of the same id.
-        keep: Span = "168h";
+        keep: Span = "168h", live;
         /// Records of ended jobs that are kept at most, about; the oldest go first, but none younger than `layout.duplicate_window`.
-        keep_records: Count<1000000000> = "1000000000";
+        keep_records: Count<1000000000> = "1000000000", live;
         /// Memory of Redis (`used_memory`) from which on the oldest records of ended jobs are deleted before their time, but none
         /// younger than `layout.duplicate_window`; well below its `maxmemory`. 0B: no limit.
-        keep_bytes: Size = "0B";
+        keep_bytes: Size = "0B", live;
         /// Jobs that one step of a rule handles; a step that times out is halved.
-        batch: Count<1000> = "100";
+        batch: Count<1000> = "100", live;
     }
     /// What a process says of itself: see docs/metrics.md.
     ["telemetry"] Telemetry {
@@ -236,7 +262,7 @@ settings! {
         /// How log lines look (also `--log-format`).
         log_format: LogFormat = "human";
         /// What is logged, as a tracing filter: `info`, `warn,surety_worker=debug` (also `--log` and `SURETY_LOG`).
-        log_level: String = "info";
+        log_level: String = "info", live;
     }
 }
 
@@ -297,15 +323,15 @@ impl Settings {
             handlers,
             guard_rules,
         };
-        s.cross_check(layers);
+        s.cross_check(layers.problems());
         Some(s)
     }
 
-    fn cross_check(&self, layers: &mut Layers) {
+    fn cross_check(&self, problems: &mut Vec<String>) {
         let Lease { renewal, ttl, margin, extend } = self.lease;
         let mut must = |holds: bool, rule: &str| {
             if !holds {
-                layers.problem(format!("these settings do not fit together: {rule}"));
+                problems.push(format!("these settings do not fit together: {rule}"));
             }
         };
         must(
@@ -333,25 +359,25 @@ impl Settings {
         );
         for name in &self.layout.queues {
             if let Err(e) = QueueName::new(name) {
-                layers.problem(format!("layout.queues: {e}"));
+                problems.push(format!("layout.queues: {e}"));
             }
         }
         if self.layout.queues.is_empty() {
-            layers.problem("layout.queues: at least one queue must be declared".to_owned());
+            problems.push("layout.queues: at least one queue must be declared".to_owned());
         }
         for problem in self.connection.problems() {
-            layers.problem(problem);
+            problems.push(problem);
         }
         if let Err(e) = crate::domain::ids::Namespace::new(&self.connection.namespace) {
-            layers.problem(format!("connection.namespace: {e}"));
+            problems.push(format!("connection.namespace: {e}"));
         }
         for q in &self.worker.queues {
             let (name, weight) = q.split_once(':').unwrap_or((q, "1"));
             if let Err(e) = QueueName::new(name) {
-                layers.problem(format!("worker.queues: {e}"));
+                problems.push(format!("worker.queues: {e}"));
             }
             if !weight.parse::<u32>().is_ok_and(|w| (1..=1000).contains(&w)) {
-                layers.problem(format!("worker.queues: the weight in {q:?} is not a number from 1 to 1000"));
+                problems.push(format!("worker.queues: the weight in {q:?} is not a number from 1 to 1000"));
             }
         }
     }
@@ -370,6 +396,61 @@ impl Settings {
         self.reaper.values(&mut out);
         self.telemetry.values(&mut out);
         out
+    }
+
+    /// What differs in `new`, in the order of the sample file.
+    pub fn changes(&self, new: &Self) -> Vec<Change> {
+        // Every field is named, so that none is forgotten.
+        let Self {
+            connection,
+            layout,
+            lease,
+            attempt,
+            contract,
+            notify,
+            guards,
+            worker,
+            reaper,
+            telemetry,
+            handlers,
+            guard_rules,
+        } = self;
+        let mut out = Vec::new();
+        connection.changes(&new.connection, &mut out);
+        layout.changes(&new.layout, &mut out);
+        lease.changes(&new.lease, &mut out);
+        attempt.changes(&new.attempt, &mut out);
+        contract.changes(&new.contract, &mut out);
+        notify.changes(&new.notify, &mut out);
+        guards.changes(&new.guards, &mut out);
+        worker.changes(&new.worker, &mut out);
+        reaper.changes(&new.reaper, &mut out);
+        telemetry.changes(&new.telemetry, &mut out);
+        changes::of_handlers(handlers, &new.handlers, &mut out);
+        changes::of_rules(guard_rules, &new.guard_rules, &mut out);
+        out
+    }
+
+    /// These settings with the live ones as `new` has them. Refused where the result breaks a rule between settings: what `new`
+    /// changes along with them may wait for a restart.
+    pub fn adopted(&self, new: &Self) -> Result<Self, ConfigError> {
+        let out = Self {
+            connection: self.connection.adopted(&new.connection),
+            layout: self.layout.adopted(&new.layout),
+            lease: self.lease.adopted(&new.lease),
+            attempt: self.attempt.adopted(&new.attempt),
+            contract: self.contract.adopted(&new.contract),
+            notify: self.notify.adopted(&new.notify),
+            guards: self.guards.adopted(&new.guards),
+            worker: self.worker.adopted(&new.worker),
+            reaper: self.reaper.adopted(&new.reaper),
+            telemetry: self.telemetry.adopted(&new.telemetry),
+            handlers: changes::adopted_handlers(&self.handlers, &new.handlers),
+            guard_rules: new.guard_rules.clone(),
+        };
+        let mut problems = Vec::new();
+        out.cross_check(&mut problems);
+        if problems.is_empty() { Ok(out) } else { Err(ConfigError { problems }) }
     }
 
     /// What `provision` makes of these settings.

@@ -4,8 +4,9 @@ use std::{io::IsTerminal, str::FromStr, sync::OnceLock};
 
 use tracing::{Event, Subscriber, field::Visit};
 use tracing_subscriber::{
-    EnvFilter, Layer, fmt,
+    EnvFilter, Layer, Registry, fmt,
     layer::{Context, SubscriberExt},
+    reload,
     util::SubscriberInitExt,
 };
 
@@ -49,6 +50,23 @@ impl FromStr for LogFormat {
 /// The format in use, once there is one.
 static FORMAT: OnceLock<LogFormat> = OnceLock::new();
 
+/// The filter in use, once there is one.
+static FILTER: OnceLock<reload::Handle<EnvFilter, Registry>> = OnceLock::new();
+
+/// A filter as `telemetry.log_level` has it. The error says what of it does not parse.
+pub fn read_filter(filter: &str) -> Result<EnvFilter, String> {
+    EnvFilter::try_new(filter).map_err(|e| format!("{filter:?} is no log filter: {e}"))
+}
+
+/// Goes by another filter from now on. Does nothing in a program that logs in a way of its own.
+pub fn set_filter(filter: EnvFilter) {
+    if let Some(handle) = FILTER.get()
+        && let Err(e) = handle.reload(filter)
+    {
+        tracing::error!(error = %e, "the log filter stays as it was");
+    }
+}
+
 /// Says why this process ends, as the last line on stderr: in the log where that is JSON, else as plain text.
 pub fn last_words(program: &str, text: &str) {
     match FORMAT.get() {
@@ -62,10 +80,11 @@ pub fn last_words(program: &str, text: &str) {
 /// Starts logging to stderr. `filter` is a tracing filter such as `info` or `surety_worker=debug`; one that does not parse
 /// falls back to `info`, and says so. A second call changes nothing.
 pub fn start(format: LogFormat, filter: &str) {
-    let (filter, problem) = match EnvFilter::try_new(filter) {
+    let (filter, problem) = match read_filter(filter) {
         Ok(f) => (f, None),
         Err(e) => (EnvFilter::new("info"), Some(e)),
     };
+    let (filter, handle) = reload::Layer::new(filter);
     let is_coloured = std::io::stderr().is_terminal() && !anstyle_query::no_color();
     let lines = fmt::layer().with_writer(std::io::stderr).with_ansi(is_coloured);
     let lines = match format {
@@ -77,6 +96,7 @@ pub fn start(format: LogFormat, filter: &str) {
     match started {
         Ok(()) => {
             FORMAT.get_or_init(|| format);
+            FILTER.get_or_init(|| handle);
             if format == LogFormat::Json {
                 std::panic::set_hook(Box::new(panicked));
             }
@@ -84,7 +104,7 @@ pub fn start(format: LogFormat, filter: &str) {
         Err(e) => tracing::debug!(error = %e, "logging was started before"),
     }
     if let Some(e) = problem {
-        tracing::warn!(error = %e, "the log filter does not parse; `info` is used");
+        tracing::warn!(error = e, "the log filter does not parse; `info` is used");
     }
 }
 

@@ -80,6 +80,18 @@ metrics! {
         /// What could not be read: a `message` of a queue that is no job, a `record`, index or reply of Redis, an
         /// `entry` of the outbox, a message of the `journal`, a control `line` of a command.
         decode_errors: IntCounterVec = "surety_decode_errors_total" ["what"];
+        /// Times that the running process read its configuration again, by result: `applied` (something that is live changed),
+        /// `unchanged`, `refused` (it has problems; what was in force stays).
+        config_reloads: IntCounterVec = "surety_config_reloads_total" ["result"];
+        /// 1 while the configuration that was read last is a good one, 0 while it is refused and an older one is in force.
+        config_ok: IntGauge = "surety_config_ok" [];
+        /// When a good configuration was read last, as Unix time; the start counts.
+        config_loaded: IntGauge = "surety_config_loaded_timestamp_seconds" [];
+        /// Settings that differ from those in force and wait for a restart of this process.
+        config_pending: IntGauge = "surety_config_restart_pending" [];
+        /// Timers that are armed, by purpose: the look at the file of the `config`, a rule of a reaper, the `renewal` of a worker's
+        /// session and its `extend`ing of deliveries. More than one of a purpose is a defect.
+        timers: IntGaugeVec = "surety_timers" ["purpose"];
         /// Conditions that need a person: lines of the log that carry `alert`.
         alerts: IntCounterVec = "surety_alerts_total" ["alert"];
     }
@@ -182,6 +194,7 @@ pub fn table() -> &'static [Definition] {
 pub const ALERTS: &[&str] = &[
     "attempts_exhausted",
     "buried",
+    "config_refused",
     "index_garbage",
     "job_failed",
     "journal_entry_refused",

@@ -16,6 +16,6 @@ pub mod server;
 
 pub use ask::{arguments_after, health};
 pub use listen::Listen;
-pub use log::{LogFormat, last_words, start};
+pub use log::{LogFormat, last_words, read_filter, set_filter, start};
 pub use options::TelemetryOptions;
 pub use server::{ListenError, Server};

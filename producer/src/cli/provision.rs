@@ -34,7 +34,9 @@ pub(super) async fn run(cx: &Context, _: ProvisionArgs) -> Result<(), Failure> {
 
 /// Print the settings in effect, passwords masked
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  surety config --json")]
+#[command(
+    after_help = "Checks them too: every problem is told, with exit code 78. Workers and reapers read their file again when it\nchanges, and on SIGHUP; docs/config.md marks which settings they take without a restart.\n\nExample:\n  surety config --json\n  surety --config new.toml config"
+)]
 pub(super) struct ConfigArgs {}
 
 #[derive(Serialize, schemars::JsonSchema)]

@@ -675,3 +675,22 @@ fn the_write_order_names_every_fault_point() {
         assert!(doc.contains(&format!("`{p}`")), "docs/write-order.md does not name {p}");
     }
 }
+
+// Shows: G-02
+#[test]
+fn a_worker_asks_for_live_settings_where_it_finds_the_new_ones() {
+    use surety_common::config::{Reload, table};
+    let live: Vec<_> = table().iter().filter(|r| r.reload == Reload::Live).collect();
+    let live =
+        some(live.iter().map(|r| format!("settings.{}.{}", r.section, r.key)).collect(), "live settings");
+    let mut broken = Vec::new();
+    for f in files("files of the worker", |p| p.starts_with("worker/src/") && p.ends_with(".rs")) {
+        for (n, line, is_test) in lines(&f) {
+            // `Shared::settings` are those of the start.
+            if !is_test && live.iter().any(|l| line.contains(l)) {
+                broken.push((f.path.clone(), n, line.to_owned()));
+            }
+        }
+    }
+    check(broken, &[("worker/src/cli.rs", "the log, which begins with the settings of the start")]);
+}

@@ -13,6 +13,7 @@ use surety_common::{
     fault,
     pace::{Pace, Transient},
     recover::RecoverError,
+    reload::LiveSettings,
     store::{Telling, ToldReply},
     tell::{Message, Sink, Told, commit},
 };
@@ -37,7 +38,8 @@ pub(super) enum Settle {
 pub(super) struct Deliverer {
     pub(super) c: Connected,
     pub(super) sink: Box<dyn Sink>,
-    pub(super) tries: Tries,
+    /// How often a receipt is tried is asked at each try.
+    pub(super) live: LiveSettings,
     /// A receipt that nobody settles or extends for this long is given to another dispatcher.
     pub(super) visible_after: Duration,
     /// The worker ends: nothing is waited for any more.
@@ -90,6 +92,11 @@ impl Deliverer {
         self.follow(&r, told, tries.saturating_add(1), is_recorded).await
     }
 
+    fn tries(&self) -> Tries {
+        let s = &self.live.now().notify;
+        Tries { most: u32::try_from(s.tries.0).unwrap_or(u32::MAX), delays: s.backoff.0.clone() }
+    }
+
     /// What follows from the `n`th try.
     async fn follow(&self, r: &Incoming, told: Told, n: u32, is_recorded: bool) -> (&'static str, Settle) {
         let job = &r.job;
@@ -99,7 +106,7 @@ impl Deliverer {
                 tracing::warn!(job_id = %job, why, "a receipt could not be tried");
                 return ("left", Settle::Nak(AWAY));
             }
-            Told::NotSurfaced(why) => match self.tries.after(n) {
+            Told::NotSurfaced(why) => match self.tries().after(n) {
                 Some(after) => (Telling::ReceiptLater { after }, why, Some(after)),
                 None => (Telling::ReceiptGivenUp, why, None),
             },

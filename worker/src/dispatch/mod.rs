@@ -10,7 +10,6 @@ use surety_common::{
         BrokerError,
         pull::{Delivery, Pulled, Puller},
     },
-    domain::delivery::Tries,
     telemetry::metrics::worker,
     tell::SubjectSink,
 };
@@ -29,11 +28,10 @@ const DENIED_PAUSE: Duration = Duration::from_secs(30);
 /// Delivers receipts until the worker drains; what is in hand then is brought to its end.
 pub(crate) async fn run(w: Arc<Shared>) {
     let s = &w.settings.notify;
-    let tries = Tries { most: u32::try_from(s.tries.0).unwrap_or(u32::MAX), delays: s.backoff.0.clone() };
     let deliverer = Arc::new(Deliverer {
         c: w.c.clone(),
         sink: Box::new(SubjectSink::new(w.c.broker.clone(), s.timeout)),
-        tries,
+        live: w.live.clone(),
         visible_after: w.settings.layout.receipt_wait,
         stop: w.abort.clone(),
     });

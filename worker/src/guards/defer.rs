@@ -89,7 +89,7 @@ pub(crate) async fn commit(w: Arc<Shared>, p: u32, group: Vec<Deferral>, permit:
 }
 
 async fn settle(w: &Arc<Shared>, p: u32, d: Deferral, reply: DeferReply, now_ms: u64) {
-    let (_, back_ms) = d.times(w.settings.guards.fallback);
+    let (_, back_ms) = d.times(w.live.now().guards.fallback);
     let job = d.job;
     let instead = match reply {
         DeferReply::Deferred { .. } => {
@@ -136,7 +136,7 @@ fn reason(scope: &Scope) -> Reason {
 fn item<'a>(w: &Shared, d: &'a Deferral) -> DeferItem<'a> {
     let (delivery, decoded) = (&d.job.held.d, &d.job.decoded);
     let job = &decoded.job;
-    let (due_ms, back_ms) = d.times(w.settings.guards.fallback);
+    let (due_ms, back_ms) = d.times(w.live.now().guards.fallback);
     let mut data = serde_json::json!({ "reason": d.scope.kind.reason(), "guard": d.scope.label });
     if let Some(o) = data.as_object_mut() {
         match d.until {
@@ -144,7 +144,7 @@ fn item<'a>(w: &Shared, d: &'a Deferral) -> DeferItem<'a> {
             Until::Turn { before } => o.insert("before".into(), before.into()),
         };
     }
-    let claim = crate::claims::claim_item(w, &d.job);
+    let claim = crate::claims::claim_item(w, &w.live.now(), &d.job);
     DeferItem {
         id: job.id.as_str(),
         queue: job.queue.as_str(),

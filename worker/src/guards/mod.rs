@@ -9,11 +9,12 @@ mod defer;
 mod keep;
 mod pass;
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 
 use surety_common::{
-    config::{GuardRule, Limits},
+    config::{GuardRule, Limits, Settings},
     domain::{Job, guard::GuardKind, pause::Pause},
+    reload::LiveSettings,
     store::{Scope, guards::member},
 };
 
@@ -26,33 +27,33 @@ use crate::{hand::InHand, shared::Shared};
 
 /// The rules in force, and what is held by them.
 pub(crate) struct Guards {
-    rules: RwLock<Arc<Vec<GuardRule>>>,
-    /// How long an offered slot stands (ms).
-    offer_ms: u64,
+    live: LiveSettings,
     kept: keep::Kept,
 }
 
 impl Guards {
-    /// Guards by these rules.
-    pub(crate) fn new(rules: &[GuardRule], offer: std::time::Duration) -> Self {
-        let offer_ms = u64::try_from(offer.as_millis()).unwrap_or(u64::MAX);
-        Self { rules: RwLock::new(Arc::new(rules.to_vec())), offer_ms, kept: keep::Kept::default() }
+    /// Guards by the rules of these settings.
+    pub(crate) fn new(live: LiveSettings) -> Self {
+        Self { live, kept: keep::Kept::default() }
     }
 
     /// The scopes of a job, in the order of their rules.
     fn scopes(&self, job: &Job) -> Vec<Scope> {
-        let rules = self.rules.read().unwrap_or_else(PoisonError::into_inner).clone();
-        rules.iter().filter(|r| r.is_for(job)).filter_map(|r| self.scope(r, job)).collect()
+        let now = self.live.now();
+        let rules = now.guard_rules.iter().filter(|r| r.is_for(job));
+        rules.filter_map(|r| scope(&now, r, job)).collect()
     }
+}
 
-    fn scope(&self, rule: &GuardRule, job: &Job) -> Option<Scope> {
-        let value = rule.scope.render(job)?;
-        let params = match rule.limits {
-            Limits::Rate(r) => [r.interval_us, r.tolerance_us, 0, 0],
-            Limits::Concurrency(slots) => [slots, self.offer_ms, 0, 0],
-        };
-        Some(Scope::new(rule.kind(), &rule.name, &value, params))
-    }
+fn scope(now: &Settings, rule: &GuardRule, job: &Job) -> Option<Scope> {
+    let value = rule.scope.render(job)?;
+    let params = match rule.limits {
+        Limits::Rate(r) => [r.interval_us, r.tolerance_us, 0, 0],
+        Limits::Concurrency(slots) => {
+            [slots, u64::try_from(now.guards.offer.as_millis()).unwrap_or(u64::MAX), 0, 0]
+        }
+    };
+    Some(Scope::new(rule.kind(), &rule.name, &value, params))
 }
 
 /// What has to be asked before the claim of a job, partition by partition.

@@ -5,14 +5,15 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use serde_json::value::RawValue;
 use surety_common::{
     clock::format_span,
-    config::{self, Handler, caller},
+    config::{self, Handler, Settings, caller},
     domain::{
-        ErrorCode, Job, Lineage,
+        ErrorCode, Job, Lineage, TypeName,
         job::RESULT_CAP,
         outcome::{CommandEnd, Verdict, judge_command},
         text,
     },
     fault,
+    reload::LiveSettings,
     telemetry::metrics::{shared, worker},
 };
 
@@ -28,8 +29,11 @@ use crate::{
 /// A command as handler.
 #[derive(Clone)]
 pub(crate) struct CommandHandler {
-    pub(crate) config: Arc<Handler>,
-    pub(crate) defaults: Arc<config::Attempt>,
+    pub(crate) kind: TypeName,
+    /// As it was at the start.
+    pub(crate) first: Arc<Handler>,
+    /// As it is now: an attempt goes by what it finds when it begins.
+    pub(crate) live: LiveSettings,
     pub(crate) keeper: Keeper,
     pub(crate) state: LocalState,
 }
@@ -37,16 +41,16 @@ pub(crate) struct CommandHandler {
 impl CommandHandler {
     /// Time limit for jobs that set none.
     pub(crate) fn timeout(&self) -> Option<Duration> {
-        self.config.timeout
+        self.of(&self.live.now()).timeout
     }
 
-    fn grace(&self) -> Duration {
-        self.config.kill_grace.unwrap_or(self.defaults.kill_grace)
+    fn of<'a>(&'a self, now: &'a Settings) -> &'a Handler {
+        now.handlers.get(self.kind.as_str()).unwrap_or(&self.first)
     }
 
-    fn spec(&self, a: &Attempt, token: &str) -> AttemptSpec {
+    fn spec(config: &Handler, defaults: &config::Attempt, a: &Attempt, token: &str) -> AttemptSpec {
         let job = a.context.job();
-        let mut env = self.config.env.clone();
+        let mut env = config.env.clone();
         let mut set = |k: &str, v: String| env.push((k.to_owned(), v));
         set(caller::JOB_ID, job.id.to_string());
         set("SURETY_JOB_TYPE", job.kind.to_string());
@@ -68,29 +72,31 @@ impl CommandHandler {
         }
         AttemptSpec {
             token: token.to_owned(),
-            argv: self.config.command.clone(),
+            argv: config.command.clone(),
             env,
-            cwd: self.config.cwd.as_ref().map(PathBuf::from),
+            cwd: config.cwd.as_ref().map(PathBuf::from),
             stdin: stdin(job, a.context.attempt),
             timeout: a.timeout,
-            grace: self.grace(),
-            output_limit: self.config.output_limit.unwrap_or(self.defaults.output_limit.0),
+            grace: config.kill_grace.unwrap_or(defaults.kill_grace),
+            output_limit: config.output_limit.unwrap_or(defaults.output_limit.0),
             result_cap: RESULT_CAP,
-            tail_lines: usize::try_from(self.defaults.tail_lines.0).unwrap_or(100),
+            tail_lines: usize::try_from(defaults.tail_lines.0).unwrap_or(100),
         }
     }
 
     /// Runs the command to its end. When this returns, nothing of its process tree is left.
     pub(crate) async fn run(&self, a: Attempt) -> Ended {
+        let now = self.live.now();
+        let config = self.of(&now);
         let token = format!("{}.{}.{}", a.context.id(), a.context.epoch, a.session);
         // Ordering: the local record comes first, so that a restarted worker knows what may still be alive.
         if let Err(e) = self.state.begin(&a.session, a.context.id(), a.context.epoch, &token) {
             return Ended::NotStarted { message: format!("cannot write the local attempt record: {e}") };
         }
-        let running = match self.keeper.run(self.spec(&a, &token)).await {
+        let running = match self.keeper.run(Self::spec(config, &now.attempt, &a, &token)).await {
             Ok(r) => r,
             Err(e) => {
-                let message = format!("{}: {e}", self.config.command.first().map_or("", String::as_str));
+                let message = format!("{}: {e}", config.command.first().map_or("", String::as_str));
                 // J-07: the start error is the one that is reported; a failed roll-back is logged beside it.
                 if let Err(rollback) = self.state.end(&a.session, a.context.id(), a.context.epoch) {
                     tracing::error!(job_id = %a.context.id(), error = %rollback, "cannot remove the local attempt record");
@@ -114,10 +120,10 @@ impl CommandHandler {
         if let Err(e) = self.state.end(&a.session, a.context.id(), a.context.epoch) {
             tracing::warn!(job_id = %a.context.id(), error = %e, "cannot remove the local attempt record");
         }
-        self.judge(heard, exit, a.timeout)
+        Self::judge(config, heard, exit, a.timeout)
     }
 
-    fn judge(&self, heard: Heard, exit: Exit, timeout: Duration) -> Ended {
+    fn judge(config: &Handler, heard: Heard, exit: Exit, timeout: Duration) -> Ended {
         let end = match (&exit.cause, exit.status) {
             (Cause::Stopped(StopReason::Shutdown), _) => return Ended::Stopped,
             (Cause::Stopped(StopReason::Cancelled), _) => return Ended::Cancelled,
@@ -135,7 +141,7 @@ impl CommandHandler {
             );
             worker().truncations.with_label_values(&["output"]).inc();
         }
-        match judge_command(end, &heard.said, &self.config.exit_codes) {
+        match judge_command(end, &heard.said, &config.exit_codes) {
             Verdict::Done => {
                 Ended::Done { result: heard.result.or_else(|| result(&exit)), usage: heard.usage }
             }

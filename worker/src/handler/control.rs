@@ -1,17 +1,18 @@
 //! Control lines: what a handler says while it runs (file descriptor 3, one JSON object a line).
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use serde::Deserialize;
 use serde_json::{Value, value::RawValue};
 use surety_common::{
     domain::{EventKind, JobId, fingerprint, ids::SessionId, job::EVENT_CAP, outcome::Said, text},
+    reload::LiveSettings,
     store::{ProgressItem, ProgressReply},
     telemetry::metrics::worker,
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::reports::ReportGroups;
+use crate::{claims::short, reports::ReportGroups};
 
 /// Most bytes of one text in an event.
 const TEXT_CAP: usize = EVENT_CAP / 2;
@@ -119,8 +120,9 @@ pub(crate) struct Reports {
     pub(crate) session: Arc<SessionId>,
     pub(crate) id: JobId,
     pub(crate) epoch: u64,
-    /// Within this many milliseconds of a report the next one is promised.
-    pub(crate) progress_ms: u32,
+    /// Within this time of a report the next one is promised; `None`: within what the settings say at the time of the report.
+    pub(crate) progress: Option<Duration>,
+    pub(crate) live: LiveSettings,
     /// Cancelled when the store says that the attempt does not own the job any more.
     pub(crate) fence: CancellationToken,
 }
@@ -141,7 +143,8 @@ impl Reports {
             tracing::warn!(job_id = %self.id, "a report over the limit was cut");
         }
         let print = fingerprint(kind.name(), &data);
-        let (id, epoch, progress_ms) = (self.id.to_string(), self.epoch, self.progress_ms);
+        let (id, epoch) = (self.id.to_string(), self.epoch);
+        let progress_ms = short(self.progress.unwrap_or_else(|| self.live.now().contract.progress));
         let item = ProgressItem { id, epoch, kind: kind.name(), data, progress_ms, print };
         match self.groups.report(self.partition, self.session.clone(), item).await {
             Ok(ProgressReply::Journaled { .. }) => true,
