@@ -227,7 +227,7 @@ mod tests {
     #[test]
     fn rules_are_read_and_the_example_of_the_documentation_is_one() {
         let s = load(EXAMPLE).unwrap();
-        let [api, repo] = s.guard_rules.as_slice() else { panic!("{:?}", s.guard_rules) };
+        let [repo, api] = s.guard_rules.as_slice() else { panic!("{:?}", s.guard_rules) };
         assert_eq!((api.name.as_str(), api.kind()), ("api", GuardKind::Rate));
         assert_eq!(api.limits, Limits::Rate(Rate { interval_us: 600_000, tolerance_us: 5_400_000 }));
         assert_eq!(

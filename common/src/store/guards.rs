@@ -49,10 +49,14 @@ impl Scope {
 
     /// Its partition among `n` (at least 1).
     pub fn partition(&self, n: u32) -> u32 {
-        // From the other half of the hash than a remainder of the whole would take, so that keys spread within a partition too.
-        let hash = u64::from_str_radix(&self.hash, 16).unwrap_or(0);
-        ((hash >> 32) % u64::from(n.max(1))) as u32
+        partition(&self.hash, n)
     }
+}
+
+/// Partition of a scope's hash among `n` (at least 1).
+pub fn partition(hash: &str, n: u32) -> u32 {
+    // The remainder is below `n`, so it fits.
+    (u64::from_str_radix(hash, 16).unwrap_or(0) % u64::from(n.max(1))) as u32
 }
 
 /// How what a job held has ended.
@@ -73,7 +77,7 @@ pub enum GuardOutcome {
 #[derive(Debug, Clone)]
 pub struct GuardItem {
     pub act: GuardAct,
-    /// `<job id>/<generation>`; empty for [`GuardAct::Tend`] and [`GuardAct::Open`].
+    /// `<job id>/<generation>`; empty for what is done to a scope: [`GuardAct::Tend`], [`GuardAct::Open`], [`GuardAct::Reset`].
     pub member: String,
     pub scopes: Vec<u16>,
 }
@@ -91,6 +95,8 @@ pub enum GuardAct {
     Adopt,
     /// Whether its turn came since it joined the line.
     Check,
+    /// Starts a scope over: nothing was ever counted. Of slots and locks nothing changes.
+    Reset,
     /// Looks after scopes: what is over by time, and what a dead session held.
     Tend { session: String },
     /// Lets the first of those go that wait in the line of a pause.
@@ -237,7 +243,7 @@ impl Store {
 }
 
 /// `kind a b c d`, as the script keeps it.
-fn read_params(text: &str) -> Option<(GuardKind, [u64; 4])> {
+pub(super) fn read_params(text: &str) -> Option<(GuardKind, [u64; 4])> {
     let mut numbers = text.split(' ').map(|n| n.parse::<f64>().ok().map(|n| n as u64));
     let kind = numbers.next()?.and_then(|k| u8::try_from(k).ok()).and_then(GuardKind::from_code)?;
     let mut params = [0; 4];
@@ -259,6 +265,7 @@ fn pack_item(packed: &mut Packer, item: &GuardItem) {
         GuardAct::Adopt => (4, "", "", 0, 0),
         GuardAct::Check => (6, "", "", 0, 0),
         GuardAct::Open => (8, "", "", 0, 0),
+        GuardAct::Reset => (7, "", "", 0, 0),
         GuardAct::Tend { session } => (5, session.as_str(), "", 0, 0),
     };
     packed.byte(op).text(&item.member).text(text).text(more).byte(flag).u48(number);

@@ -22,6 +22,7 @@ mod reads;
 pub mod record;
 mod replies;
 pub mod restore;
+mod scopes;
 pub mod script;
 pub mod server;
 pub mod sessions;
@@ -45,6 +46,7 @@ pub use ops::{
 };
 pub use record::Record;
 pub use restore::{Restored, RestoredItem};
+pub use scopes::ScopeState;
 pub use script::{Answer, Store, StoreError, StoreOptions};
 pub use server::{ServerConfig, ServerState};
 pub use sessions::{Fleet, FleetSession, Held, Mate, SessionInfo};

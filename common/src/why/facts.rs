@@ -3,6 +3,7 @@
 use crate::{
     broker::queues::LaneState,
     domain::{JobId, pause::Pause},
+    guard_view::GuardView,
     store::{Record, SessionInfo},
     view::JobView,
     wire::event::Event,
@@ -48,6 +49,19 @@ pub struct MessageFacts {
     pub ahead: Option<u64>,
 }
 
+/// The guard that deferred the job.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GuardFacts {
+    /// `rate_limited`, `concurrency`, …: why it was deferred.
+    pub reason: String,
+    /// Rule and value.
+    pub label: String,
+    /// The scope as it is now; `None` where nothing is kept for it any more.
+    pub now: Option<GuardView>,
+    /// How many are before it in line; `None` where it is not in line.
+    pub before: Option<u64>,
+}
+
 /// Everything that was found out.
 #[derive(Debug, Clone)]
 pub struct Facts {
@@ -64,6 +78,8 @@ pub struct Facts {
     /// `None` where it was not asked for: nothing of it could hold the job.
     pub queue: Option<QueueFacts>,
     pub carrier: Option<CarrierFacts>,
+    /// `None` where no guard deferred it.
+    pub guard: Option<GuardFacts>,
     /// The last entry of the job still waits in the outbox.
     pub is_unjournaled: bool,
     /// Its events, in the order of their revisions; the last ones, where there are many.

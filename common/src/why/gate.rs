@@ -1,6 +1,6 @@
 //! What holds a job: pure. The first gate that is found is the one that holds it now; those after it would be next.
 
-use super::{Facts, Gate, GateCode};
+use super::{Facts, Gate, GateCode, GuardFacts};
 use crate::{
     clock::{format_span, iso_millis},
     domain::{Contract, Status, pause::Target},
@@ -161,7 +161,10 @@ fn waiting(f: &Facts, r: &Record, out: &mut Vec<Gate>) {
         });
     }
     paused(f, out);
-    if r.due_ms > f.now_ms {
+    if let Some(g) = &f.guard {
+        out.push(guarded(f, r, g));
+    }
+    if r.due_ms > f.now_ms && f.guard.is_none() {
         let why = match (r.status, r.code.as_str()) {
             (Status::Deferred, _) => format!("its start failed {} times ({})", r.start_failures, r.code),
             (_, "") => "it was put off".to_owned(),
@@ -184,6 +187,24 @@ fn waiting(f: &Facts, r: &Record, out: &mut Vec<Gate>) {
             "the broker delivers it again, at the latest after the ack-wait of its queue",
         ));
     }
+}
+
+/// A guard that deferred it: what it holds now, and when it lets the job go.
+fn guarded(f: &Facts, r: &Record, g: &GuardFacts) -> Gate {
+    let state = g.now.as_ref().map(|v| format!(" ({}; now: {})", v.limit, v.now)).unwrap_or_default();
+    let what = format!("the guard {:?} keeps it waiting: {}{state}", g.label, g.reason);
+    if r.due_ms > f.now_ms {
+        let what = format!("{what}; its slot is in {}", span(r.due_ms - f.now_ms));
+        let then = "then its message is delivered again and it starts";
+        return Gate { until: iso_millis(r.due_ms), ..gate(GateCode::Guarded, what, then) };
+    }
+    let place = g.before.map(|n| format!("; {n} jobs are before it in line")).unwrap_or_default();
+    let then = if g.before.is_some() {
+        "it is woken when its turn comes"
+    } else {
+        "its turn has come, or it comes back by itself soon and asks again"
+    };
+    gate(GateCode::Guarded, format!("{what}{place}"), then)
 }
 
 /// The store has not seen it, or has no record any more.

@@ -4,15 +4,16 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use super::{
-    CarrierFacts, Facts, MessageFacts, OwnerFacts, QueueFacts, Why,
+    CarrierFacts, Facts, GuardFacts, MessageFacts, OwnerFacts, QueueFacts, Why,
     explain::{EVENTS_SHOWN, explain},
 };
 use crate::{
     broker::place::Carrier,
     connect::Connected,
-    domain::{JobId, QueueName, ids::SessionId},
+    domain::{ErrorCode, JobId, QueueName, Status, ids::SessionId},
+    guard_view::view,
     lookup::{LookupError, Seen, find, journal_part},
-    store::{Record, StoreError},
+    store::{Record, StoreError, guards},
     view::JobView,
     wire::event::Event,
 };
@@ -50,6 +51,7 @@ pub async fn gather(c: &Connected, id: &JobId, overstay: Duration) -> Result<Opt
         owner: None,
         queue: None,
         carrier: None,
+        guard: None,
         is_unjournaled: false,
         events: Vec::new(),
         is_cut: false,
@@ -80,6 +82,7 @@ pub async fn gather(c: &Connected, id: &JobId, overstay: Duration) -> Result<Opt
         Err(e) => f.unknown.push(format!("its journal: {e}")),
     }
     (f.events, f.is_cut) = story.told();
+    guard(c, &mut f).await;
     if let Some(r) = f.record.clone().filter(|r| r.status.is_terminal() && !r.entry.is_empty()) {
         let is_told = f.events.iter().any(|e| e.generation == r.generation && e.kind == "finished");
         let p = c.store.keys().partition(id);
@@ -89,6 +92,33 @@ pub async fn gather(c: &Connected, id: &JobId, overstay: Duration) -> Result<Opt
         });
     }
     Ok(Some(f))
+}
+
+/// The guard that its last deferral names.
+async fn guard(c: &Connected, f: &mut Facts) {
+    let Some(r) = f.record.as_ref().filter(|r| r.status == Status::Deferred) else { return };
+    if r.code == ErrorCode::StartFailed.name() {
+        return;
+    }
+    let said = f.events.iter().rev().find(|e| e.kind == "deferred" && e.data.get("guard").is_some());
+    let text = |key: &str| said.and_then(|e| e.data.get(key)).and_then(|v| v.as_str()).map(str::to_owned);
+    let mut found = GuardFacts {
+        reason: r.code.clone(),
+        label: text("guard").unwrap_or_else(|| "a guard".into()),
+        now: None,
+        before: None,
+    };
+    if let Some(hash) = text("scope") {
+        let p = guards::partition(&hash, c.store.keys().partitions());
+        let member = guards::member(&f.id, r.generation);
+        note(&mut f.unknown, "its guard", c.store.scope_state(p, &hash).await, |s| {
+            found.now = s.as_ref().map(view);
+        });
+        note(&mut f.unknown, "its place in line", c.store.place_in_line(p, &hash, &member).await, |n| {
+            found.before = n;
+        });
+    }
+    f.guard = Some(found);
 }
 
 /// Takes what was read, or notes that it could not be.

@@ -13,7 +13,7 @@ mod tests;
 use serde::Serialize;
 
 pub use explain::explain;
-pub use facts::{CarrierFacts, Facts, MessageFacts, OwnerFacts, QueueFacts};
+pub use facts::{CarrierFacts, Facts, GuardFacts, MessageFacts, OwnerFacts, QueueFacts};
 pub use gather::{gather, why};
 
 use crate::{view::JobView, wire::event::Event};
@@ -82,6 +82,8 @@ pub enum GateCode {
     OwnerLost,
     /// The handler waits for an answer.
     WaitingInput,
+    /// A guard or a lock does not let it start now.
+    Guarded,
     /// Its retry, or another try of its start, is not due.
     NotDue,
     /// It is due, and its message comes back when the broker delivers it again.
@@ -112,7 +114,7 @@ pub enum GateCode {
 
 impl GateCode {
     /// Every code.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 23] = [
         Self::Ended,
         Self::NotJournaled,
         Self::ReceiptPending,
@@ -122,6 +124,7 @@ impl GateCode {
         Self::Overstayed,
         Self::OwnerLost,
         Self::WaitingInput,
+        Self::Guarded,
         Self::NotDue,
         Self::Redelivery,
         Self::Scheduled,

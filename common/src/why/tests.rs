@@ -7,6 +7,7 @@ use crate::{
         Contract, JobId, Status,
         pause::{Pause, Target},
     },
+    guard_view::GuardView,
     store::{Record, SessionInfo},
 };
 
@@ -70,6 +71,7 @@ fn facts(r: Record) -> Facts {
         pauses: vec![],
         store_closed: None,
         queue: None,
+        guard: None,
         is_unjournaled: false,
         events: vec![],
         is_cut: false,
@@ -197,6 +199,38 @@ fn a_job_in_backoff_is_told_until_when_and_why() {
         ..record(Status::Deferred)
     };
     assert!(explain(facts(r)).gate.what.starts_with("its start failed 2 times (start_failed)"));
+}
+
+#[test]
+fn a_deferred_job_is_told_its_guard_and_its_slot_or_its_place_in_line() {
+    let now = GuardView {
+        kind: "concurrency",
+        scope: "repo: acme".into(),
+        limit: "2 at once".into(),
+        now: "2 held".into(),
+        is_full: true,
+        waiting: 5,
+        clears_at: None,
+        hash: "0".into(),
+    };
+    let r = Record { code: "concurrency".into(), due_ms: NOW - 5, ..record(Status::Deferred) };
+    let mut f = facts(r.clone());
+    f.guard = Some(GuardFacts {
+        reason: "concurrency".into(),
+        label: "repo: acme".into(),
+        now: Some(now),
+        before: Some(3),
+    });
+    let w = explain(f.clone());
+    assert_eq!(codes(&w), [GateCode::Guarded]);
+    assert_eq!(
+        w.gate.what,
+        "the guard \"repo: acme\" keeps it waiting: concurrency (2 at once; now: 2 held); 3 jobs are before it in line"
+    );
+    f.record = Some(Record { code: "rate_limited".into(), due_ms: NOW + 2500, ..r });
+    let w = explain(f);
+    assert_eq!(w.gate.until, at(NOW + 2500));
+    assert!(w.gate.what.ends_with("its slot is in 2s"), "{}", w.gate.what);
 }
 
 #[test]

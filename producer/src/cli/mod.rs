@@ -12,6 +12,7 @@ mod doctor;
 mod enqueue;
 mod events;
 pub(crate) mod failure;
+mod guards;
 mod job_args;
 mod lookup;
 mod members;
@@ -111,6 +112,7 @@ enum Command {
     Pause(pause::PauseArgs),
     Resume(pause::resume::ResumeArgs),
     Workers(workers::WorkersArgs),
+    Guards(guards::GuardsArgs),
     Doctor(doctor::DoctorArgs),
     Dlq(dlq::DlqArgs),
     Schedule(schedule::ScheduleArgs),
@@ -210,6 +212,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Pause(a) => Box::pin(pause::run(&cx, a)).await,
         Command::Resume(a) => Box::pin(pause::resume::run(&cx, a)).await,
         Command::Workers(a) => workers::run(&cx, a).await,
+        Command::Guards(a) => guards::run(&cx, a).await,
         Command::Doctor(a) => doctor::run(&cx, a).await,
         Command::Dlq(a) => dlq::run(&cx, a).await,
         Command::Schedule(a) => schedule::run(&cx, a).await,

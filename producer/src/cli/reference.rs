@@ -9,8 +9,8 @@ use serde_json::Value;
 use surety_common::{cancel::Report, wire::event::Event};
 
 use super::{
-    Cli, EXIT_CODES, audit, batch, dev, dlq, doctor, enqueue, events, pause, provision, purge, queues,
-    replay, schedule, shell, watch, workers,
+    Cli, EXIT_CODES, audit, batch, dev, dlq, doctor, enqueue, events, guards, pause, provision, purge,
+    queues, replay, schedule, shell, watch, workers,
 };
 use crate::{bench, demo};
 
@@ -49,6 +49,8 @@ fn shapes() -> Vec<(&'static str, &'static str, Value)> {
         ("pause", "With --list", of::<pause::list::Answer>()),
         ("resume", "", of::<pause::resume::Answer>()),
         ("workers", "", of::<workers::Answer>()),
+        ("guards", "", of::<guards::Answer>()),
+        ("guards reset", "", of::<guards::Reset>()),
         ("doctor", "", of::<doctor::Report>()),
         ("dlq list", "", of::<dlq::Page>()),
         ("dlq show", "", of::<dlq::Shown>()),
@@ -187,7 +189,11 @@ fn arguments<'a>(of: impl Iterator<Item = &'a Arg>) -> String {
 fn commands(at: &Command, name: &str, out: &mut Vec<(String, Command)>) {
     for c in at.get_subcommands().filter(|c| !c.is_hide_set() && c.get_name() != "help") {
         let name = format!("{name} {}", c.get_name()).trim().to_owned();
-        if c.has_subcommands() { commands(c, &name, out) } else { out.push((name, c.clone())) }
+        // One that asks for no subcommand is one by itself too.
+        if !c.is_subcommand_required_set() {
+            out.push((name.clone(), c.clone()));
+        }
+        commands(c, &name, out);
     }
 }
 

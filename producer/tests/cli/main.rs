@@ -13,6 +13,7 @@ mod client;
 mod demo;
 mod dev;
 mod dlq;
+mod guards;
 mod input;
 mod jobs;
 mod later;

@@ -137,7 +137,8 @@ fn item<'a>(w: &Shared, d: &'a Deferral) -> DeferItem<'a> {
     let (delivery, decoded) = (&d.job.held.d, &d.job.decoded);
     let job = &decoded.job;
     let (due_ms, back_ms) = d.times(w.live.now().guards.fallback);
-    let mut data = serde_json::json!({ "reason": d.scope.kind.reason(), "guard": d.scope.label });
+    let mut data =
+        serde_json::json!({ "reason": d.scope.kind.reason(), "guard": d.scope.label, "scope": d.scope.hash });
     if let Some(o) = data.as_object_mut() {
         match d.until {
             Until::Moment(at) => o.insert("until".into(), iso_millis(at).into()),

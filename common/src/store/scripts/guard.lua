@@ -10,6 +10,7 @@
 --   5 tend    text: a session that is dead, or ''
 --   8 open    who waits in a line of a pause may come, the first ones
 --   6 check   whether its turn came since it joined the line
+--   7 reset   as if nothing had ever been counted, where the kind counts anything
 -- Results, none for a release: {0, HELD or a number for each scope} passes    {1, scope, ms} waits until
 --   {2, scope, before it} waits in line    {3, scope, count} stopped    {4} not yet: the store was just rebuilt
 --   {5, 1 renewed / 0 gone / 2 held again ...}    {6, number ...} adopted    {7} tended    {8, 1 its turn has come / 0}
@@ -114,6 +115,9 @@ for i = 1, #items do
     answer = { 7 }
   elseif op == 6 then
     answer = { 8, item[1].of.turn(item[1], member) and 1 or 0 }
+  elseif op == 7 then
+    if item[1].of.reset then item[1].of.reset(item[1]) end
+    answer = { 7 }
   end
   if answer then
     answers = answers + 1

@@ -11,6 +11,7 @@
 --   renew(sc, member, token, may_restore)    1 renewed, 0 gone, 2 held again
 --   tend(sc, of_session)      what is due by time; what that session held is free. Sets `is_idle` when nothing is left
 --   open(sc)                  lets those in line go (pauses)
+--   reset(sc)                 nothing was ever counted (where it counts anything)
 --   write(sc)                 at the end of the call
 
 local RATE, CONCURRENCY, LOCK, PAUSE, CRASH_LOOP, BREAKER, LOOP = 1, 2, 3, 4, 5, 6, 7

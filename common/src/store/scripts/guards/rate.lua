@@ -67,6 +67,9 @@ function Rate.tend(sc)
   sc.is_idle = sc.tat <= micros and redis.call('EXISTS', sc.wait) == 0
 end
 
+-- Slots that are booked stay: their jobs come back for them.
+function Rate.reset(sc) sc.tat, sc.changed = 0, true end
+
 function Rate.write(sc)
   in_slices('ZREM', sc.wait, sc.rem)
   in_slices('ZADD', sc.wait, sc.add)

@@ -1,0 +1,119 @@
+//! What a guard's scope is told as, to people and to programs: pure.
+
+use serde::Serialize;
+
+use crate::{
+    clock::{format_span, iso_millis},
+    domain::guard::GuardKind,
+    store::ScopeState,
+};
+use std::time::Duration;
+
+/// One scope as `surety guards` shows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, schemars::JsonSchema)]
+pub struct GuardView {
+    /// `rate`, `concurrency`, …
+    pub kind: &'static str,
+    /// Rule and value.
+    pub scope: String,
+    /// What it allows.
+    pub limit: String,
+    /// What it holds now, in words.
+    pub now: String,
+    /// Whether a job that asked now would have to wait.
+    pub is_full: bool,
+    /// Jobs that wait for it.
+    pub waiting: u64,
+    /// When it lets the next one start, where only time decides.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub clears_at: Option<String>,
+    /// Names the scope, for `surety guards reset`, where two are called the same.
+    pub hash: String,
+}
+
+fn span(us: u64) -> String {
+    format_span(Duration::from_micros(us))
+}
+
+/// A scope in words.
+pub fn view(s: &ScopeState) -> GuardView {
+    let [a, b, ..] = s.scope.params;
+    let (limit, now, is_full, clears_ms) = match s.scope.kind {
+        GuardKind::Rate => {
+            let tat = s.fields.get("tat").and_then(|t| t.parse::<u64>().ok()).unwrap_or(0);
+            let now_us = s.now_ms.saturating_mul(1000);
+            let ahead = tat.saturating_sub(now_us);
+            let burst = b / a.max(1) + 1;
+            let free = if ahead > b { 0 } else { (b - ahead) / a.max(1) + 1 };
+            let now = if free > 0 {
+                format!("{} of {burst} may start at once", free.min(burst))
+            } else {
+                format!("the next free slot is in {}", span(ms_up(ahead - b) * 1000))
+            };
+            let clears = (free == 0).then(|| s.now_ms + ms_up(ahead - b));
+            (format!("one every {}, {burst} at once", span(a)), now, free == 0, clears)
+        }
+        GuardKind::Concurrency | GuardKind::Lock => {
+            let limit =
+                if s.scope.kind == GuardKind::Lock { "one holder".into() } else { format!("{a} at once") };
+            (limit, format!("{} held", s.held), s.held >= a, None)
+        }
+        // It is no rule with a limit: what is in line here is let go when the pause is over.
+        GuardKind::Pause => ("nobody".into(), "paused".into(), s.waiting > 0, None),
+    };
+    GuardView {
+        kind: s.scope.kind.name(),
+        scope: s.scope.label.clone(),
+        limit,
+        now,
+        is_full,
+        waiting: s.waiting,
+        clears_at: clears_ms.and_then(iso_millis),
+        hash: s.scope.hash.clone(),
+    }
+}
+
+fn ms_up(us: u64) -> u64 {
+    us.div_ceil(1000)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Scope;
+
+    fn state(kind: GuardKind, params: [u64; 4], tat_us: u64, held: u64) -> ScopeState {
+        ScopeState {
+            scope: Scope::new(kind, "api", "acme", params),
+            partition: 0,
+            now_ms: 10_000,
+            fields: [("tat".to_owned(), tat_us.to_string())].into(),
+            held,
+            waiting: 3,
+        }
+    }
+
+    #[test]
+    fn a_rate_limit_tells_what_is_left_of_its_burst_or_when_the_next_slot_is() {
+        let of = |tat| view(&state(GuardKind::Rate, [1_000_000, 4_000_000, 0, 0], tat, 0));
+        let idle = of(0);
+        assert_eq!(
+            (idle.limit.as_str(), idle.now.as_str()),
+            ("one every 1s, 5 at once", "5 of 5 may start at once")
+        );
+        assert_eq!(of(12_000_000).now, "3 of 5 may start at once");
+        let full = of(16_500_000);
+        assert_eq!((full.now.as_str(), full.is_full), ("the next free slot is in 2500ms", true));
+        assert_eq!(full.clears_at.as_deref(), Some("1970-01-01T00:00:12.500Z"));
+    }
+
+    #[test]
+    fn slots_tell_how_many_are_held() {
+        let v = view(&state(GuardKind::Concurrency, [2, 5000, 0, 0], 0, 2));
+        assert_eq!(
+            (v.limit.as_str(), v.now.as_str(), v.is_full, v.waiting),
+            ("2 at once", "2 held", true, 3)
+        );
+        assert_eq!((v.kind, v.scope.as_str()), ("concurrency", "api: acme"));
+    }
+}
