@@ -12,7 +12,7 @@ PRODUCTS := -p surety-producer -p surety-worker -p surety-reaper
 RUSTDOC := RUSTDOCFLAGS="-D warnings -A rustdoc::private-intra-doc-links"
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos lint bench compose-test docs docs-check release servers
+.PHONY: help demo test test-cluster chaos lint bench compose-test docs docs-check release servers
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,6 +29,13 @@ demo: servers release ## watch jobs survive killed processes, on private servers
 test: servers ## run every test, against real servers
 	$(CARGO) build --workspace --all-targets --locked
 	$(CARGO) test --workspace --locked
+
+# Those that look at what Redis has, whatever runs on it. cluster:: runs on one by itself.
+CLUSTER_SUITES := scripts:: model:: clocks:: unreadable::
+
+test-cluster: servers ## run what concerns Redis once more, on a cluster of three masters
+	$(CARGO) build --workspace --all-targets --locked
+	SURETY_TEST_REDIS=cluster $(CARGO) test -p surety-tests --test suite --locked -- $(CLUSTER_SUITES)
 
 chaos: servers ## break everything at random for 10 minutes, then check every promise (SEED, DURATION=10m)
 	$(CARGO) build --workspace --all-targets --locked

@@ -60,7 +60,7 @@ pub async fn mend(c: &Connected, p: u32, defaults: &Defaults) -> Result<Mended, 
     }
     // Ordering: the bytes first. Every transition writes the record, so while they stand there no event is added.
     gather(c, p, &mut bad).await?;
-    let now_ms = c.store.now_ms().await?;
+    let now_ms = c.store.now_ms_of(p).await?;
     for (id, (raw, events)) in bad {
         let job = document(c, &events).await?;
         let record = fold(events, job.as_ref(), defaults, now_ms);

@@ -12,6 +12,7 @@ use tokio::{process::Command, sync::mpsc};
 use crate::{
     command::Said,
     process::Process,
+    redis::Kind,
     world::{PATIENCE, World},
 };
 
@@ -63,15 +64,26 @@ impl Guarded {
 
     /// The same with other users of NATS.
     pub async fn edited(config: &str, edit: impl FnOnce(String) -> String) -> Self {
+        Self::of(Kind::wanted(), config, edit).await
+    }
+
+    /// On a Redis Cluster, every node of which has the users.
+    pub async fn on_cluster(config: &str) -> Self {
+        Self::of(Kind::Cluster { replicas: 0 }, config, |users| users).await
+    }
+
+    async fn of(kind: Kind, config: &str, edit: impl FnOnce(String) -> String) -> Self {
         let acl = tempfile::tempdir().unwrap();
         let file = acl.path().join("users.acl");
         // The server is started without users, because whoever starts it asks it whether it is there.
         std::fs::write(&file, "").unwrap();
-        let world = World::on(config, &edit(nats_users()), &["--aclfile", file.to_str().unwrap()]).await;
+        let args = ["--aclfile", file.to_str().unwrap()];
+        let world = World::try_of(kind, config, &edit(nats_users()), &args).await.unwrap();
         std::fs::write(&file, redis_users().await).unwrap();
-        let admin = redis::Client::open(world.redis.url()).unwrap();
-        let mut admin = admin.get_multiplexed_async_connection().await.unwrap();
-        redis::cmd("ACL").arg("LOAD").exec_async(&mut admin).await.unwrap();
+        for node in 0..world.redis.nodes.len() {
+            let mut admin = world.redis.plain(node).await;
+            redis::cmd("ACL").arg("LOAD").exec_async(&mut admin).await.unwrap();
+        }
         let g = Self { world, _acl: acl };
         g.surety("operator", &["provision"]).await.exits(0);
         g

@@ -198,15 +198,16 @@ pub async fn dead_letters(w: &World) -> Vec<Letter> {
 /// Waits until nothing is left of anything: no message in `JOBS`, no journal entry to publish, no session that runs anything.
 pub async fn settled(w: &World, c: &Connected) {
     let sessions = async || {
-        let all = c.store.sessions(0, u64::MAX / 4, 1000).await.unwrap_or_default();
         let mut n = 0;
-        for (s, _) in &all {
-            n += c.store.running(0, s).await.map_or(1, |r| r.len());
+        for p in 0..c.store.keys().partitions() {
+            for (s, _) in &c.store.sessions(p, u64::MAX / 4, 1000).await.unwrap_or_default() {
+                n += c.store.running(p, s).await.map_or(1, |r| r.len());
+            }
         }
         n
     };
     wait_logged(w, "JOBS to be empty", async || messages(w, &c.broker.names().jobs()).await == 0).await;
-    wait_logged(w, "the outbox to be empty", async || c.store.outbox_len(0).await.is_ok_and(|n| n == 0))
+    wait_logged(w, "the outbox to be empty", async || c.store.depths().await.is_ok_and(|d| d.outbox == 0))
         .await;
     wait_logged(w, "no session to run anything", async || sessions().await == 0).await;
 }

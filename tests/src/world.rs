@@ -12,9 +12,13 @@ use surety_common::{
     domain::{JobId, Status},
     store::Record,
 };
-use surety_producer::dev::servers::{NatsOptions, NatsServer, RedisOptions, RedisServer};
+use surety_producer::dev::servers::{NatsOptions, NatsServer};
 
-use crate::{history::History, process::Process};
+use crate::{
+    history::History,
+    process::Process,
+    redis::{Kind, Redis},
+};
 
 /// Times that make a lost worker a matter of two seconds. The rules between them are those of the defaults.
 pub const SHORT: &str = r#"
@@ -47,7 +51,7 @@ pub const PATIENCE: Duration = Duration::from_secs(45);
 /// Real servers and a folder.
 pub struct World {
     pub nats: NatsServer,
-    pub redis: RedisServer,
+    pub redis: Redis,
     pub dir: tempfile::TempDir,
     pub config: String,
     n: AtomicU32,
@@ -69,8 +73,18 @@ impl World {
         Self::try_on(config, nats, redis).await.unwrap()
     }
 
-    /// The same, or why a server did not start.
+    /// Servers of which Redis is a cluster of three masters with that many replicas each, and with six partitions.
+    pub async fn on_cluster(config: &str, replicas: usize) -> Self {
+        Self::try_of(Kind::Cluster { replicas }, config, "", &[]).await.unwrap()
+    }
+
+    /// As [`World::on`], or why a server did not start.
     pub async fn try_on(config: &str, nats: &str, redis: &[&str]) -> Result<Self, String> {
+        Self::try_of(Kind::wanted(), config, nats, redis).await
+    }
+
+    /// As [`World::try_on`], on this kind of Redis.
+    pub async fn try_of(kind: Kind, config: &str, nats: &str, redis: &[&str]) -> Result<Self, String> {
         let dir = tempfile::tempdir().unwrap();
         let nats = NatsServer::start(NatsOptions {
             port: None,
@@ -78,15 +92,16 @@ impl World {
             extra_config: nats.to_owned(),
             log: None,
         });
-        let redis = RedisServer::start(RedisOptions {
-            port: None,
-            data: dir.path().join("redis"),
-            extra_args: redis.iter().map(|a| (*a).to_owned()).collect(),
-            log: None,
-        });
+        let redis = Redis::start(kind, dir.path().join("redis"), redis);
         let (nats, redis) = tokio::join!(nats, redis);
         let (nats, redis) = (nats.map_err(|e| e.to_string())?, redis.map_err(|e| e.to_string())?);
-        let w = Self { nats, redis, dir, config: merge(SHORT, config), n: AtomicU32::new(0) };
+        let w = Self {
+            nats,
+            redis,
+            dir,
+            config: merge(&merge(SHORT, kind.config()), config),
+            n: AtomicU32::new(0),
+        };
         std::fs::write(w.config_file(), &w.config).unwrap();
         Ok(w)
     }
@@ -204,7 +219,7 @@ impl World {
     pub async fn drained(&self, c: &Connected) {
         wait("JOBS to be empty", async || messages(self, &c.broker.names().jobs()).await == 0).await;
         // Confirmed entries are trimmed by their publisher's next call (a renewal), or by a reaper.
-        wait("the outbox to be empty", async || c.store.outbox_len(0).await.is_ok_and(|n| n == 0)).await;
+        wait("the outbox to be empty", async || c.store.depths().await.is_ok_and(|d| d.outbox == 0)).await;
     }
 
     /// The logs of all processes of this world.

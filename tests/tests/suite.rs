@@ -9,6 +9,7 @@ mod suite {
     mod cancel;
     mod chaos;
     mod clocks;
+    mod cluster;
     mod compose;
     mod contract;
     mod control;

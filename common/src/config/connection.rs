@@ -59,7 +59,7 @@ impl Connection {
 mod tests {
     use std::{collections::BTreeMap, path::Path};
 
-    use crate::config::{Settings, load_text, private_servers};
+    use crate::config::{Address, Settings, load_text, private_servers};
 
     type Given<'a> = &'a [(&'a str, &'a str)];
 
@@ -186,6 +186,15 @@ mod tests {
             let e = load(&format!("[connection]\n{bad}"), &[], &[]).unwrap_err();
             assert!(e.contains(why), "{bad}: {e}");
         }
+    }
+
+    #[test]
+    fn nodes_of_a_cluster_stand_beside_each_other_with_one_login() {
+        let each = |url: &str| Address::from(url).each();
+        assert_eq!(each("redis://a:1"), ["redis://a:1"]);
+        assert_eq!(each("rediss://a:1, b:2,rediss://c:3"), ["rediss://a:1", "rediss://b:2", "rediss://c:3"]);
+        assert_eq!(each("redis://u:p,w@a,b:2"), ["redis://u:p,w@a", "redis://u:p,w@b:2"]);
+        assert_eq!(each("localhost:1"), ["localhost:1"]);
     }
 
     #[test]

@@ -57,6 +57,20 @@ pub struct Address(String);
 impl Address {
     /// What may be printed: user and password of each address are masked.
     pub fn masked(&self) -> String {
+        self.parts().iter().map(|p| mask(p)).collect::<Vec<_>>().join(",")
+    }
+
+    /// Each address. One that has no scheme has scheme and login of the first.
+    pub fn each(&self) -> Vec<String> {
+        let parts = self.parts();
+        let first = parts.first().map_or("", |p| p.trim());
+        let start = first.rfind('@').map(|at| at + 1).or_else(|| first.find("://").map(|at| at + 3));
+        let like = first.get(..start.unwrap_or(0)).unwrap_or("");
+        let whole = |p: &str| if p.contains("://") { p.to_owned() } else { format!("{like}{p}") };
+        parts.iter().map(|p| p.trim()).filter(|p| !p.is_empty()).map(whole).collect()
+    }
+
+    fn parts(&self) -> Vec<String> {
         let mut parts: Vec<String> = Vec::new();
         for part in self.0.split(',') {
             match parts.last_mut() {
@@ -65,7 +79,7 @@ impl Address {
                 _ => parts.push(part.to_owned()),
             }
         }
-        parts.iter().map(|p| mask(p)).collect::<Vec<_>>().join(",")
+        parts
     }
 }
 

@@ -110,7 +110,7 @@ settings! {
         nats_key: FilePath = "";
         /// TLS from the first byte, for a server with `handshake_first`.
         nats_tls_first: bool = "false";
-        /// The Redis server (also `REDIS_URL`); `rediss://` for TLS.
+        /// The Redis server, or nodes of a Redis Cluster separated by commas: one is enough (also `REDIS_URL`); `rediss://` for TLS.
         redis_url: Address = "redis://127.0.0.1:6379";
         /// User at Redis.
         redis_user: String = "";
@@ -133,7 +133,7 @@ settings! {
     ["layout"] LayoutSettings {
         /// Declared queues in rank order; a publish to any other is refused at once.
         queues: Vec<String> = "default";
-        /// Parts of the Redis data; 1 for a single Redis (best batching), several per master on a cluster.
+        /// Parts of the Redis data; 1 for a single Redis (best batching), several per master on a cluster (`docs/cluster.md`).
         partitions: Count<99> = "1";
         /// Copies of each stream: 1, or 3 on a cluster of NATS servers.
         replicas: Count<5> = "1";

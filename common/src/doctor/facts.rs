@@ -6,7 +6,7 @@ use crate::{
     broker::{drift::Difference, place::CarrierStream, queues::LaneState},
     config::Settings,
     domain::{QueueName, pause::Pauses},
-    store::{Fleet, ServerState},
+    store::{ClusterState, Fleet, ServerState},
 };
 
 /// A fact, or why it could not be found out.
@@ -170,9 +170,30 @@ pub struct Disk {
 /// The store.
 #[derive(Debug, Clone)]
 pub struct RedisFacts {
+    /// Addresses that were given, without passwords.
+    pub url: String,
+    /// The server; of a cluster every master, and where everything was asked for, every replica.
+    pub servers: Vec<RedisServer>,
+    /// `None`: one server alone.
+    pub cluster: Option<ClusterState>,
+}
+
+impl RedisFacts {
+    /// Version of the first server that told it.
+    pub fn version(&self) -> Option<&str> {
+        self.servers.iter().find_map(|s| s.state.as_ref().ok()).map(|s| s.version.as_str())
+    }
+}
+
+/// One Redis.
+#[derive(Debug, Clone)]
+pub struct RedisServer {
     /// Address without its password.
     pub url: String,
-    pub server: ServerState,
+    /// A node that may take the place of another.
+    pub is_standby: bool,
+    /// `Err` only of a node of a cluster.
+    pub state: Known<ServerState>,
     /// Where it stores, if that is on this host.
     pub disk: Option<Disk>,
     /// Its clock minus this host's.

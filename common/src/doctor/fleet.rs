@@ -22,8 +22,10 @@ pub(super) fn judge(facts: &Facts, f: &FleetFacts, out: &mut Vec<Finding>) {
         servers::disk(d, out);
     }
     let nats = facts.nats.as_ref().ok().and_then(|n| n.clock);
-    let redis = facts.redis.as_ref().and_then(|r| r.as_ref().ok()).and_then(|r| r.clock);
-    servers::clocks(nats, redis, out);
+    let redis = facts.redis.as_ref().and_then(|r| r.as_ref().ok());
+    // Of several the one that is furthest from this host's.
+    let clocks = redis.into_iter().flat_map(|r| &r.servers).filter_map(|s| s.clock);
+    servers::clocks(nats, clocks.max_by_key(|c| c.ms.abs()), out);
 }
 
 fn data_sets(layout: Option<&LayoutFacts>, f: &FleetFacts, out: &mut Vec<Finding>) {

@@ -6,8 +6,8 @@ use serde_json::json;
 
 use super::{
     facts::{
-        DataSet, Disk, Facts, FleetFacts, Known, Monitor, NatsFacts, Offset, Permissions, RedisFacts, Role,
-        Storage,
+        DataSet, Disk, Facts, FleetFacts, Known, Monitor, NatsFacts, Offset, Permissions, RedisFacts,
+        RedisServer, Role, Storage,
     },
     layout::Asking,
     permissions,
@@ -17,7 +17,8 @@ use crate::{
     clock::wall_now,
     config::Settings,
     domain::QueueName,
-    store::{Store, StoreError},
+    pace::{Pace, retry},
+    store::{Node, Store, StoreError},
 };
 
 /// How much to ask NATS.
@@ -97,14 +98,43 @@ async fn storage(broker: &Broker) -> Known<Storage> {
 
 /// Asks Redis.
 pub async fn redis(store: &Store, is_full: bool) -> Result<RedisFacts, StoreError> {
-    let server = store.server().await?;
-    let url = store.url();
-    let folder = server.config.as_ref().map_or("", |c| c.dir.as_str());
-    Ok(RedisFacts {
+    let Some(cluster) = retry(Pace::call(store.patience()), || store.cluster()).await? else {
+        let server = redis_server(store, None, false, is_full).await?;
+        return Ok(RedisFacts { url: store.url(), servers: vec![server], cluster: None });
+    };
+    let mut servers = Vec::new();
+    for master in &cluster.masters {
+        servers.push(redis_server(store, Some(&master.node), false, is_full).await?);
+        for replica in master.replicas.iter().filter(|_| is_full) {
+            servers.push(redis_server(store, Some(replica), true, true).await?);
+        }
+    }
+    Ok(RedisFacts { url: store.url(), servers, cluster: Some(cluster) })
+}
+
+async fn redis_server(
+    store: &Store,
+    node: Option<&Node>,
+    is_standby: bool,
+    is_full: bool,
+) -> Result<RedisServer, StoreError> {
+    let state = match store.server_at(node).await {
+        // A start needs every master; the doctor names the one that is away.
+        Err(e) if node.is_none() || !is_full => return Err(e),
+        state => state.map_err(|e| e.to_string()),
+    };
+    let url = node.map_or_else(|| store.url(), |n| store.url_of(n));
+    let folder = state.as_ref().ok().and_then(|s| s.config.as_ref().ok()).map_or("", |c| c.dir.as_str());
+    Ok(RedisServer {
         disk: if is_full && is_local(&url) { disk(folder, "Redis") } else { None },
-        clock: if is_full { offset(store.now_ms()).await } else { None },
+        clock: if is_full && !is_standby && state.is_ok() {
+            offset(store.now_ms_at(node)).await
+        } else {
+            None
+        },
         url,
-        server,
+        is_standby,
+        state,
     })
 }
 
@@ -157,6 +187,8 @@ pub async fn all(s: &Settings, role: Role, monitor: Option<Known<Monitor>>) -> F
             let jobs = found.as_ref().map(|f| f.jobs_created.as_str());
             match fleet(&store, s, jobs).await {
                 Ok(f) => facts.fleet = Some(f),
+                // What is wrong with a cluster is told by its own facts.
+                Err(_) if matches!(&facts.redis, Some(Ok(r)) if r.cluster.is_some()) => {}
                 Err(e) => facts.redis = Some(Err(e.to_string())),
             }
         }

@@ -88,7 +88,7 @@ pub fn judge(facts: &Facts) -> Vec<Finding> {
         )),
     }
     match &facts.redis {
-        Some(Ok(found)) => redis::judge(found, &mut out),
+        Some(Ok(found)) => redis::judge(&facts.settings, found, &mut out),
         Some(Err(why)) => out.push(checks::REDIS_UNREACHABLE.must_fix(
             "redis",
             why,

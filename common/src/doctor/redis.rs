@@ -3,17 +3,44 @@
 use super::{
     Finding,
     checks::{
-        REDIS_AOF, REDIS_EVICTED, REDIS_EVICTION, REDIS_FSYNC, REDIS_MEMORY, REDIS_REPLICA, REDIS_VERSION,
-        REDIS_WRITES,
+        REDIS_AOF, REDIS_CLUSTER, REDIS_CLUSTER_NODES, REDIS_CLUSTER_SPREAD, REDIS_CLUSTER_STATE,
+        REDIS_CLUSTER_TIMEOUT, REDIS_EVICTED, REDIS_EVICTION, REDIS_FSYNC, REDIS_MEMORY, REDIS_REPLICA,
+        REDIS_VERSION, REDIS_WRITES,
     },
-    facts::RedisFacts,
+    facts::{RedisFacts, RedisServer},
     servers::{disk, version},
 };
-use crate::store::ServerState;
+use crate::{
+    clock::format_span,
+    config::Settings,
+    store::{ClusterState, ServerState},
+};
 
-pub(super) fn judge(facts: &RedisFacts, out: &mut Vec<Finding>) {
-    let r = &facts.server;
-    let place = format!("redis {} at {}", r.version, facts.url);
+pub(super) fn judge(settings: &Settings, facts: &RedisFacts, out: &mut Vec<Finding>) {
+    for server in &facts.servers {
+        match &server.state {
+            Ok(state) => judge_server(server, state, out),
+            Err(why) if !server.is_standby => out.push(REDIS_CLUSTER_STATE.must_fix(
+                &format!("redis at {}", server.url),
+                format!(
+                    "a master that does not answer ({why}): the jobs of its partitions neither start nor end"
+                ),
+                "look whether it runs, and whether it is reachable from here under this name",
+            )),
+            Err(why) => out.push(REDIS_CLUSTER_NODES.warn(
+                &format!("redis at {}", server.url),
+                format!("a replica that does not answer ({why}): it cannot take the place of its master"),
+                "look whether it runs, and whether it is reachable from here under this name",
+            )),
+        }
+    }
+    if let Some(cluster) = &facts.cluster {
+        judge_cluster(settings, facts, cluster, out);
+    }
+}
+
+fn judge_server(server: &RedisServer, r: &ServerState, out: &mut Vec<Finding>) {
+    let place = format!("redis {} at {}", r.version, server.url);
     if version(&r.version) < (7, 0, 0) {
         out.push(REDIS_VERSION.refuse(&place, "it is too old", "7.0 or newer is needed"));
     }
@@ -31,14 +58,88 @@ pub(super) fn judge(facts: &RedisFacts, out: &mut Vec<Finding>) {
             "set `noeviction`, restart workers and reapers, then `redis-cli CONFIG RESETSTAT`",
         ));
     }
-    if r.is_replica {
+    if r.is_replica && !server.is_standby {
         let fix = "set `connection.redis_url` to the master";
         out.push(REDIS_REPLICA.refuse(&place, "it is a replica: it takes no writes that last", fix));
     }
     persistence(r, &place, out);
     memory(r, &place, out);
-    if let Some(d) = &facts.disk {
+    if let Some(d) = &server.disk {
         disk(d, out);
+    }
+}
+
+fn judge_cluster(settings: &Settings, facts: &RedisFacts, c: &ClusterState, out: &mut Vec<Finding>) {
+    let place = format!("redis cluster at {}", facts.url);
+    let n_replicas: usize = c.masters.iter().map(|m| m.replicas.len()).sum();
+    let n_partitions: usize = c.masters.iter().map(|m| m.partitions.len()).sum();
+    let shares: Vec<String> =
+        c.masters.iter().map(|m| format!("{} has {}", m.node, m.partitions.len())).collect();
+    out.push(REDIS_CLUSTER.note(
+        &place,
+        format!(
+            "a cluster of {} masters and {n_replicas} replicas; of {} partitions {}",
+            c.masters.len(),
+            n_partitions + c.unserved.len(),
+            shares.join(", ")
+        ),
+        "nothing; docs/cluster.md says what it keeps and what it may lose",
+    ));
+    if !c.is_ok || !c.unserved.is_empty() {
+        let what = match c.unserved.as_slice() {
+            [] => format!("its state is not ok: {} of 16384 slots are served", c.slots_ok),
+            lost => format!(
+                "nobody serves the slots of {} partitions: their jobs neither start nor end",
+                lost.len()
+            ),
+        };
+        out.push(REDIS_CLUSTER_STATE.must_fix(
+            &place,
+            what,
+            "`redis-cli --cluster check`, then start its nodes, or `redis-cli --cluster fix`",
+        ));
+    }
+    let idle: Vec<String> =
+        c.masters.iter().filter(|m| m.partitions.is_empty()).map(|m| m.node.to_string()).collect();
+    if !idle.is_empty() {
+        let enough = c.least_partitions.unwrap_or(99);
+        out.push(REDIS_CLUSTER_SPREAD.warn(
+            &place,
+            format!("no partition lies on {}: it takes none of the load", idle.join(", ")),
+            format!(
+                "`layout.partitions = {enough}` or more before the streams are made; for streams that are there, move slots \
+                 (`redis-cli --cluster reshard`)"
+            ),
+        ));
+    }
+    for m in c.masters.iter().filter(|m| m.replicas.is_empty() && !m.partitions.is_empty()) {
+        out.push(REDIS_CLUSTER_NODES.warn(
+            &format!("redis at {}", m.node),
+            format!(
+                "a master without a replica: while it is away, {} partitions stand still",
+                m.partitions.len()
+            ),
+            "`redis-cli --cluster add-node … --cluster-slave`",
+        ));
+    }
+    // A failover takes the timeout, about a second for the vote, and the clients' time to find the new master.
+    let trust = settings.lease.ttl.saturating_sub(settings.lease.margin + settings.lease.renewal);
+    let timeouts =
+        facts.servers.iter().filter_map(|s| s.state.as_ref().ok()?.config.as_ref().ok()?.node_timeout);
+    if let Some(timeout) = timeouts.max().filter(|t| t.saturating_mul(2) > trust) {
+        out.push(REDIS_CLUSTER_TIMEOUT.warn(
+            &place,
+            format!(
+                "cluster-node-timeout is {}: workers trust their leases for {} without a renewal, so a failover may end \
+                 every attempt of the partitions concerned",
+                format_span(timeout),
+                format_span(trust)
+            ),
+            format!(
+                "`CONFIG SET cluster-node-timeout {}` on every node, or a longer `lease.ttl`",
+                (trust / 3).as_millis()
+            ),
+        ));
     }
 }
 

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, time::Duration};
 use super::{
     facts::{
         DataSet, Disk, FleetFacts, LaneFacts, LayoutFacts, NatsFacts, Offset, Permissions, RedisFacts,
-        Storage, StreamFacts,
+        RedisServer, Storage, StreamFacts,
     },
     *,
 };
@@ -22,7 +22,7 @@ use crate::{
         ids::Namespace,
         pause::{Pause, Pauses, Target},
     },
-    store::{Fleet, FleetSession, ServerConfig, ServerState, SessionInfo},
+    store::{ClusterState, Fleet, FleetSession, Master, Node, ServerConfig, ServerState, SessionInfo},
 };
 
 fn queue() -> QueueName {
@@ -67,6 +67,46 @@ fn session(id: &str, expires_ms: u64) -> FleetSession {
     FleetSession { id: id.into(), info: Some(info), expires_ms, held: vec![] }
 }
 
+fn redis_server(is_standby: bool) -> RedisServer {
+    RedisServer {
+        url: "redis://a".into(),
+        is_standby,
+        state: Ok(ServerState {
+            version: "7.0.15".into(),
+            policy: "noeviction".into(),
+            has_aof: true,
+            is_replica: is_standby,
+            failed_writes: vec![],
+            used: 1 << 20,
+            limit: 1 << 30,
+            memory: 1 << 32,
+            evicted: 0,
+            config: Ok(ServerConfig { appendfsync: "always".into(), ..ServerConfig::default() }),
+        }),
+        disk: None,
+        clock: Some(Offset { ms: 0, within_ms: 1 }),
+    }
+}
+
+/// A cluster of two masters with a replica each, and a partition on each.
+fn cluster(f: &mut Facts) -> &mut ClusterState {
+    let node = |host: &str| Node { host: host.into(), port: 1 };
+    let master = |host: &str, p| Master {
+        node: node(host),
+        replicas: vec![node(&format!("{host}2"))],
+        partitions: vec![p],
+    };
+    let r = f.redis.as_mut().unwrap().as_mut().unwrap();
+    r.servers = [false, true, false, true].map(redis_server).into();
+    r.cluster.insert(ClusterState {
+        masters: vec![master("a", 0), master("b", 1)],
+        unserved: vec![],
+        is_ok: true,
+        slots_ok: 16384,
+        least_partitions: Some(2),
+    })
+}
+
 /// A system at which there is nothing to find.
 fn good() -> Facts {
     let names = Names::new(Namespace::new("surety").unwrap());
@@ -93,20 +133,8 @@ fn good() -> Facts {
         }),
         redis: Some(Ok(RedisFacts {
             url: "redis://a".into(),
-            server: ServerState {
-                version: "7.0.15".into(),
-                policy: "noeviction".into(),
-                has_aof: true,
-                is_replica: false,
-                failed_writes: vec![],
-                used: 1 << 20,
-                limit: 1 << 30,
-                memory: 1 << 32,
-                evicted: 0,
-                config: Ok(ServerConfig { appendfsync: "always".into(), ..ServerConfig::default() }),
-            },
-            disk: None,
-            clock: Some(Offset { ms: 0, within_ms: 1 }),
+            servers: vec![redis_server(false)],
+            cluster: None,
         })),
         fleet: Some(FleetFacts {
             fleet: Fleet { now_ms: 1_000_000, sessions: vec![session("s", 1_010_000)] },
@@ -126,7 +154,7 @@ fn layout(f: &mut Facts) -> &mut LayoutFacts {
 }
 
 fn server(f: &mut Facts) -> &mut ServerState {
-    &mut f.redis.as_mut().unwrap().as_mut().unwrap().server
+    f.redis.as_mut().unwrap().as_mut().unwrap().servers[0].state.as_mut().unwrap()
 }
 
 fn fleet(f: &mut Facts) -> &mut FleetFacts {
@@ -209,6 +237,24 @@ const TRAPS: &[Trap] = {
         ("redis_memory", MustFix, false, |f| server(f).used = 1000 << 20),
         ("redis_memory", Warning, false, |f| (server(f).limit, server(f).used) = (0, 3500 << 20)),
         ("redis_replica", MustFix, true, |f| server(f).is_replica = true),
+        ("redis_cluster", Note, false, |f| _ = cluster(f)),
+        ("redis_cluster_state", MustFix, false, |f| cluster(f).is_ok = false),
+        ("redis_cluster_state", MustFix, false, |f| cluster(f).unserved = vec![2]),
+        ("redis_cluster_spread", Warning, false, |f| cluster(f).masters[1].partitions.clear()),
+        ("redis_cluster_nodes", Warning, false, |f| cluster(f).masters[1].replicas.clear()),
+        ("redis_cluster_nodes", Warning, false, |f| {
+            cluster(f);
+            f.redis.as_mut().unwrap().as_mut().unwrap().servers[3].state = Err("refused".into());
+        }),
+        ("redis_cluster_timeout", Warning, false, |f| {
+            cluster(f);
+            server(f).config.as_mut().unwrap().node_timeout = Some(Duration::from_secs(15));
+        }),
+        ("redis_aof", MustFix, true, |f| {
+            cluster(f);
+            let servers = &mut f.redis.as_mut().unwrap().as_mut().unwrap().servers;
+            servers[2].state.as_mut().unwrap().has_aof = false;
+        }),
         ("redis_data_set", MustFix, false, |f| fleet(f).data_sets = vec![DataSet::OfAnotherBroker]),
         ("redis_data_set", MustFix, false, |f| fleet(f).data_sets = vec![DataSet::Ours, DataSet::Missing]),
         ("disk", MustFix, false, |f| {
@@ -240,7 +286,11 @@ fn each_trap_is_found_alone_with_its_weight_and_its_repair() {
     for (n, (check, severity, refuses_start, set)) in TRAPS.iter().enumerate() {
         let mut facts = good();
         set(&mut facts);
-        let found = judge(&facts);
+        let mut found = judge(&facts);
+        // Every cluster is told.
+        if *check != "redis_cluster" {
+            found.retain(|f| f.check != "redis_cluster");
+        }
         assert_eq!(found.len(), 1, "trap {n}, {check}: {found:#?}");
         let f = &found[0];
         assert_eq!(

@@ -3,14 +3,18 @@
 use std::{error::Error, sync::Arc};
 
 use redis::{
-    Arg, Client, ClientTlsConfig, Cmd, ErrorKind, IntoConnectionInfo, Pipeline, RedisError, RedisFuture,
-    ServerErrorKind, TlsCertificates, Value,
-    aio::{ConnectionLike, ConnectionManager},
+    Arg, Client, ClientTlsConfig, Cmd, ConnectionAddr, ConnectionInfo, ErrorKind, IntoConnectionInfo,
+    Pipeline, RedisError, RedisFuture, RedisResult, ServerErrorKind, TlsCertificates, Value,
+    aio::ConnectionLike, cluster::ClusterClientBuilder, cluster_routing::Slot,
 };
 
-use super::script::{StoreError, StoreOptions};
+use super::{
+    cluster::Node,
+    link::Link,
+    script::{StoreError, StoreOptions},
+};
 use crate::{
-    config::Secret,
+    config::{Address, Secret},
     tls::{self, TlsFiles},
 };
 
@@ -25,17 +29,21 @@ pub struct Login {
 
 /// How the server knows us, for messages.
 fn who(options: &StoreOptions) -> String {
-    let in_url =
-        || (&*options.url).into_connection_info().ok()?.redis_settings().username().map(str::to_owned);
+    let first = || options.url.each().first()?.as_str().into_connection_info().ok();
+    let in_url = || first()?.redis_settings().username().map(str::to_owned);
     let user = if options.login.user.is_empty() { in_url() } else { Some(options.login.user.clone()) };
     format!("user {:?}", user.as_deref().unwrap_or("default"))
 }
 
-/// A client with login and TLS; nothing is sent yet.
-pub(super) fn client(options: &StoreOptions) -> Result<Client, StoreError> {
-    let url = options.url.masked();
-    let refused = |e: RedisError| StoreError::Refused(format!("{url} is not a Redis URL: {e}"));
-    let mut info = (&*options.url).into_connection_info().map_err(refused)?;
+/// An address as it may be printed.
+pub(super) fn masked(address: &str) -> String {
+    Address::from(address).masked()
+}
+
+/// Where a server is, and who we are to it.
+fn info(options: &StoreOptions, address: &str) -> Result<ConnectionInfo, StoreError> {
+    let refused = |e: RedisError| StoreError::Refused(format!("{} is not a Redis URL: {e}", masked(address)));
+    let info = address.into_connection_info().map_err(refused)?;
     let mut login = info.redis_settings().clone();
     if !options.login.user.is_empty() {
         login = login.set_username(&options.login.user);
@@ -43,21 +51,64 @@ pub(super) fn client(options: &StoreOptions) -> Result<Client, StoreError> {
     if options.login.password.is_set() {
         login = login.set_password(options.login.password.reveal());
     }
-    info = info.set_redis_settings(login);
-    let is_tls = matches!(info.addr(), redis::ConnectionAddr::TcpTls { .. });
-    if !is_tls {
-        return Client::open(info).map_err(refused);
-    }
+    Ok(info.set_redis_settings(login))
+}
+
+fn is_tls(info: &ConnectionInfo) -> bool {
+    matches!(info.addr(), ConnectionAddr::TcpTls { .. })
+}
+
+fn certificates(options: &StoreOptions) -> Result<TlsCertificates, StoreError> {
     tls::choose_provider();
     let pems = options.login.tls.read().map_err(StoreError::Refused)?;
     let identity = pems.identity.map(|(client_cert, client_key)| ClientTlsConfig { client_cert, client_key });
-    Client::build_with_tls(info, TlsCertificates { client_tls: identity, root_cert: pems.ca })
-        .map_err(|e| StoreError::Refused(format!("{url}: {e}")))
+    Ok(TlsCertificates { client_tls: identity, root_cert: pems.ca })
+}
+
+/// A client of one server with login and TLS; nothing is sent yet.
+pub(super) fn client(options: &StoreOptions, address: &str) -> Result<Client, StoreError> {
+    let info = info(options, address)?;
+    let refused = |e: RedisError| StoreError::Refused(format!("{}: {e}", masked(address)));
+    if !is_tls(&info) {
+        return Client::open(info).map_err(refused);
+    }
+    Client::build_with_tls(info, certificates(options)?).map_err(refused)
+}
+
+/// A client of the cluster that the server at `address` is of, with its login and TLS. Any of `nodes` will do to find the
+/// cluster again, and any of the addresses that were given.
+pub(super) fn cluster(
+    options: &StoreOptions,
+    address: &str,
+    nodes: &[Node],
+) -> Result<ClusterClientBuilder, StoreError> {
+    let first = info(options, address)?;
+    let login = first.redis_settings();
+    let scheme = if is_tls(&first) { "rediss" } else { "redis" };
+    let mut seeds = Vec::new();
+    let given = options.url.each();
+    for url in given.into_iter().chain(nodes.iter().map(|n| format!("{scheme}://{n}"))) {
+        let seed = info(options, &url)?;
+        if is_tls(&seed) == is_tls(&first) && !matches!(seed.addr(), ConnectionAddr::Unix(_)) {
+            seeds.push(seed);
+        }
+    }
+    let mut builder = ClusterClientBuilder::new(seeds).use_protocol(login.protocol()).database_id(0);
+    if let Some(user) = login.username() {
+        builder = builder.username(user);
+    }
+    if let Some(password) = login.password() {
+        builder = builder.password(password);
+    }
+    if is_tls(&first) {
+        builder = builder.certs(certificates(options)?);
+    }
+    Ok(builder)
 }
 
 /// What a failed connection means.
-pub(super) fn explain(options: &StoreOptions, e: RedisError) -> StoreError {
-    let url = options.url.masked();
+pub(super) fn explain(options: &StoreOptions, address: &str, e: RedisError) -> StoreError {
+    let url = masked(address);
     if let Some(why) = options.login.tls.explain(&e) {
         return StoreError::Refused(format!("{url}: {why}"));
     }
@@ -72,6 +123,9 @@ pub(super) fn explain(options: &StoreOptions, e: RedisError) -> StoreError {
     }
     if is_denied(&e) {
         return StoreError::Denied(format!("redis at {url} does not let {} in: {text}", who(options)));
+    }
+    if text.contains("not allowed in cluster mode") {
+        return StoreError::Refused(format!("{url}: a cluster has the database 0 only"));
     }
     if e.kind() == ErrorKind::InvalidClientConfig {
         return StoreError::Refused(format!("{url}: {text}"));
@@ -91,13 +145,38 @@ pub(super) fn explain(options: &StoreOptions, e: RedisError) -> StoreError {
 /// server's own text says none of them.
 #[derive(Clone)]
 pub(super) struct Connection {
-    manager: ConnectionManager,
+    link: Link,
     who: Arc<str>,
+    /// Where a command goes that names no key.
+    home: Option<Slot>,
 }
 
 impl Connection {
-    pub(super) fn new(manager: ConnectionManager, options: &StoreOptions) -> Self {
-        Self { manager, who: who(options).into() }
+    pub(super) fn new(link: Link, options: &StoreOptions) -> Self {
+        Self { link, who: who(options).into(), home: None }
+    }
+
+    /// The same connection, whose commands go to the node that has this slot, whether they name a key or not.
+    pub(super) fn at(self, slot: Slot) -> Self {
+        Self { home: Some(slot), ..self }
+    }
+
+    pub(super) fn is_cluster(&self) -> bool {
+        matches!(self.link, Link::Cluster(_))
+    }
+
+    /// Asks one node of the cluster; the server, where there is one only.
+    pub(super) async fn ask(&mut self, cmd: &Cmd, node: &Node) -> RedisResult<Value> {
+        let answer = self.link.send_to(cmd, node).await;
+        self.judge(cmd, answer)
+    }
+
+    /// What the server refuses comes as a value, and is made an error of.
+    fn judge(&self, cmd: &Cmd, answer: RedisResult<Value>) -> RedisResult<Value> {
+        match answer {
+            Ok(Value::ServerError(e)) => Err(self.name(cmd, e.into())),
+            other => other,
+        }
     }
 
     fn name(&self, cmd: &Cmd, e: RedisError) -> RedisError {
@@ -120,11 +199,8 @@ impl Connection {
 impl ConnectionLike for Connection {
     fn req_packed_command<'a>(&'a mut self, cmd: &'a Cmd) -> RedisFuture<'a, Value> {
         Box::pin(async move {
-            match self.manager.req_packed_command(cmd).await {
-                // What the server refuses comes as a value, and is made an error of by who asked.
-                Ok(Value::ServerError(e)) => Err(self.name(cmd, e.into())),
-                other => other,
-            }
+            let answer = self.link.send(cmd, self.home).await;
+            self.judge(cmd, answer)
         })
     }
 
@@ -134,11 +210,11 @@ impl ConnectionLike for Connection {
         offset: usize,
         count: usize,
     ) -> RedisFuture<'a, Vec<Value>> {
-        self.manager.req_packed_commands(pipeline, offset, count)
+        self.link.send_all(pipeline, offset, count)
     }
 
     fn get_db(&self) -> i64 {
-        self.manager.get_db()
+        self.link.db()
     }
 }
 

@@ -5,6 +5,9 @@ use super::{
     script::{Store, StoreError},
 };
 
+/// Clock of the partition's node, open jobs, entries, the first of them.
+type Looked = ((u64, u64), u64, u64, Vec<(String, redis::Value)>);
+
 /// What the store holds, over all partitions.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Depths {
@@ -35,17 +38,18 @@ impl Store {
 
     /// How much the store holds: one round trip for each partition.
     pub async fn depths(&self) -> Result<Depths, StoreError> {
-        let now = self.now_ms().await?;
         let mut all = Depths::default();
         for p in 0..self.keys().partitions() {
             let (due, outbox) = (self.keys().due(p), self.keys().outbox(p));
             let mut connection = self.connection();
-            let (open, waiting, first): (u64, u64, Vec<(String, redis::Value)>) = redis::pipe()
+            let ((s, us), open, waiting, first): Looked = redis::pipe()
+                .cmd("TIME")
                 .zcard(due)
                 .xlen(&outbox)
                 .xrange_count(&outbox, "-", "+", 1)
                 .query_async(&mut connection)
                 .await?;
+            let now = s * 1000 + us / 1000;
             all.open_jobs += open;
             all.outbox += waiting;
             // The id of an entry begins with the store's time in milliseconds.

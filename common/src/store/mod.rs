@@ -5,6 +5,7 @@
 //! Deliberately absent: publishing what the outbox holds (that is [`crate::relay`]).
 
 pub mod carriers;
+pub mod cluster;
 pub mod deadlines;
 mod defers;
 mod entry;
@@ -13,6 +14,7 @@ pub mod group;
 pub mod guards;
 mod identity;
 pub mod keys;
+mod link;
 mod login;
 pub mod look;
 pub mod open;
@@ -30,6 +32,7 @@ pub mod unreadable;
 mod waiting;
 
 pub use carriers::{CarrierAct, CarrierItem};
+pub use cluster::{ClusterState, Master, Node};
 pub use deadlines::{DueAct, DueItem, DueReply, StopItem, StopReply, Telling, ToldItem, ToldReply};
 pub use defers::{DeferItem, DeferReply};
 pub use entry::{Origin, OutboxEntry, OutboxReceipt};

@@ -157,10 +157,10 @@ impl Store {
         Ok(self.connection().llen(self.keys().ended(p)).await?)
     }
 
-    /// Bytes of memory that the server uses.
-    pub async fn used_memory(&self) -> Result<u64, StoreError> {
+    /// Bytes of memory that the server of a partition uses.
+    pub async fn used_memory(&self, p: u32) -> Result<u64, StoreError> {
         let info: redis::InfoDict =
-            redis::cmd("INFO").arg("memory").query_async(&mut self.connection()).await?;
+            redis::cmd("INFO").arg("memory").query_async(&mut self.home_of(p)).await?;
         info.get("used_memory").ok_or_else(|| StoreError::Decode("INFO has no used_memory".into()))
     }
 
@@ -169,9 +169,14 @@ impl Store {
         Ok(self.connection().xlen(self.keys().outbox(p)).await?)
     }
 
-    /// The store's clock in milliseconds.
+    /// The store's clock in milliseconds: on a cluster that of the first partition's node.
     pub async fn now_ms(&self) -> Result<u64, StoreError> {
-        let (s, us): (u64, u64) = redis::cmd("TIME").query_async(&mut self.connection()).await?;
+        self.now_ms_of(0).await
+    }
+
+    /// The clock by which a partition is judged, in milliseconds.
+    pub async fn now_ms_of(&self, p: u32) -> Result<u64, StoreError> {
+        let (s, us): (u64, u64) = redis::cmd("TIME").query_async(&mut self.home_of(p)).await?;
         Ok(s * 1000 + us / 1000)
     }
 
@@ -214,12 +219,5 @@ impl Store {
     /// What a session says of itself (JSON, [`super::SessionInfo`]), if it was opened in this partition.
     pub async fn session_info(&self, p: u32, session: &SessionId) -> Result<Option<String>, StoreError> {
         Ok(self.connection().hget(self.keys().session_info(p), session.as_str()).await?)
-    }
-
-    /// CPU time that the server has used since its start, in seconds.
-    pub async fn cpu_seconds(&self) -> Result<f64, StoreError> {
-        let info: redis::InfoDict = redis::cmd("INFO").arg("cpu").query_async(&mut self.connection()).await?;
-        let get = |k: &str| info.get::<f64>(k).unwrap_or_default();
-        Ok(get("used_cpu_user") + get("used_cpu_sys"))
     }
 }

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use redis::{Script, aio::ConnectionManager};
+use redis::{Script, cluster_routing::Slot};
 use serde::{
     Deserialize, Serialize,
     de::{DeserializeOwned, IgnoredAny},
@@ -19,6 +19,7 @@ use super::{
     entry::{Origin, OutboxEntry},
     gate::{Gate, Head, Seen},
     keys::Keys,
+    link::Link,
     login::{self, Connection, Login},
     unreadable::named_in,
 };
@@ -84,8 +85,17 @@ impl From<redis::RedisError> for StoreError {
         let waiting = matches!(
             e.kind(),
             ErrorKind::Server(
-                ServerErrorKind::BusyLoading | ServerErrorKind::TryAgain | ServerErrorKind::MasterDown
-            )
+                ServerErrorKind::BusyLoading
+                    | ServerErrorKind::TryAgain
+                    | ServerErrorKind::MasterDown
+                    | ServerErrorKind::ClusterDown
+                    // Of a slot that moves, or of a master that is one no more: the client looks again where it is.
+                    | ServerErrorKind::Moved
+                    | ServerErrorKind::Ask
+                    | ServerErrorKind::ReadOnly
+                    // The script was loaded at a node that has failed over since.
+                    | ServerErrorKind::NoScript
+            ) | ErrorKind::ClusterConnectionNotFound
         ) || text.contains("OOM")
             || text.contains("BUSY");
         if e.is_io_error()
@@ -104,7 +114,7 @@ impl From<redis::RedisError> for StoreError {
 /// How to reach the store.
 #[derive(Debug, Clone)]
 pub struct StoreOptions {
-    /// `redis://host:port/db`, `rediss://…`
+    /// `redis://host:port/db`, `rediss://…`; of a cluster one node, or several separated by commas.
     pub url: Address,
     /// Login and TLS.
     pub login: Login,
@@ -198,6 +208,8 @@ pub struct Store {
 
 pub(super) struct Inner {
     connection: Connection,
+    /// Of each partition's keys.
+    slots: Vec<Slot>,
     pub(super) scripts: Scripts,
     pub(super) keys: Keys,
     pub(super) options: StoreOptions,
@@ -218,26 +230,17 @@ pub(super) struct Inner {
 const TRIM_CAP: usize = 500;
 
 impl Store {
-    /// Connects, waiting for the server as long as `retry_limit` says.
+    /// Connects, waiting for the server as long as `retry_limit` says. Where the server is a node of a cluster, the whole
+    /// cluster is connected to.
     /// Errors: `Unreachable` with the last cause; `Denied` for a wrong login; `Refused` for a wrong URL, file or certificate.
     pub async fn connect(options: StoreOptions) -> Result<Self, StoreError> {
-        let client = login::client(&options)?;
-        let config = redis::aio::ConnectionManagerConfig::new()
-            .set_response_timeout(Some(options.call_timeout))
-            .set_connection_timeout(Some(options.call_timeout))
-            .set_number_of_retries(3)
-            .set_max_delay(Duration::from_millis(250));
-        let connection = retry(Pace::call(options.retry_limit), || async {
-            ConnectionManager::new_with_config(client.clone(), config.clone())
-                .await
-                .map_err(|e| login::explain(&options, e))
-        })
-        .await?;
+        let link = retry(Pace::call(options.retry_limit), || Link::connect(&options)).await?;
         let keys = Keys::new(options.namespace.clone(), options.partitions);
         let n = keys.partitions() as usize;
         Ok(Self {
             inner: Arc::new(Inner {
-                connection: Connection::new(connection, &options),
+                connection: Connection::new(link, &options),
+                slots: (0..keys.partitions()).map(|p| Slot::for_key(keys.store(p))).collect(),
                 scripts: Scripts::new(),
                 keys,
                 options,
@@ -251,14 +254,29 @@ impl Store {
         })
     }
 
+    /// How long a call is repeated.
+    pub(crate) fn patience(&self) -> Duration {
+        self.inner.options.retry_limit
+    }
+
     /// The keys of this store.
     pub fn keys(&self) -> &Keys {
         &self.inner.keys
     }
 
-    /// A multiplexed handle of the one connection.
+    /// A multiplexed handle of the one connection. What names no key goes to any node of a cluster: see [`Store::home_of`].
     pub(super) fn connection(&self) -> Connection {
         self.inner.connection.clone()
+    }
+
+    /// The same, to the node that has the keys of a partition.
+    pub(super) fn home_of(&self, p: u32) -> Connection {
+        self.connection().at(self.slot(p))
+    }
+
+    /// Slot of the keys of a partition.
+    pub(super) fn slot(&self, p: u32) -> Slot {
+        self.inner.slots.get(p as usize).copied().unwrap_or_else(|| Slot::for_key(self.keys().store(p)))
     }
 
     /// A call id that no other call of any process has.
@@ -367,7 +385,8 @@ impl Store {
         let mut tries = 0;
         let answer = retry(Pace::call(self.inner.options.retry_limit), || {
             tries += 1;
-            let mut connection = self.connection();
+            // A node that does not have the script is told it: that node, and no other.
+            let mut connection = self.home_of(p);
             let call = &call;
             async move {
                 let origin = self.origin(p);

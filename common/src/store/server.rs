@@ -1,8 +1,13 @@
 //! What the Redis server says of itself.
 
-use redis::InfoDict;
+use std::{collections::HashMap, time::Duration};
 
-use super::script::{Store, StoreError};
+use redis::{Cmd, FromRedisValue, InfoDict, RedisError};
+
+use super::{
+    cluster::Node,
+    script::{Store, StoreError},
+};
 use crate::pace::{Pace, retry};
 
 /// From `INFO`, and from `CONFIG GET` where that is allowed.
@@ -35,22 +40,36 @@ pub struct ServerConfig {
     pub save: String,
     /// Where it stores.
     pub dir: String,
+    /// How long a node of a cluster may be silent before it counts as failed; `None`: an old server, which does not tell.
+    pub node_timeout: Option<Duration>,
 }
 
 impl Store {
-    /// The server's address without its password.
+    /// The server's address, or those that were given of a cluster, without passwords.
     pub fn url(&self) -> String {
         self.inner.options.url.masked()
     }
 
+    /// The address of a node of the cluster.
+    pub fn url_of(&self, node: &Node) -> String {
+        let url = self.url();
+        let scheme = url.split_once("://").map_or("redis", |(scheme, _)| scheme);
+        format!("{scheme}://{node}")
+    }
+
     /// Asks the server about itself: two calls. A server that loads its data is waited for, as long as calls are tried: until
-    /// then it says that it has no append-only file.
+    /// then it says that it has no append-only file. On a cluster this is the node of the first partition.
     pub async fn server(&self) -> Result<ServerState, StoreError> {
-        let info = retry(Pace::call(self.inner.options.retry_limit), || self.loaded()).await?;
+        self.server_at(None).await
+    }
+
+    /// The same of this node of the cluster.
+    pub async fn server_at(&self, node: Option<&Node>) -> Result<ServerState, StoreError> {
+        let info = retry(Pace::call(self.inner.options.retry_limit), || self.loaded(node)).await?;
         let text = |k: &str| info.get::<String>(k).unwrap_or_default();
         let number = |k: &str| info.get::<u64>(k).unwrap_or(0);
         let failed = |k: &str| info.get::<String>(k).is_some_and(|v| v != "ok");
-        let config = self.server_config().await;
+        let config = self.server_config(node).await;
         let mut failed_writes = Vec::new();
         let snapshots = config.as_ref().is_ok_and(|c| !c.save.is_empty());
         for (key, name, is_used) in [
@@ -76,23 +95,46 @@ impl Store {
         })
     }
 
-    async fn loaded(&self) -> Result<InfoDict, StoreError> {
-        let info: InfoDict = redis::cmd("INFO").query_async(&mut self.connection()).await?;
+    async fn loaded(&self, node: Option<&Node>) -> Result<InfoDict, StoreError> {
+        let info: InfoDict = self.ask(&redis::cmd("INFO"), node).await?;
         match info.get::<u64>("loading") {
             Some(1) => Err(StoreError::Unreachable("redis is loading its data".into())),
             _ => Ok(info),
         }
     }
 
-    async fn server_config(&self) -> Result<ServerConfig, String> {
-        let answer: Result<std::collections::HashMap<String, String>, _> = redis::cmd("CONFIG")
-            .arg("GET")
-            .arg(&["appendfsync", "save", "dir"])
-            .query_async(&mut self.connection())
-            .await;
-        let mut all = answer.map_err(|e| e.to_string())?;
+    async fn ask<T: FromRedisValue>(&self, cmd: &Cmd, node: Option<&Node>) -> Result<T, StoreError> {
+        let mut home = self.home_of(0);
+        Ok(match node {
+            None => cmd.query_async(&mut home).await?,
+            Some(node) => redis::from_redis_value(home.ask(cmd, node).await?).map_err(RedisError::from)?,
+        })
+    }
+
+    async fn server_config(&self, node: Option<&Node>) -> Result<ServerConfig, String> {
+        let mut ask = redis::cmd("CONFIG");
+        ask.arg("GET").arg(&["appendfsync", "save", "dir", "cluster-node-timeout"]);
+        let mut all: HashMap<String, String> = self.ask(&ask, node).await.map_err(|e| e.to_string())?;
         let mut take = |k: &str| all.remove(k).unwrap_or_default();
-        Ok(ServerConfig { appendfsync: take("appendfsync"), save: take("save"), dir: take("dir") })
+        Ok(ServerConfig {
+            node_timeout: take("cluster-node-timeout").parse().ok().map(Duration::from_millis),
+            appendfsync: take("appendfsync"),
+            save: take("save"),
+            dir: take("dir"),
+        })
+    }
+
+    /// A node's clock in milliseconds; the server's, where there is one only.
+    pub async fn now_ms_at(&self, node: Option<&Node>) -> Result<u64, StoreError> {
+        let (s, us): (u64, u64) = self.ask(&redis::cmd("TIME"), node).await?;
+        Ok(s * 1000 + us / 1000)
+    }
+
+    /// CPU time that the server has used since its start, in seconds.
+    pub async fn cpu_seconds(&self) -> Result<f64, StoreError> {
+        let info: InfoDict = self.ask(redis::cmd("INFO").arg("cpu"), None).await?;
+        let get = |k: &str| info.get::<f64>(k).unwrap_or_default();
+        Ok(get("used_cpu_user") + get("used_cpu_sys"))
     }
 
     /// Creation time of the `JOBS` stream that a partition's data set belongs to; `None` when there is no data set.

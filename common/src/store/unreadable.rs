@@ -107,7 +107,7 @@ impl Store {
             let kept: Vec<&T> = items.iter().filter(|i| !is_bad(i)).collect();
             if kept.is_empty() && !bad.is_empty() {
                 let results = items.iter().map(|_| R::unreadable()).collect();
-                return Ok(Answer { now_ms: self.now_ms().await?, results, entries: Vec::new() });
+                return Ok(Answer { now_ms: self.now_ms_of(p).await?, results, entries: Vec::new() });
             }
             let call = prepare(&kept)?;
             let made =
@@ -158,7 +158,7 @@ impl Store {
         let Some(raw) = raw else { return Ok(()) };
         let Err(problem) = Record::decode(&raw) else { return Ok(()) };
         let mut pause = redis::cmd("ZADD");
-        pause.arg(self.keys().due(p)).arg("XX").arg(self.now_ms().await? + LOOK_AGAIN_MS).arg(id);
+        pause.arg(self.keys().due(p)).arg("XX").arg(self.now_ms_of(p).await? + LOOK_AGAIN_MS).arg(id);
         let _: u64 = pause.query_async(&mut c).await?;
         if is_of_newer_release(&raw) {
             tracing::warn!(job_id = id, "a record of a newer release is passed over");

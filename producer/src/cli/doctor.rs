@@ -122,7 +122,7 @@ pub(super) async fn run(cx: &Context, args: DoctorArgs) -> Result<(), Failure> {
         verdict,
         checks: CHECKS.len(),
         nats: facts.nats.as_ref().ok().map(|n| n.version.as_str()),
-        redis: facts.redis.as_ref().and_then(|r| r.as_ref().ok()).map(|r| r.server.version.as_str()),
+        redis: facts.redis.as_ref().and_then(|r| r.as_ref().ok()).and_then(|r| r.version()),
         workers: facts.fleet.as_ref().map(|f| f.fleet.alive().count()),
         findings: &findings,
     };

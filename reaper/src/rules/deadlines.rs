@@ -84,7 +84,7 @@ impl Rule for Deadlines {
 
 /// The jobs of a partition whose deadline has passed, each with what is to be done about it; and the store's clock.
 async fn read(x: &Context, p: u32) -> Result<Passed, RuleError> {
-    let now = x.c.store.now_ms().await?;
+    let now = x.c.store.now_ms_of(p).await?;
     let ids = x.c.store.due(p, now, isize::try_from(x.batch).unwrap_or(100)).await?;
     let keys: Vec<String> = ids.iter().map(|id| x.c.store.keys().job(id)).collect();
     let records = if keys.is_empty() { Vec::new() } else { x.c.store.records(&keys).await? };

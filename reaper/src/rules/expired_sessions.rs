@@ -18,7 +18,7 @@ impl Rule for ExpiredSessions {
         Box::pin(async move {
             let mut out = Vec::new();
             for p in 0..x.c.store.keys().partitions() {
-                let now = x.c.store.now_ms().await?;
+                let now = x.c.store.now_ms_of(p).await?;
                 for (session, expired_at) in x.c.store.sessions(p, now, limit(x)).await? {
                     let held = x.c.store.running(p, &session).await?;
                     let jobs: Vec<String> =
@@ -40,7 +40,7 @@ impl Rule for ExpiredSessions {
         Box::pin(async move {
             let mut done = Done::default();
             for p in 0..x.c.store.keys().partitions() {
-                let now = x.c.store.now_ms().await?;
+                let now = x.c.store.now_ms_of(p).await?;
                 for (session, expired_at) in x.c.store.sessions(p, now, limit(x)).await? {
                     tracing::warn!(%session, late_ms = now.saturating_sub(expired_at), "session expired");
                     // The script checks the expiry again: a session that was renewed meanwhile is left alone.

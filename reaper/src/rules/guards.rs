@@ -20,7 +20,7 @@ impl Rule for Guards {
         Box::pin(async move {
             let mut out = Vec::new();
             for p in 0..x.c.store.keys().partitions() {
-                let now = x.c.store.now_ms().await?;
+                let now = x.c.store.now_ms_of(p).await?;
                 let due = x.c.store.guard_scopes(p, now, 0, x.batch).await?;
                 for slot in super::pauses::over(&x.c, due.iter().map(|s| &s.scope)).await? {
                     out.push(Verdict::new(slot, "its pause is over".to_owned(), "wake who waits for that"));
@@ -39,7 +39,7 @@ impl Rule for Guards {
         Box::pin(async move {
             let mut done = Done::default();
             for p in 0..x.c.store.keys().partitions() {
-                let now = x.c.store.now_ms().await?;
+                let now = x.c.store.now_ms_of(p).await?;
                 let due = x.c.store.guard_scopes(p, now, 0, x.batch).await?;
                 done.is_partial |= due.len() == x.batch;
                 let scopes: Vec<Scope> = due.into_iter().map(|s| s.scope).collect();

@@ -29,7 +29,7 @@ impl Rule for Retention {
             let mut out = Vec::new();
             for p in 0..x.c.store.keys().partitions() {
                 let Some(front) = front(x, p).await? else { continue };
-                let now = x.c.store.now_ms().await?;
+                let now = x.c.store.now_ms_of(p).await?;
                 let mut since = "";
                 for element in &front.head {
                     if element.starts_with('@') {
@@ -76,7 +76,7 @@ impl Rule for Retention {
 async fn front(x: &Context, p: u32) -> Result<Option<Front>, RuleError> {
     let (settings, store) = (&x.settings.reaper, &x.c.store);
     let mut head = store.ended(p, head_len(x)).await?;
-    let now = store.now_ms().await?;
+    let now = store.now_ms_of(p).await?;
     if is_old(head.first().map(String::as_str), now, settings.keep) {
         let why = "older than `reaper.keep`";
         return Ok(Some(Front { head, keep: settings.keep, why, is_more: true }));
@@ -90,7 +90,7 @@ async fn front(x: &Context, p: u32) -> Result<Option<Front>, RuleError> {
     let too_many = store.ended_len(p).await?.saturating_sub(share);
     let (surplus, why) = if too_many > 0 {
         (usize::try_from(too_many).unwrap_or(usize::MAX), "more than `reaper.keep_records` are kept")
-    } else if settings.keep_bytes.0 > 0 && store.used_memory().await? > settings.keep_bytes.0 {
+    } else if settings.keep_bytes.0 > 0 && store.used_memory(p).await? > settings.keep_bytes.0 {
         (usize::MAX, "redis uses more memory than `reaper.keep_bytes`")
     } else {
         return Ok(None);

@@ -34,7 +34,7 @@ use surety_common::{
     },
     wire::{event::read_message, receipt::Draft},
 };
-use surety_tests::history::History;
+use surety_tests::{history::History, redis::Kind};
 
 use promise::{Promise, Terms, Times, requester};
 
@@ -922,18 +922,17 @@ async fn run(url: &str, look: Duration, steps: &[Step]) -> Result<BTreeSet<&'sta
     Ok(case.jobs.iter().flat_map(|k| &k.events).map(|(kind, ..)| *kind).collect())
 }
 
-// Shows: V-01, A-01, A-03, A-07, C-02, C-04, C-13, E-07, X-03
-#[test]
-fn the_scripts_and_the_machine_agree_on_random_sequences() {
+/// Runs random sequences on a Redis of this kind; gives the kinds of events that came about.
+fn agree(kind: Kind, config: Config) -> BTreeSet<&'static str> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let redis = runtime.block_on(super::scripts::redis());
+    let redis = runtime.block_on(super::scripts::redis_of(kind));
     let config = Config {
         failure_persistence: Some(Box::new(FileFailurePersistence::Direct(concat!(
             env!("CARGO_MANIFEST_DIR"),
             "/proptest-regressions/model.txt"
         )))),
         max_shrink_iters: 400,
-        ..Config::default()
+        ..config
     };
     let steps = prop::collection::vec((any_op(), prop::bool::weighted(0.2)), 1..=50);
     let look = select(vec![HOUR, Duration::from_millis(1)]);
@@ -945,6 +944,19 @@ fn the_scripts_and_the_machine_agree_on_random_sequences() {
     if let Err(e) = outcome {
         panic!("{e}");
     }
+    seen.into_inner()
+}
+
+// Shows: V-01
+#[test]
+fn they_agree_on_a_cluster() {
+    agree(Kind::Cluster { replicas: 0 }, Config::with_cases(32));
+}
+
+// Shows: V-01, A-01, A-03, A-07, C-02, C-04, C-13, E-07, X-03
+#[test]
+fn the_scripts_and_the_machine_agree_on_random_sequences() {
+    let seen = agree(Kind::wanted(), Config::default());
     // The sequences reach every move that the scripts have.
     let want: BTreeSet<_> = [
         EventKind::Started,
@@ -965,5 +977,5 @@ fn the_scripts_and_the_machine_agree_on_random_sequences() {
     ]
     .map(EventKind::name)
     .into();
-    assert_eq!(seen.into_inner(), want);
+    assert_eq!(seen, want);
 }

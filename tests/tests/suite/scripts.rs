@@ -21,15 +21,17 @@ use surety_common::{
         receipt::{Draft, Receipt},
     },
 };
-use surety_producer::dev::servers::{RedisOptions, RedisServer};
-use surety_tests::history::History;
+use surety_tests::{
+    history::History,
+    redis::{Kind, Redis as Server},
+};
 
 pub(super) const HOUR: Duration = Duration::from_secs(3600);
 pub(super) const CAP: u64 = 1_000_000;
 
 /// A Redis of its own, with its folder.
 pub struct Redis {
-    server: RedisServer,
+    server: Server,
     _dir: tempfile::TempDir,
 }
 
@@ -39,11 +41,16 @@ impl Redis {
     }
 }
 
-/// Starts a Redis.
+/// Starts the kind of Redis that is wanted.
 pub async fn redis() -> Redis {
+    redis_of(Kind::wanted()).await
+}
+
+/// Starts a Redis.
+pub async fn redis_of(kind: Kind) -> Redis {
     let dir = tempfile::tempdir().unwrap();
-    let options = RedisOptions { port: None, data: dir.path().join("redis"), extra_args: vec![], log: None };
-    Redis { server: RedisServer::start(options).await.unwrap(), _dir: dir }
+    let server = Server::start(kind, dir.path().join("redis"), &[]).await.unwrap();
+    Redis { server, _dir: dir }
 }
 
 /// A store on a Redis of its own, with one session, and a plain connection beside it.

@@ -205,7 +205,7 @@ async fn write_batch(
     state: &GateState,
     batch: &[&(JobId, &Known)],
 ) -> Result<usize, RuleError> {
-    let now = x.c.store.now_ms().await?;
+    let now = x.c.store.now_ms_of(p).await?;
     let keys: Vec<String> = batch.iter().map(|(id, _)| x.c.store.keys().job(id)).collect();
     let there = x.c.store.records(&keys).await?;
     let reads: Vec<_> = batch
