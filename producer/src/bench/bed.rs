@@ -34,6 +34,12 @@ const CONFIG: &str = "[handlers.true]\ncommand = [\"/bin/true\"]\n";
 
 impl Bed {
     pub(super) async fn make() -> Result<Self, BenchError> {
+        Self::with("").await
+    }
+
+    /// With more configuration.
+    pub(super) async fn with(more: &str) -> Result<Self, BenchError> {
+        let config = format!("{CONFIG}{more}");
         let dir = tempfile::tempdir().map_err(io("make a folder for the servers"))?;
         let nats = NatsServer::start(NatsOptions {
             port: None,
@@ -50,8 +56,8 @@ impl Bed {
         });
         let (nats, redis) = (nats.await?, redis.await?);
         let flags = private_servers(nats.url(), redis.url(), "bench");
-        let settings = load_text(Some((CONFIG, "bench")), &|_| None, &flags)?;
-        std::fs::write(dir.path().join("surety.toml"), CONFIG).map_err(io("write the configuration"))?;
+        let settings = load_text(Some((&config, "bench")), &|_| None, &flags)?;
+        std::fs::write(dir.path().join("surety.toml"), &config).map_err(io("write the configuration"))?;
         let (c, _) = provision(&settings, "surety-bench").await?;
         Ok(Self { processes: Vec::new(), c, settings, nats, redis, dir })
     }

@@ -95,7 +95,7 @@ pub async fn bench(plan: &Plan, say: &dyn Fn(&str)) -> Result<Report, BenchError
     Report::of(plan.jobs, version, rounds).ok_or_else(|| BenchError::Stuck("no round was asked for".into()))
 }
 
-fn queue() -> Result<QueueName, BenchError> {
+pub(super) fn queue() -> Result<QueueName, BenchError> {
     QueueName::new("default").map_err(|e| BenchError::Stuck(e.to_string()))
 }
 
@@ -113,7 +113,11 @@ async fn plain(plan: &Plan, round: &mut Round, version: &mut String) -> Result<(
     bed.stop().await
 }
 
-async fn enqueue(client: &Client, n: usize, job: impl Fn() -> JobBuilder) -> Result<Duration, BenchError> {
+pub(super) async fn enqueue(
+    client: &Client,
+    n: usize,
+    job: impl Fn() -> JobBuilder,
+) -> Result<Duration, BenchError> {
     let queue = queue()?;
     let started = Instant::now();
     let mut pending = Vec::with_capacity(IN_FLIGHT);
@@ -140,12 +144,33 @@ async fn stored(p: crate::client::Pending) -> Result<(), BenchError> {
 }
 
 async fn noop(plan: &Plan, programs: &Programs, round: &mut Round) -> Result<(), BenchError> {
-    let mut bed = Bed::make().await?;
+    let (enqueued, done) = noop_jobs(plan, programs, Bed::make().await?).await?;
+    round.enqueue = enqueued;
+    round.noop = done.rate;
+    (round.nats_cpu_us_per_job, round.worker_cpu_us_per_job) = (done.nats_us, done.worker_us);
+    round.redis_cpu_us_per_job = done.redis_us;
+    Ok(())
+}
+
+/// Figures of no-op jobs: a rate, and CPU per job in microseconds.
+pub(super) struct Noop {
+    pub(super) rate: f64,
+    pub(super) redis_us: f64,
+    pub(super) nats_us: f64,
+    pub(super) worker_us: f64,
+}
+
+/// Enqueues no-op jobs, then starts a worker and lets it run them all: the rate of the one, and the figures of the other.
+pub(super) async fn noop_jobs(
+    plan: &Plan,
+    programs: &Programs,
+    mut bed: Bed,
+) -> Result<(f64, Noop), BenchError> {
     let client = bed.client().await?;
     // With its envelope the whole document has about 256 bytes, as the plain messages have.
     let payload = serde_json::json!("x".repeat(180));
     let body = JobBuilder::new("noop").payload(&payload).map_err(|e| BenchError::Stuck(e.to_string()))?;
-    round.enqueue = rate(plan.jobs, enqueue(&client, plan.jobs, || body.clone()).await?);
+    let enqueued = rate(plan.jobs, enqueue(&client, plan.jobs, || body.clone()).await?);
     let before = bed.c.store.cpu_seconds().await?;
     bed.start(programs.reaper(), &[])?;
     bed.start(programs.worker(), &["--slots", &plan.slots.to_string()])?;
@@ -154,12 +179,16 @@ async fn noop(plan: &Plan, programs: &Programs, round: &mut Round) -> Result<(),
     let cpu = bed.c.store.cpu_seconds().await? - before;
     let nats = bed.nats.pid().map(cpu_of).transpose()?.unwrap_or(0.0) - nats_before;
     let worker = bed.processes.last().and_then(Child::id).map(cpu_of).transpose()?.unwrap_or(0.0);
-    round.nats_cpu_us_per_job = 1e6 * nats / plan.jobs as f64;
-    round.worker_cpu_us_per_job = 1e6 * worker / plan.jobs as f64;
     let took = ended.duration_since(bed.first_start().await?).unwrap_or(Duration::from_millis(1));
-    round.noop = rate(plan.jobs, took);
-    round.redis_cpu_us_per_job = 1e6 * cpu / plan.jobs as f64;
-    bed.stop().await
+    let each = |seconds: f64| 1e6 * seconds / plan.jobs as f64;
+    let done = Noop {
+        rate: rate(plan.jobs, took),
+        redis_us: each(cpu),
+        nats_us: each(nats),
+        worker_us: each(worker),
+    };
+    bed.stop().await?;
+    Ok((enqueued, done))
 }
 
 async fn commands(plan: &Plan, programs: &Programs, round: &mut Round) -> Result<(), BenchError> {

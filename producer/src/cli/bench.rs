@@ -3,7 +3,7 @@
 use clap::Args;
 
 use super::{Context, failure::Failure};
-use crate::bench::{Plan, bench, open_records};
+use crate::bench::{Plan, bench, guards, open_records};
 
 /// Measure what the promises cost, against the plain broker, on private servers
 ///
@@ -31,6 +31,9 @@ pub(super) struct BenchArgs {
     /// Instead of all that: what so many open jobs cost while 100 of them come due each second
     #[arg(long, value_name = "N,…", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1_000..=2_000_000))]
     open: Vec<u32>,
+    /// Instead of all that: what guards cost, and a key that so many jobs wait for
+    #[arg(long, value_name = "N", conflicts_with = "open", value_parser = clap::value_parser!(u32).range(100..=200_000))]
+    guards: Option<u32>,
 }
 
 pub(super) async fn run(cx: &Context, a: BenchArgs) -> Result<(), Failure> {
@@ -48,6 +51,12 @@ pub(super) async fn run(cx: &Context, a: BenchArgs) -> Result<(), Failure> {
         slots: a.slots as usize,
     };
     let screen = cx.screen;
+    if let Some(crowd) = a.guards {
+        let report = Box::pin(guards(&plan, crowd as usize, &|line| screen.note(line)))
+            .await
+            .map_err(|e| Failure::no(e.to_string()))?;
+        return screen.show(&report, || report.table());
+    }
     let report =
         Box::pin(bench(&plan, &|line| screen.note(line))).await.map_err(|e| Failure::no(e.to_string()))?;
     screen.show(&report, || report.table())

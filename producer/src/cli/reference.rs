@@ -68,6 +68,7 @@ fn shapes() -> Vec<(&'static str, &'static str, Value)> {
         ("config", "", of::<provision::Effective>()),
         ("dev", "When everything runs", of::<dev::Running>()),
         ("bench", "", of::<bench::Report>()),
+        ("bench", "With --guards", of::<bench::GuardReport>()),
         ("demo", "", of::<demo::Report>()),
         ("completions", "", of::<shell::Script>()),
         ("man", "", of::<shell::Page>()),

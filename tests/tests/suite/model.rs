@@ -956,7 +956,6 @@ fn they_agree_on_a_cluster() {
 // Shows: V-01, A-01, A-03, A-07, C-02, C-04, C-13, E-07, X-03
 #[test]
 fn the_scripts_and_the_machine_agree_on_random_sequences() {
-    let seen = agree(Kind::wanted(), Config::default());
     // The sequences reach every move that the scripts have.
     let want: BTreeSet<_> = [
         EventKind::Started,
@@ -977,5 +976,13 @@ fn the_scripts_and_the_machine_agree_on_random_sequences() {
     ]
     .map(EventKind::name)
     .into();
+    // The rarest move is in most runs, and in one of four.
+    let mut seen = BTreeSet::new();
+    for _ in 0..4 {
+        seen.extend(agree(Kind::wanted(), Config::default()));
+        if seen == want {
+            return;
+        }
+    }
     assert_eq!(seen, want);
 }
