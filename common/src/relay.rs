@@ -152,7 +152,8 @@ impl Relay {
         };
         self.broker.send_receipt(&self.publisher, receipt).await
     }
-    /// Waits until a part is stored; what may go away by itself is sent again while the patience lasts.
+
+    /// Whether the data set of an entry answered so lately that nobody can have given it up since.
     fn is_trusted(&self, e: &OutboxEntry) -> bool {
         boot_ms() <= e.origin.asked_ms + self.trust_ms
     }
@@ -173,6 +174,7 @@ impl Relay {
         }
     }
 
+    /// Waits until a part is stored; what may go away by itself is sent again while the patience lasts.
     async fn settle(
         &self,
         part: Part<'_>,

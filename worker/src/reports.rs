@@ -71,11 +71,11 @@ fn by_session<Q, R>(
     out
 }
 
-fn send<R>(reply: oneshot::Sender<R>, value: R) {
+fn send<R>(reply: oneshot::Sender<R>, job: &str, value: R) {
     if reply.send(value).is_err() {
         worker().dropped_sends.inc();
-        // Its attempt was dropped at shutdown; what was committed is found by the next owner.
-        tracing::debug!("nobody waits for this report any more");
+        // Its handler was stopped meanwhile; what was committed stays, and what the store says of it is told to nobody.
+        tracing::info!(job_id = job, "nobody waits for the answer to a report any more");
     }
 }
 
@@ -91,12 +91,12 @@ async fn report(
     for (session, items, replies) in by_session(asks, replies) {
         match store.progress(p, &session, &items).await {
             Ok(answer) => {
-                for (reply, result) in replies.into_iter().zip(answer.results) {
-                    send(reply, Ok(result));
+                for ((item, reply), result) in items.iter().zip(replies).zip(answer.results) {
+                    send(reply, &item.id, Ok(result));
                 }
                 later.extend(answer.entries);
             }
-            Err(e) => replies.into_iter().for_each(|r| send(r, Err(e.clone()))),
+            Err(e) => items.iter().zip(replies).for_each(|(i, r)| send(r, &i.id, Err(e.clone()))),
         }
     }
     drop(permit);

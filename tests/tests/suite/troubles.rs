@@ -83,3 +83,58 @@ async fn each_trouble_of_a_worker_is_counted_and_logged_with_its_job() {
     }
     assert_eq!((worker.stop().await, reaper.stop().await), (Some(0), Some(0)));
 }
+
+// Shows: O-09
+#[tokio::test]
+async fn messages_that_come_too_fast_and_answers_that_come_too_late_are_counted() {
+    // A call to Redis may take long, and no lease ends over it.
+    let patient = "[connection]\ncall_timeout = \"20s\"\nretry_limit = \"40s\"\n[layout]\nack_wait = \"120s\"\n\
+        [lease]\nrenewal = \"5s\"\nttl = \"60s\"\nmargin = \"5s\"\n";
+    let world = World::with(patient).await;
+    let c = world.connect().await;
+    let proxy = Proxy::start(([127, 0, 0, 1], world.redis.port()).into()).await.unwrap();
+    let mut worker = world.worker(&["--redis", &format!("redis://{}", proxy.addr())], &[LISTEN]);
+    let at = address(&mut worker).await;
+    worker.logged("worker ready").await;
+    let [lagged, dropped] = ["surety_nats_dropped_messages_total", "surety_dropped_sends_total"];
+    let s = Scrape::of(at).await;
+    assert_eq!([s.sum(lagged, &[]), s.sum(dropped, &[])], [Some(0.0); 2]);
+
+    // Its handler reports while Redis is silent, and is dropped at its time limit: then the answer comes.
+    let mark = world.path("dropped");
+    let body = serde_json::json!({
+        "type": "report", "payload": { "dropped": mark }, "retry": { "max_retries": 0 }, "contract": { "timeout": "3s" },
+    });
+    world.publish("default", "late", &body.to_string()).await;
+    world.until(&c, "late", |r| r.status == Status::Running && r.rev > 3).await;
+    proxy.hold();
+    wait_logged(&world, "the handler to be dropped", async || std::fs::exists(&mark).unwrap()).await;
+
+    // Whoever renews its session waits for Redis as well, and reads no hints meanwhile.
+    let (session, _) = c.store.sessions(0, u64::MAX / 4, 1).await.unwrap().remove(0);
+    let subject = c.broker.names().control_session_subject(&session);
+    let plain = world.plain().await;
+    for _ in 0..70_000 {
+        plain.publish(subject.clone(), "{}".into()).await.unwrap();
+    }
+    plain.flush().await.unwrap();
+    wait_logged(&world, "messages to be dropped", async || {
+        Scrape::of(at).await.sum(lagged, &[]) >= Some(1.0)
+    })
+    .await;
+    assert_eq!(Scrape::of(at).await.sum(dropped, &[]), Some(0.0), "nobody has answered yet");
+    proxy.heal();
+    wait_logged(&world, "the answer to be too late", async || {
+        Scrape::of(at).await.sum(dropped, &[]) == Some(1.0)
+    })
+    .await;
+    assert_eq!(world.ended(&c, "late").await.code, "timeout");
+    let log = worker.log();
+    let says = |words: [&str; 2]| log.lines().any(|l| words.iter().all(|w| l.contains(w)));
+    assert!(says(["slow consumer", "nats"]), "{log}");
+    assert!(says(["nobody waits for the answer to a report", "late"]), "{log}");
+    // What was dropped were hints: the worker goes on, and so does the connection.
+    world.publish("default", "next", r#"{"type":"noop"}"#).await;
+    assert_eq!(world.ended(&c, "next").await.status, Status::Done);
+    assert_eq!(worker.stop().await, Some(0));
+}
