@@ -38,7 +38,8 @@ pub struct Recovered {
 /// How long publishes and copies of a repair are tried before the next pass takes over.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Commits up to `batch` attempts of an expired session as lost, in one partition, and settles their carriers.
+/// Commits up to `batch` attempts of an expired session as lost, in one partition, and settles their carriers. The error of one
+/// carrier is reported when the others are settled.
 pub async fn lost_session(
     c: &Connected,
     p: u32,
@@ -67,6 +68,7 @@ pub async fn lost_session(
     // Ordering: the verdicts are journaled before any carrier is touched.
     c.relay.publish(p, &answer.entries, Pace::call(PATIENCE)).await?;
     let mut done = Recovered { is_partial, ..Recovered::default() };
+    let mut unsettled = None;
     for ((id, epoch, queue, kind), reply) in jobs.iter().zip(answer.results) {
         let s = match reply {
             LostReply::Applied(s) => s,
@@ -85,9 +87,13 @@ pub async fn lost_session(
             tracing::error!(job_id = %id, alert = "attempts_exhausted", "the job failed: its last attempt was lost");
         }
         let left = Left { job: id, queue, kind, code: ended_code(s.status), why: LOST };
-        settle_carrier(c, &left, &Settled { epoch: *epoch, ..s }, Duration::ZERO).await?;
+        if let Err(error) = settle_carrier(c, &left, &Settled { epoch: *epoch, ..s }, Duration::ZERO).await {
+            // It is committed and comes here no more: its message comes back by itself.
+            tracing::warn!(job_id = %id, epoch, %error, "the message of a lost attempt could not be settled");
+            unsettled = Some(error);
+        }
     }
-    Ok(done)
+    unsettled.map_or(Ok(done), Err)
 }
 
 /// Why a job whose attempt is gone has an outcome.

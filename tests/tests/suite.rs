@@ -40,6 +40,7 @@ mod suite {
     mod receipts;
     mod redis_loss;
     mod reload;
+    mod refusals;
     mod retention;
     mod schedules;
     mod scripts;

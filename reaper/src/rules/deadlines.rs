@@ -199,6 +199,7 @@ fn watched(r: &Record) -> Watched {
 }
 
 /// Commits what was judged, journals it, and does what follows outside of the store. Returns the number of acts.
+/// The error is the last one of what follows: it is that of one job, and the others went on.
 async fn apply(x: &Context, teller: &Teller, p: u32, judged: &[Judged]) -> Result<usize, RuleError> {
     let items: Vec<DueItem> = judged.iter().map(|j| item(x, j)).collect();
     let answer = x.c.store.act_on_due(p, x.settings.reaper.overstay, &items).await?;
@@ -206,7 +207,7 @@ async fn apply(x: &Context, teller: &Teller, p: u32, judged: &[Judged]) -> Resul
     // Ordering: the verdicts are journaled before any carrier is touched.
     x.c.relay.publish(p, &answer.entries, PATIENCE).await?;
     fault::point("due_journaled");
-    let (mut acted, mut to_tell) = (0, Todo::default());
+    let (mut acted, mut to_tell, mut failed) = (0, Todo::default(), None);
     for (j, reply) in judged.iter().zip(answer.results) {
         let DueReply::Applied(s) = reply else { continue };
         if matches!(j.due, Due::NotYet(_) | Due::Drop) {
@@ -217,10 +218,14 @@ async fn apply(x: &Context, teller: &Teller, p: u32, judged: &[Judged]) -> Resul
         if let Some(r) = &j.record {
             to_tell.add(x, teller, j.due, (&j.id, r), s.rev);
         }
-        follow(x, j, s).await?;
+        if let Err(error) = follow(x, j, s).await {
+            // It is committed and comes here no more: its message comes back by itself, and is told that the job has ended.
+            tracing::warn!(job_id = %j.id, due = name(j.due), %error, "the message of a job could not be settled");
+            failed = Some(error);
+        }
     }
     teller.tell(x, p, to_tell).await?;
-    Ok(acted)
+    failed.map_or(Ok(acted), Err)
 }
 
 /// The label of a deadline.

@@ -1,0 +1,80 @@
+//! A dead letter that the broker does not take: that one job's message stays where it is, and the others of its batch go on.
+
+use async_nats::jetstream::stream::Config;
+use surety_common::{connect::Connected, domain::Status};
+use surety_tests::{
+    witness::{Witness, dead_letters, wait_logged},
+    world::{World, messages, wait},
+};
+
+/// More than the dead letters take.
+fn big(kind: &str, more: &str) -> String {
+    format!(r#"{{"type":"{kind}","payload":"{}"{more}}}"#, "x".repeat(4000))
+}
+
+async fn dead_letters_are_small(world: &World) {
+    let js = async_nats::jetstream::new(world.plain().await);
+    let fit = js.get_stream("SURETY_DLQ").await.unwrap().cached_info().config.clone();
+    js.update_stream(Config { max_message_size: 3000, ..fit }).await.unwrap();
+}
+
+/// The dead letter of the small job is there and its message is gone; the messages of the big ones are kept.
+async fn only_the_big_ones_stay(world: &World, c: &Connected, n: u64) {
+    wait_logged(world, "the message of the small job to be settled", async || {
+        messages(world, &c.broker.names().jobs()).await == n
+    })
+    .await;
+    let letters: Vec<_> = dead_letters(world).await.into_iter().map(|l| l.job).collect();
+    assert_eq!(letters, ["small"]);
+    let h = world.history(c).await;
+    h.check().unwrap();
+    assert!(h.jobs.keys().all(|job| h.count(job, "finished") == 1));
+}
+
+#[tokio::test]
+async fn a_deadline_whose_carrier_cannot_be_settled_does_not_hold_up_the_others() {
+    let world = World::with("[handlers.fail]\ncommand = [\"false\"]").await;
+    let c = world.connect().await;
+    dead_letters_are_small(&world).await;
+    let mut worker = world.worker(&[], &[]);
+    let more = r#","retry":{"backoff":["1h"]},"contract":{"finish":"4s"}"#;
+    // The index has them in the order of their deadlines.
+    for (id, body) in [("big", big("fail", more)), ("small", format!(r#"{{"type":"fail"{more}}}"#))] {
+        world.publish("default", id, &body).await;
+        world.status(&c, id, Status::RetryWait).await;
+    }
+    assert_eq!(worker.stop().await, Some(0));
+    let record = world.status(&c, "small", Status::RetryWait).await;
+    wait("both deadlines to pass", async || c.store.now_ms().await.unwrap() > record.finish_by_ms).await;
+    let mut reaper = world.reaper(&[]);
+    for id in ["big", "small"] {
+        assert_eq!(world.ended(&c, id).await.code, "finish_deadline");
+    }
+    only_the_big_ones_stay(&world, &c, 1).await;
+    reaper.logged("rule_failed").await;
+    assert_eq!(reaper.stop().await, Some(0));
+}
+
+#[tokio::test]
+async fn a_lost_attempt_whose_carrier_cannot_be_settled_does_not_hold_up_the_others() {
+    let witness = Witness::default();
+    let world = World::with(&witness.handler("hold", "exec sleep 60")).await;
+    let c = world.connect().await;
+    dead_letters_are_small(&world).await;
+    let mut worker = world.worker(&[], &[]);
+    let more = r#","retry":{"max_retries":0}"#;
+    // The set of what a session runs has no order: the small one is hardly ever the first.
+    for n in 0..5 {
+        world.publish("default", &format!("big-{n}"), &big("hold", more)).await;
+    }
+    world.publish("default", "small", &format!(r#"{{"type":"hold"{more}}}"#)).await;
+    for id in ["big-0", "big-1", "big-2", "big-3", "big-4", "small"] {
+        world.status(&c, id, Status::Running).await;
+    }
+    worker.kill9().await;
+    let mut reaper = world.reaper(&[]);
+    assert_eq!(world.ended(&c, "small").await.code, "attempts_exhausted");
+    only_the_big_ones_stay(&world, &c, 5).await;
+    reaper.logged("rule_failed").await;
+    assert_eq!(reaper.stop().await, Some(0));
+}
