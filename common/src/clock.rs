@@ -52,7 +52,16 @@ pub fn iso_millis(ms: u64) -> Option<String> {
     jiff::Timestamp::from_millisecond(i64::try_from(ms).ok()?).ok().map(|t| format!("{t:.3}"))
 }
 
-/// A span as people write it in configuration and documents: `90s`, `5m`, `1h 30m`, `250ms`.
+/// Milliseconds of a time as events and documents have it (RFC 3339). `None`: it is none, or before 1970.
+pub fn read_millis(at: &str) -> Option<u64> {
+    at.parse::<jiff::Timestamp>().ok().and_then(|t| u64::try_from(t.as_millisecond()).ok())
+}
+
+/// The longest span that anybody may ask for: a hundred years. What is longer is a mistake, and would leave the calendar when
+/// it is added to a time.
+const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+
+/// A span as people write it in configuration and documents: `90s`, `5m`, `1h 30m`, `250ms`; a hundred years at most.
 pub fn parse_span(s: &str) -> Result<Duration, String> {
     let trimmed = s.trim();
     if trimmed == "0" {
@@ -61,7 +70,11 @@ pub fn parse_span(s: &str) -> Result<Duration, String> {
     let d: jiff::SignedDuration = trimmed.parse().map_err(|_| {
         format!("{s:?} is not a duration; write a number with a unit, like 250ms, 30s, 5m, 24h")
     })?;
-    Duration::try_from(d).map_err(|_| format!("{s:?} is negative; a duration is 0 or more"))
+    let d = Duration::try_from(d).map_err(|_| format!("{s:?} is negative; a duration is 0 or more"))?;
+    if d > LONGEST {
+        return Err(format!("{s:?} is longer than a hundred years ({}h)", LONGEST.as_secs() / 3600));
+    }
+    Ok(d)
 }
 
 /// A point in time as people write it in arguments: RFC 3339, with its offset from UTC.
@@ -97,7 +110,8 @@ mod tests {
             assert_eq!(parse_span(text).unwrap().as_millis(), ms, "{text}");
             assert_eq!(parse_span(&format_span(Duration::from_millis(ms as u64))).unwrap().as_millis(), ms);
         }
-        for bad in ["", "5", "5 parsecs", "-3s", "1d"] {
+        assert_eq!(parse_span("876000h"), Ok(LONGEST));
+        for bad in ["", "5", "5 parsecs", "-3s", "1d", "876000h 1ms", "2562047788015h"] {
             let e = parse_span(bad);
             assert!(e.is_err(), "{bad:?} gave {e:?}");
         }

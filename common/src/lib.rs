@@ -22,6 +22,7 @@ pub mod ending;
 pub mod fault;
 pub mod guard_view;
 pub mod history;
+pub mod known;
 pub mod lookup;
 pub mod loss;
 pub mod manual;

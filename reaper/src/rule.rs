@@ -47,6 +47,9 @@ impl Transient for RuleError {
     }
 }
 
+/// Longest that a step may take which reads the whole journal: one of a hundred million events takes half an hour.
+pub(crate) const JOURNAL_LIMIT: Duration = Duration::from_secs(6 * 3600);
+
 /// The future of one step.
 pub(crate) type Step<'a> = Pin<Box<dyn Future<Output = Result<Done, RuleError>> + Send + 'a>>;
 

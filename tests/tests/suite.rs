@@ -39,8 +39,8 @@ mod suite {
     mod reaper;
     mod receipts;
     mod redis_loss;
-    mod reload;
     mod refusals;
+    mod reload;
     mod retention;
     mod schedules;
     mod scripts;

@@ -14,7 +14,10 @@ use super::{
     pull::{Delivery, Subject},
     schedule,
 };
-use crate::domain::{JobId, QueueName};
+use crate::{
+    clock::read_millis,
+    domain::{JobId, QueueName},
+};
 
 impl Broker {
     async fn settle(&self, ack_subject: &impl ToSubject, body: Bytes) -> Result<(), BrokerError> {
@@ -263,10 +266,7 @@ fn read_direct(m: async_nats::Message) -> Result<Option<Delivery>, BrokerError> 
     let (Some(subject), Some(sequence)) = (header("Nats-Subject"), sequence) else {
         return Err(BrokerError::Unreachable(format!("direct get: {}", m.description.unwrap_or_default())));
     };
-    let stored_ms = header("Nats-Time-Stamp")
-        .and_then(|t| t.parse::<jiff::Timestamp>().ok())
-        .and_then(|t| u64::try_from(t.as_millisecond()).ok())
-        .unwrap_or(0);
+    let stored_ms = header("Nats-Time-Stamp").and_then(|t| read_millis(&t)).unwrap_or(0);
     Ok(Some(Delivery {
         subject: subject.into(),
         payload: m.payload,

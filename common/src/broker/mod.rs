@@ -51,6 +51,7 @@ use denial::Denials;
 use tokio::sync::watch;
 
 use crate::{
+    clock::read_millis,
     config::Address,
     domain::ids::Namespace,
     pace::{Pace, Transient, retry},
@@ -284,8 +285,7 @@ impl Broker {
 
 /// When the server made an answer (milliseconds of its clock).
 fn answered_ms(answer: &serde_json::Value) -> Option<u64> {
-    let at: jiff::Timestamp = answer.get("ts")?.as_str()?.parse().ok()?;
-    u64::try_from(at.as_millisecond()).ok()
+    read_millis(answer.get("ts")?.as_str()?)
 }
 
 fn tell(denials: &Denials, event: &Event) {

@@ -107,8 +107,12 @@ fn until(then_ms: u64, now_ms: u64) -> Duration {
     Duration::from_millis(then_ms.saturating_sub(now_ms).max(100))
 }
 
-fn millis(d: Duration) -> u64 {
-    u64::try_from(d.as_millis()).unwrap_or(u64::MAX)
+/// Until the receipt of an outcome is looked for, where a requester waits; the scripts have the same.
+pub const RECEIPT_WITHIN: Duration = Duration::from_secs(60);
+
+/// Milliseconds of a span, and no more than can be added to a time and kept in a record: four thousand years.
+pub fn millis(d: Duration) -> u64 {
+    u64::try_from(d.as_millis()).unwrap_or(u64::MAX).min(1 << 47)
 }
 
 #[cfg(test)]

@@ -12,11 +12,15 @@ use std::{
 
 use serde::Deserialize;
 use serde_json::{Value, value::RawValue};
-use surety_common::domain::{Contract, Status};
+
+use crate::{
+    clock::read_millis,
+    domain::{Contract, ErrorCode, Status},
+};
 
 /// An event as far as a record can be made of it. Read from the message without copies; its data only where it matters.
 #[derive(Debug, Deserialize)]
-pub(crate) struct Fact<'a> {
+struct Fact<'a> {
     #[serde(borrow)]
     job: Cow<'a, str>,
     #[serde(rename = "gen")]
@@ -52,66 +56,72 @@ pub(crate) struct Fact<'a> {
 /// Most revisions that are remembered as missing, of one job.
 const GAPS: usize = 1024;
 
-/// One job, as far as the journal was read.
+/// One job, as far as the journal was read. Times are milliseconds, 0 for "none"; texts are empty for "none".
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Known {
-    pub(crate) status: Status,
-    pub(crate) contract: Contract,
-    pub(crate) generation: u32,
+pub struct Known {
+    pub status: Status,
+    pub contract: Contract,
+    pub generation: u32,
     /// Highest revision.
-    pub(crate) rev: u64,
+    pub rev: u64,
     /// Lowest revision of this life of the job that was read.
-    pub(crate) first: u64,
+    pub first: u64,
     /// Revisions between them that were not.
-    pub(crate) gaps: Vec<u64>,
-    pub(crate) epoch: u64,
-    pub(crate) attempt: u32,
-    pub(crate) charged: u32,
-    pub(crate) start_failures: u32,
-    pub(crate) due_ms: u64,
-    pub(crate) started_ms: u64,
-    pub(crate) ended_ms: u64,
+    pub gaps: Vec<u64>,
+    pub epoch: u64,
+    pub attempt: u32,
+    /// Attempts of this generation that used up budget.
+    pub charged: u32,
+    /// Starts in a row that failed.
+    pub start_failures: u32,
+    pub due_ms: u64,
+    pub started_ms: u64,
+    pub ended_ms: u64,
     /// Time of the latest event.
-    pub(crate) at_ms: u64,
-    pub(crate) is_cancelling: bool,
-    pub(crate) is_nudged: bool,
-    pub(crate) is_deleted: bool,
+    pub at_ms: u64,
+    /// The attempt that runs was asked to stop.
+    pub is_cancelling: bool,
+    /// The nudge for the progress that was missed was told.
+    pub is_nudged: bool,
+    /// Its record was deleted.
+    pub is_deleted: bool,
     /// Met or changed since it was last taken.
     is_dirty: bool,
-    pub(crate) queue: Arc<str>,
-    pub(crate) job_type: Arc<str>,
+    pub queue: Arc<str>,
+    pub job_type: Arc<str>,
     /// A JSON string literal, or empty.
-    pub(crate) key: Box<str>,
-    pub(crate) trace: Box<str>,
-    pub(crate) carrier: Box<str>,
+    pub key: Box<str>,
+    pub trace: Box<str>,
+    pub carrier: Box<str>,
     /// Who runs it, or empty.
-    pub(crate) session: Arc<str>,
-    pub(crate) code: Arc<str>,
+    pub session: Arc<str>,
+    /// Error code of the last failure.
+    pub code: Arc<str>,
     /// Who is to be told, as a JSON object, of an outcome; else empty.
-    pub(crate) notify: Box<str>,
+    pub notify: Box<str>,
 }
 
 impl Known {
     /// Whether it has no outcome yet and is remembered.
-    pub(crate) fn is_open(&self) -> bool {
+    pub fn is_open(&self) -> bool {
         !self.is_deleted && !self.status.is_terminal()
     }
 }
 
 /// Every job that was met.
 #[derive(Debug, Default)]
-pub(crate) struct Fold {
+pub struct Fold {
     jobs: HashMap<Box<str>, Known>,
     texts: HashSet<Arc<str>>,
     /// Events that were read.
-    pub(crate) events: u64,
+    pub events: u64,
     /// Events that could not be.
-    pub(crate) unreadable: u64,
+    pub unreadable: u64,
 }
 
 impl Fold {
-    /// Takes in a journal message. `is_wanted`: whether a job is of a partition that is rebuilt.
-    pub(crate) fn message(&mut self, body: &[u8], is_wanted: impl Fn(&str) -> bool) {
+    /// Takes in the body of a journal message. `is_wanted`: whether a job is one of those that matter.
+    pub fn message(&mut self, body: &[u8], is_wanted: impl Fn(&str) -> bool) {
         let Ok(items) = serde_json::from_slice::<Vec<&RawValue>>(body) else {
             self.unreadable += 1;
             return;
@@ -130,7 +140,7 @@ impl Fold {
     }
 
     /// The jobs that were met or changed since the last call.
-    pub(crate) fn take_dirty(&mut self) -> Vec<(&str, &Known)> {
+    pub fn take_dirty(&mut self) -> Vec<(&str, &Known)> {
         let met = self.jobs.iter_mut().filter_map(|(id, k)| {
             let is_dirty = std::mem::take(&mut k.is_dirty);
             let k: &Known = k;
@@ -140,13 +150,23 @@ impl Fold {
     }
 
     /// All of them.
-    pub(crate) fn all(&self) -> impl Iterator<Item = (&str, &Known)> {
+    pub fn all(&self) -> impl Iterator<Item = (&str, &Known)> {
         self.jobs.iter().map(|(id, k)| (id.as_ref(), k))
     }
 
+    /// What is known of one job.
+    pub fn get(&self, job: &str) -> Option<&Known> {
+        self.jobs.get(job)
+    }
+
     /// Number of jobs.
-    pub(crate) fn len(&self) -> usize {
+    pub fn len(&self) -> usize {
         self.jobs.len()
+    }
+
+    /// Whether no job was met.
+    pub fn is_empty(&self) -> bool {
+        self.jobs.is_empty()
     }
 
     fn text(&mut self, s: &str) -> Arc<str> {
@@ -159,12 +179,17 @@ impl Fold {
     }
 
     fn take(&mut self, f: &Fact<'_>) {
-        let at_ms = millis(&f.at);
+        let at_ms = read_millis(&f.at).unwrap_or(0);
         let before = self.jobs.get(f.job.as_ref());
         // A job of a deleted job's id is a new one, and counts from 1.
         let is_reborn = before.is_some_and(|k| k.is_deleted && f.rev <= k.rev && at_ms > k.at_ms);
         let mut known = match before {
             Some(k) if !is_reborn => k.clone(),
+            // A state of a newer release is none of ours: nothing is made up in its place.
+            _ if f.state().is_none() => {
+                self.unreadable += 1;
+                return;
+            }
             _ => blank(f),
         };
         if !known.note_rev(f.rev) {
@@ -190,8 +215,20 @@ impl Fold {
     }
 }
 
-fn millis(at: &str) -> u64 {
-    at.parse::<jiff::Timestamp>().ok().and_then(|t| u64::try_from(t.as_millisecond()).ok()).unwrap_or(0)
+impl Fact<'_> {
+    /// Status and contract, where this release knows both.
+    fn state(&self) -> Option<(Status, Contract)> {
+        let status = Status::ALL.into_iter().find(|s| s.name() == self.status)?;
+        Some((status, Contract::ALL.into_iter().find(|c| c.name() == self.contract)?))
+    }
+
+    fn data(&self) -> Value {
+        self.data.and_then(|d| serde_json::from_str(d.get()).ok()).unwrap_or_default()
+    }
+}
+
+fn code(data: &Value) -> String {
+    data.get("error_code").and_then(Value::as_str).unwrap_or_default().to_owned()
 }
 
 fn blank(f: &Fact<'_>) -> Known {
@@ -260,7 +297,8 @@ impl Known {
                 self.charged += 1;
                 self.start_failures = 0;
             }
-            "deferred" => self.start_failures += 1,
+            // A guard defers as well, and that is no failure.
+            "deferred" if code(&f.data()) == ErrorCode::StartFailed.name() => self.start_failures += 1,
             "released" => self.start_failures = 0,
             _ => {}
         }
@@ -273,20 +311,17 @@ impl Known {
             // A place in the order, or the notification of a generation before this one.
             return (None, None);
         }
-        let status = Status::ALL.into_iter().find(|s| s.name() == f.status);
-        self.contract = Contract::ALL.into_iter().find(|c| c.name() == f.contract).unwrap_or(self.contract);
+        let Some((status, contract)) = f.state() else { return (None, None) };
+        self.contract = contract;
         (self.epoch, self.attempt) = (f.epoch, f.attempt);
         let text = |t: &Option<Cow<'_, str>>| t.as_deref().unwrap_or_default().into();
         (self.carrier, self.trace) = (text(&f.carrier), text(&f.trace));
         self.key = f.key.map(|k| k.get()).filter(|k| *k != "null").unwrap_or_default().into();
-        let data = || f.data.and_then(|d| serde_json::from_str::<Value>(d.get()).ok()).unwrap_or_default();
-        let code = |d: &Value| d.get("error_code").and_then(Value::as_str).unwrap_or_default().to_owned();
-        let time = |d: &Value, field: &str| d.get(field).and_then(Value::as_str).map_or(0, millis);
+        let time =
+            |d: &Value, field: &str| d.get(field).and_then(Value::as_str).and_then(read_millis).unwrap_or(0);
         // Its outcome is the event after it; without one the job is as it was.
-        if f.kind != "buried"
-            && let Some(s) = status
-        {
-            self.status = s;
+        if f.kind != "buried" {
+            self.status = status;
         }
         let nobody = Some("");
         match f.kind.as_ref() {
@@ -295,7 +330,7 @@ impl Known {
                 (f.session.as_deref(), None)
             }
             "attempt_failed" | "deferred" => {
-                let d = data();
+                let d = f.data();
                 self.due_ms = time(&d, if f.kind == "deferred" { "until" } else { "retry_at" });
                 self.is_cancelling = false;
                 (nobody, Some(code(&d)))
@@ -309,7 +344,7 @@ impl Known {
                 (nobody, None)
             }
             "finished" => {
-                let d = data();
+                let d = f.data();
                 (self.ended_ms, self.due_ms, self.is_cancelling) = (at_ms, 0, false);
                 self.notify = d.get("notify").map(ToString::to_string).unwrap_or_default().into();
                 (nobody, Some(d.get("receipt").map(code).unwrap_or_default()))
@@ -387,7 +422,7 @@ mod tests {
         let f = fold(&[started, failed]);
         let k = get(&f, "a");
         assert_eq!((k.status, &*k.code, &*k.session), (Status::RetryWait, "signal", ""));
-        assert_eq!(k.due_ms, millis("2026-11-21T09:00:00Z"));
+        assert_eq!(Some(k.due_ms), read_millis("2026-11-21T09:00:00Z"));
     }
 
     #[test]
@@ -411,6 +446,25 @@ mod tests {
         events.push(event(1, "started", "running", "").replace("08:00", "09:00"));
         let f = fold(&events);
         assert_eq!((get(&f, "a").rev, get(&f, "a").status), (1, Status::Running));
+    }
+
+    #[test]
+    fn a_state_of_a_newer_release_is_not_made_up() {
+        let strange = event(1, "started", "levitating", "");
+        let mut f = Fold::default();
+        f.message(format!("[{strange}]").as_bytes(), |_| true);
+        assert!(f.is_empty() && f.unreadable == 1);
+        let f = fold(&[event(1, "started", "running", ""), event(2, "raised", "levitating", "")]);
+        assert_eq!((get(&f, "a").status, get(&f, "a").rev), (Status::Running, 2));
+    }
+
+    #[test]
+    fn only_starts_that_failed_count_as_such() {
+        let deferred = |rev, why: &str| event(rev, "deferred", "deferred", &format!(r#","data":{{{why}}}"#));
+        let failed = r#""error_code":"start_failed","until":"2026-11-21T09:00:00.000Z""#;
+        let f = fold(&[deferred(1, failed), deferred(2, r#""reason":"rate_limited""#), deferred(3, failed)]);
+        assert_eq!((get(&f, "a").start_failures, get(&f, "a").status), (2, Status::Deferred));
+        assert_eq!(Some(get(&f, "a").due_ms), read_millis("2026-11-21T09:00:00Z"));
     }
 
     // Shows: P7

@@ -3,32 +3,36 @@
 
 use std::time::Duration;
 
-use surety_common::{
+use super::fold::Known;
+use crate::{
     broker::{BrokerError, decode::decode},
     config::Settings,
     connect::Connected,
-    domain::{Contract, JobId, QueueName},
-    store::{Record, Restored},
+    domain::{
+        Contract, JobId, QueueName, RetryPolicy,
+        deadline::{RECEIPT_WITHIN, millis},
+    },
+    store::Record,
 };
-
-use super::fold::Known;
 
 /// What the message of a job says.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub(crate) struct Said {
-    pub(crate) created_ms: u64,
-    pub(crate) max_retries: u32,
-    pub(crate) finish: Option<Duration>,
-    pub(crate) timeout: Option<Duration>,
-    pub(crate) progress: Option<Duration>,
-    pub(crate) ack: Option<Duration>,
-    pub(crate) summary: String,
-    /// [`surety_common::domain::Requester`] as JSON, or empty.
-    pub(crate) notify: String,
+pub struct Said {
+    /// When it was stored, by the clock of the stream.
+    pub created_ms: u64,
+    pub max_retries: u32,
+    pub finish: Option<Duration>,
+    pub timeout: Option<Duration>,
+    pub progress: Option<Duration>,
+    pub ack: Option<Duration>,
+    pub summary: String,
+    /// [`crate::domain::Requester`] as JSON, or empty.
+    pub notify: String,
 }
 
-/// Reads the message that carries a job. `None`: it is gone, or is another job's.
-pub(crate) async fn said(
+/// Reads the message that carries a job. `jobs_created`: when the stream of jobs was made. `None`: it is gone, or is another
+/// job's, or none.
+pub async fn said(
     c: &Connected,
     jobs_created: &str,
     id: &JobId,
@@ -52,13 +56,10 @@ pub(crate) async fn said(
     }))
 }
 
-/// Until the receipt of an outcome is looked for, as the scripts have it.
-const RECEIPT_WITHIN: u64 = 60_000;
-
-/// What to write of a job. `now_ms`: the store's clock.
-pub(crate) fn restored(k: &Known, said: Option<&Said>, s: &Settings, now_ms: u64) -> Restored {
+/// The record of a job. `now_ms`: the store's clock. `None`: it was deleted.
+pub fn record(k: &Known, said: Option<&Said>, s: &Settings, now_ms: u64) -> Option<Record> {
     if k.is_deleted {
-        return Restored::Deleted { rev: k.rev };
+        return None;
     }
     let is_running = k.status.is_running();
     let finish = said.and_then(|d| d.finish).unwrap_or(s.attempt.finish);
@@ -68,7 +69,7 @@ pub(crate) fn restored(k: &Known, said: Option<&Said>, s: &Settings, now_ms: u64
     let finish_by_ms = since.saturating_add(millis(finish));
     let within = |own: Option<Duration>, default: Duration| now_ms + millis(own.unwrap_or(default));
     let promise_ms = match k.contract {
-        Contract::TerminalPending => now_ms + RECEIPT_WITHIN,
+        Contract::TerminalPending => now_ms + millis(RECEIPT_WITHIN),
         Contract::TerminalAcked | Contract::TerminalFailed => 0,
         _ if !is_running => now_ms.max(k.due_ms) + millis(s.reaper.carrier_check),
         Contract::Created => within(said.and_then(|d| d.ack), s.contract.ack),
@@ -79,7 +80,7 @@ pub(crate) fn restored(k: &Known, said: Option<&Said>, s: &Settings, now_ms: u64
     // The worker knows the limit that its configuration gives; here only the job's own is known.
     let limit = said.and_then(|d| d.timeout).map_or(finish_by_ms, |t| k.started_ms.saturating_add(millis(t)));
     let is_open = !k.status.is_terminal();
-    Restored::Record(Box::new(Record {
+    Some(Record {
         status: k.status,
         contract: k.contract,
         generation: k.generation,
@@ -87,7 +88,7 @@ pub(crate) fn restored(k: &Known, said: Option<&Said>, s: &Settings, now_ms: u64
         epoch: k.epoch,
         attempt: k.attempt,
         charged: k.charged,
-        max_retries: said.map_or(3, |d| d.max_retries),
+        max_retries: said.map_or_else(|| RetryPolicy::default().max_retries, |d| d.max_retries),
         start_failures: k.start_failures,
         due_ms: if is_open { k.due_ms } else { 0 },
         started_ms: k.started_ms,
@@ -110,9 +111,70 @@ pub(crate) fn restored(k: &Known, said: Option<&Said>, s: &Settings, now_ms: u64
         },
         summary: said.filter(|_| is_open).map(|d| d.summary.clone()).unwrap_or_default(),
         ..Record::queued()
-    }))
+    })
 }
 
-fn millis(d: Duration) -> u64 {
-    u64::try_from(d.as_millis()).unwrap_or(u64::MAX / 4)
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{clock::read_millis, config::load_text, domain::Status, known::Fold};
+
+    fn event(rev: u64, kind: &str, status: &str, epoch: u64, data: serde_json::Value) -> serde_json::Value {
+        serde_json::json!({
+            "v": 1, "job": "a", "gen": 1, "rev": rev, "kind": kind, "at": format!("2026-11-21T08:00:{rev:02}.000Z"),
+            "queue": "default", "type": "t", "key": "k", "status": status,
+            "contract": if status == "done" { "terminal_acked" } else { "acked" },
+            "attempt": epoch, "epoch": epoch, "session": (kind == "started").then_some("s1"), "carrier": "JOBS:7",
+            "data": data,
+        })
+    }
+
+    fn history() -> Vec<serde_json::Value> {
+        let retry = serde_json::json!({ "error_code": "oom", "retry_at": "2026-11-21T08:05:00.000Z" });
+        vec![
+            event(1, "started", "running", 1, serde_json::Value::Null),
+            event(2, "attempt_failed", "retry_wait", 1, retry),
+            event(3, "started", "running", 2, serde_json::Value::Null),
+            event(4, "finished", "done", 2, serde_json::json!({ "receipt": { "outcome": "done" } })),
+        ]
+    }
+
+    fn ms(at: &str) -> u64 {
+        read_millis(at).unwrap()
+    }
+
+    // Shows: X-06, P7
+    #[test]
+    fn a_record_follows_from_its_events_at_every_step_in_any_order_and_with_copies() {
+        let settings = load_text(None, &|_| None, &vec![]).unwrap();
+        let now = ms("2026-11-21T09:00:00Z");
+        let at = |n: usize| {
+            let mut events = history()[..n].to_vec();
+            events.reverse();
+            events.extend(history()[..1].to_vec());
+            let mut fold = Fold::default();
+            fold.message(serde_json::Value::from(events).to_string().as_bytes(), |job| job == "a");
+            record(fold.get("a").unwrap(), None, &settings, now).unwrap()
+        };
+        let r = at(1);
+        assert_eq!((r.status, r.rev, r.epoch, r.session.as_str()), (Status::Running, 1, 1, "s1"));
+        assert_eq!((r.deadline_ms, r.promise_ms), (r.finish_by_ms, now + 45_000));
+        assert_eq!((r.started_ms, r.max_retries), (ms("2026-11-21T08:00:01Z"), 3));
+        let r = at(2);
+        assert_eq!((r.status, r.charged, r.code.as_str()), (Status::RetryWait, 1, "oom"));
+        assert_eq!((r.due_ms, r.session.as_str()), (ms("2026-11-21T08:05:00Z"), ""));
+        assert_eq!((r.promise_ms, r.deadline_ms), (now + millis(settings.reaper.carrier_check), 0));
+        let r = at(3);
+        assert_eq!((r.status, r.charged, r.epoch, r.attempt), (Status::Running, 1, 2, 2));
+        assert_eq!((r.carrier.as_str(), r.key.as_str()), ("JOBS:7", "\"k\""));
+        let r = at(4);
+        assert_eq!((r.status, r.contract, r.promise_ms), (Status::Done, Contract::TerminalAcked, 0));
+        assert_eq!((r.ended_ms, r.code.as_str()), (ms("2026-11-21T08:00:04Z"), ""));
+    }
+
+    #[test]
+    fn the_scripts_wait_as_long_for_a_receipt() {
+        let prelude = include_str!("../store/scripts/prelude.lua");
+        assert!(prelude.contains(&format!("local RECEIPT_WITHIN = {}\n", millis(RECEIPT_WITHIN))));
+    }
 }

@@ -10,7 +10,7 @@ use super::{
 use crate::{
     broker::place::Carrier,
     connect::Connected,
-    domain::{ErrorCode, JobId, QueueName, Status, ids::SessionId},
+    domain::{ErrorCode, JobId, QueueName, Status, deadline::millis, ids::SessionId},
     guard_view::view,
     lookup::{LookupError, Seen, find, journal_part},
     store::{Record, StoreError, guards},
@@ -55,7 +55,7 @@ pub async fn gather(c: &Connected, id: &JobId, overstay: Duration) -> Result<Opt
         is_unjournaled: false,
         events: Vec::new(),
         is_cut: false,
-        overstay_ms: u64::try_from(overstay.as_millis()).unwrap_or(u64::MAX),
+        overstay_ms: millis(overstay),
         unknown: Vec::new(),
     };
     f.store_closed = match c.store.check().await {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 use surety_common::{
-    domain::{ErrorCode, JobId, Requester, ids::SessionId},
+    domain::{ErrorCode, JobId, Requester, deadline::millis, ids::SessionId},
     store::{ClaimItem, ClaimReply, FinishItem, Store, StoreError, Verdict},
 };
 use tokio::process::Child;
@@ -176,7 +176,7 @@ fn claim(i: u64, now_ms: u64, finish: Duration) -> ClaimItem<'static> {
         carrier: format!("JOBS:{i}").into(),
         ack_subject: "".into(),
         created_ms: now_ms,
-        finish_ms: u64::try_from(finish.as_millis()).unwrap_or(0),
+        finish_ms: millis(finish),
         max_retries: 3,
         timeout_ms: 600_000,
         generation: 1,

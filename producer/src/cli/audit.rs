@@ -11,7 +11,7 @@ use surety_common::{
     },
     clock::{format_span, parse_span},
     config::Settings,
-    domain::JobId,
+    domain::{JobId, deadline::millis},
     history::{
         Audit, Finding, Tally,
         live::{Doubt, Live, Stored},
@@ -166,10 +166,7 @@ impl Reading {
         let kept = broker.journal_kept().await?;
         let from_ms = match since {
             None => 0,
-            Some(span) => {
-                let ms = u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
-                broker.now_ms().await?.saturating_sub(ms).max(1)
-            }
+            Some(span) => broker.now_ms().await?.saturating_sub(millis(span)).max(1),
         };
         let mut audit = Audit::new(kept.is_cut() || since.is_some());
         let mut end = kept.last;

@@ -7,7 +7,7 @@ use serde::Serialize;
 use surety_common::{
     broker::purge::{Selection, Survey},
     clock::{format_span, iso, parse_span},
-    domain::{JobId, QueueName},
+    domain::{JobId, QueueName, deadline::millis},
 };
 
 use super::{Context, confirm::Consent, failure::Failure};
@@ -114,9 +114,7 @@ pub(super) async fn run(cx: &Context, args: PurgeArgs) -> Result<(), Failure> {
     let before_ms = match args.older_than {
         None => None,
         // Burials are timed by the server's clock, so their age is measured with it too.
-        Some(age) => {
-            Some(broker.now_ms().await?.saturating_sub(u64::try_from(age.as_millis()).unwrap_or(u64::MAX)))
-        }
+        Some(age) => Some(broker.now_ms().await?.saturating_sub(millis(age))),
     };
     let of = Selection { queue: args.queue.clone(), id: args.id.clone(), before_ms };
     let survey = broker.survey_letters(&of).await?;

@@ -5,7 +5,7 @@ use serde::Serialize;
 use surety_common::{
     broker::{BrokerError, jobs::replay_headers, place::Carrier, pull::Delivery},
     connect::Connected,
-    domain::{Job, JobId, QueueName},
+    domain::{Job, JobId, QueueName, deadline::millis},
     pace::Pace,
     store::{ReplayItem, ReplayReply, StoreError},
     wire::job::{check, parse},
@@ -203,7 +203,7 @@ async fn one(cx: &Context, c: &Connected, id: &JobId, letter: &Letter) -> Result
         generation,
         carrier: carrier.clone(),
         created_ms: c.store.now_ms().await?,
-        finish_ms: u64::try_from(finish.as_millis()).unwrap_or(u64::MAX / 2),
+        finish_ms: millis(finish),
         data: serde_json::json!({ "from": format!("DLQ:{}", letter.sequence) }).to_string(),
     };
     let p = c.store.keys().partition(id);

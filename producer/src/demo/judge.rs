@@ -3,7 +3,10 @@
 use std::collections::{BTreeMap, HashSet};
 
 use serde_json::Value;
-use surety_common::history::{History, JobHistory};
+use surety_common::{
+    clock::read_millis,
+    history::{History, JobHistory},
+};
 
 use super::{handlers::Kind, report::Figures, tree::Truth};
 
@@ -53,11 +56,12 @@ pub(super) fn judge(sent: &[Sent], history: &History) -> Figures {
             }
         }
         first = first.min(s.stored_ms);
-        if let Some(started) = h.events.iter().find(|e| e.kind == "started").and_then(|e| ms(&e.at)) {
+        if let Some(started) = h.events.iter().find(|e| e.kind == "started").and_then(|e| read_millis(&e.at))
+        {
             waits.push(started.saturating_sub(s.stored_ms));
         }
         for e in h.events.iter().filter(|e| e.kind == "finished") {
-            last = last.max(ms(&e.at).unwrap_or(0));
+            last = last.max(read_millis(&e.at).unwrap_or(0));
             let receipt = e.data.get("receipt").unwrap_or(&Value::Null);
             if e.status != "done" {
                 f.not_done += 1;
@@ -86,11 +90,6 @@ fn is_right(result: &Value, s: &Sent) -> bool {
         }
         Kind::Lines => serde_json::to_value(&s.truth).is_ok_and(|t| t == *result),
     }
-}
-
-/// Milliseconds of a time of the journal.
-fn ms(at: &str) -> Option<u64> {
-    at.parse::<jiff::Timestamp>().ok().and_then(|t| u64::try_from(t.as_millisecond()).ok())
 }
 
 #[derive(Default)]
@@ -135,7 +134,7 @@ mod tests {
 
     fn sent(id: &str, kind: Kind) -> Sent {
         let truth = Truth { sha256: "ab".into(), lines: 3 };
-        Sent { id: id.into(), kind, stored_ms: ms("2025-01-01T00:00:00Z").unwrap(), truth }
+        Sent { id: id.into(), kind, stored_ms: read_millis("2025-01-01T00:00:00Z").unwrap(), truth }
     }
 
     fn run(job: &str, result: Value) -> Vec<Event> {

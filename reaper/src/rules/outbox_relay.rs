@@ -8,6 +8,7 @@ use std::{
 
 use surety_common::{
     clock::format_span,
+    domain::deadline::millis,
     pace::{Pace, Transient},
     store::OutboxEntry,
 };
@@ -30,7 +31,7 @@ impl OutboxRelay {
 
     /// The first entries of a partition that are late and were not set aside.
     async fn late(&self, x: &Context, p: u32) -> Result<Vec<OutboxEntry>, RuleError> {
-        let age = u64::try_from(x.settings.reaper.relay_age.as_millis()).unwrap_or(5000);
+        let age = millis(x.settings.reaper.relay_age);
         let before = x.c.store.now_ms_of(p).await?.saturating_sub(age);
         // Entries that were set aside stay at the front: read on behind them.
         let mut after = String::new();

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use surety_common::{pace::Pace, store::Read};
+use surety_common::{domain::deadline::millis, pace::Pace, store::Read};
 
 use crate::rule::{Context, Done, Look, Rule, RuleError, Step, Verdict};
 
@@ -120,7 +120,7 @@ fn head_len(x: &Context) -> isize {
 /// Whether the oldest group of ended jobs is older than `keep`. What is no time is for the script to judge.
 fn is_old(first: Option<&str>, now_ms: u64, keep: Duration) -> bool {
     let Some(first) = first else { return false };
-    let keep = u64::try_from(keep.as_millis()).unwrap_or(u64::MAX);
+    let keep = millis(keep);
     let since: Option<u64> = first.strip_prefix('@').and_then(|ms| ms.parse().ok());
     since.is_none_or(|since| since.saturating_add(keep) <= now_ms)
 }

@@ -1,8 +1,10 @@
 //! Records that could not be read several times: set aside, with what the journal knows of their jobs in their place.
 
-use surety_common::mend::{Defaults, TRIES, mend};
+use std::time::Duration;
 
-use crate::rule::{Context, Done, Look, Rule, Step, Verdict};
+use surety_common::mend::{TRIES, mend};
+
+use crate::rule::{Context, Done, JOURNAL_LIMIT, Look, Rule, Step, Verdict};
 
 /// The rule.
 pub(crate) struct Unreadable;
@@ -28,16 +30,15 @@ impl Rule for Unreadable {
         })
     }
 
+    fn limit(&self) -> Duration {
+        JOURNAL_LIMIT
+    }
+
     fn step<'a>(&'a self, x: &'a Context) -> Step<'a> {
         Box::pin(async move {
-            let defaults = Defaults {
-                finish: x.settings.attempt.finish,
-                progress: x.settings.contract.progress,
-                look: x.settings.reaper.carrier_check,
-            };
             let mut done = Done::default();
             for p in 0..x.c.store.keys().partitions() {
-                let mended = mend(&x.c, p, &defaults).await?;
+                let mended = mend(&x.c, p, &x.settings).await?;
                 done.acted += mended.restored + mended.dropped;
             }
             Ok(done)

@@ -1,23 +1,21 @@
 //! Redis has lost data: what the journal knows is written back, then the gate opens (`docs/redis-loss.md` has the protocol
 //! and why it is sound).
 //!
-//! 1. `fold`: what the journal says of each job, with little memory.
-//! 2. `records`: from that to records.
-//! 3. `work`: the steps of one rebuild; here: who does it.
+//! What the journal says of each job, and the record that follows, is made by [`surety_common::known`]. `work`: the steps of one
+//! rebuild; here: who does it.
 
-mod fold;
-mod records;
 mod work;
 
 use std::{collections::BTreeMap, time::Duration};
 
 use surety_common::{
     broker::BrokerError,
+    domain::deadline::millis,
     loss::note_newest,
     store::{Gate, GateState, StoreError},
 };
 
-use crate::rule::{Context, Done, Look, Rule, RuleError, Step, Verdict};
+use crate::rule::{Context, Done, JOURNAL_LIMIT, Look, Rule, RuleError, Step, Verdict};
 
 /// The rule. Of several reapers one makes a data set whole; where it dies, another begins anew.
 pub(crate) struct Rebuild {
@@ -49,8 +47,7 @@ impl Rule for Rebuild {
     }
 
     fn limit(&self) -> Duration {
-        // A journal of a hundred million events takes half an hour.
-        Duration::from_secs(6 * 3600)
+        JOURNAL_LIMIT
     }
 
     fn step<'a>(&'a self, x: &'a Context) -> Step<'a> {
@@ -170,5 +167,5 @@ async fn bound(x: &Context, won: &BTreeMap<u32, GateState>) -> Result<u64, RuleE
             oldest = oldest.min(x.c.store.last_write_ms(*p).await?);
         }
     }
-    Ok(oldest.saturating_sub(u64::try_from(SKEW.as_millis()).unwrap_or(0)))
+    Ok(oldest.saturating_sub(millis(SKEW)))
 }

@@ -11,17 +11,14 @@ use surety_common::{
     clock::iso_millis,
     domain::{JobId, ids::SessionId},
     fault,
+    known::{Fold, Known, record, said},
     pace::Pace,
     store::{Gate, GateState, Read, Restored, RestoredItem, Why},
     telemetry::metrics::reaper,
     wire::event::Event,
 };
 
-use super::{
-    bound,
-    fold::{Fold, Known},
-    records::{restored, said},
-};
+use super::bound;
 use crate::rule::{Context, RuleError};
 
 /// Records of one call.
@@ -239,7 +236,11 @@ async fn item(
     now_ms: u64,
 ) -> Result<RestoredItem, RuleError> {
     let said = if k.is_open() { said(&x.c, &state.jobs_created, &id, &k).await? } else { None };
-    Ok(RestoredItem { what: restored(&k, said.as_ref(), &x.settings, now_ms), id, before })
+    let what = match record(&k, said.as_ref(), &x.settings, now_ms) {
+        Some(r) => Restored::Record(Box::new(r)),
+        None => Restored::Deleted { rev: k.rev },
+    };
+    Ok(RestoredItem { what, id, before })
 }
 
 /// Revisions that were lost although later ones were journaled get their places, so that whoever folds the journal does not
