@@ -450,6 +450,16 @@ mod tests {
         assert_eq!(job.terms.timeout, None);
     }
 
+    // Shows: P8
+    #[test]
+    fn a_span_beyond_the_calendar_is_refused() {
+        for field in ["timeout", "finish", "ack", "progress"] {
+            let e =
+                read(&format!(r#"{{"type":"a","contract":{{"{field}":"2562047788015h"}}}}"#)).unwrap_err();
+            assert!(e.code == ErrorCode::InvalidJob && e.to_string().contains("a hundred years"), "{e}");
+        }
+    }
+
     #[test]
     fn ids_agree_or_the_job_is_refused() {
         let from = |s, h| IdSources { subject: s, header: h };
