@@ -6,11 +6,24 @@ use std::time::Duration;
 use surety_common::{
     broker::{dead::Obituary, place::Carrier, pull::Delivery},
     domain::{JobId, Status},
-    pace::Pace,
+    pace::{Pace, Transient},
     store::ops::Ended,
 };
 
 use crate::rule::{Context, RuleError};
+
+/// What came of one message of several: where the servers do not let it be dealt with, the others still are. `None`: it stays.
+/// Errors: a server is away, and nothing would come of the others either.
+pub(crate) fn of_several<T>(result: Result<T, RuleError>, carrier: Carrier) -> Result<Option<T>, RuleError> {
+    match result {
+        Ok(done) => Ok(Some(done)),
+        Err(error) if error.is_transient() => Err(error),
+        Err(error) => {
+            tracing::error!(%carrier, %error, alert = "rule_failed", "a message could not be dealt with; it stays");
+            Ok(None)
+        }
+    }
+}
 
 /// How long a dead letter is tried; the next step goes on.
 const PATIENCE: Pace = Pace::call(Duration::from_secs(10));

@@ -1,6 +1,7 @@
 //! Dead letters: the raw message of a job that ended badly, kept so that a person can look at it and replay it.
 
 use async_nats::HeaderMap;
+use bytes::Bytes;
 
 use super::{
     Broker, BrokerError,
@@ -42,7 +43,8 @@ pub fn copied_headers(from: Option<&HeaderMap>) -> HeaderMap {
 }
 
 impl Broker {
-    /// Copies a carrier to the dead letters, under an id of its own, so that a repeat is dropped. Waits until it is stored.
+    /// Copies a carrier to the dead letters, under an id of its own, so that a repeat is dropped. Waits until it is stored. What
+    /// the server does not take in one message is cut, and the letter says so: a job that is refused must not come back for ever.
     pub async fn bury(
         &self,
         publisher: &Publisher,
@@ -50,7 +52,7 @@ impl Broker {
         o: &Obituary<'_>,
         patience: Pace,
     ) -> Result<Stored, BrokerError> {
-        let mut h = copied_headers(raw.headers.as_ref());
+        let mut h = HeaderMap::new();
         for (name, values) in raw.headers.iter().flat_map(HeaderMap::iter) {
             let text: &str = name.as_ref();
             let is_ours_to_keep =
@@ -73,12 +75,61 @@ impl Broker {
             h.insert(headers::FIRST_AT, t.to_string().as_str());
         }
         let subject = self.names().dlq_subject(o.queue, o.job);
-        let stored = publisher.publish(&subject, &h, &raw.payload, patience).await?;
+        let (h, body) = fit(h, copied_headers(raw.headers.as_ref()), &raw.payload, self.max_payload());
+        if body.len() < raw.payload.len() {
+            tracing::warn!(job_id = %o.job, bytes = raw.payload.len(), kept = body.len(), "a dead letter was cut: it is too large");
+        }
+        let stored = publisher.publish(&subject, &h, &body, patience).await?;
         // A repeat of one that is there already is none.
         if !stored.is_duplicate {
             let reason = if ErrorCode::from_name(o.reason).is_some() { o.reason } else { labels::OTHER };
             shared().dead_letters.with_label_values(&[labels::QUEUES.of(o.queue), reason]).inc();
         }
         Ok(stored)
+    }
+}
+
+/// What goes out of a letter within `most` bytes: our headers, the copied ones where there is room, and as much of the body.
+fn fit(ours: HeaderMap, copied: HeaderMap, body: &Bytes, most: usize) -> (HeaderMap, Bytes) {
+    // The line before the headers, the one after them, and what clients count besides.
+    let room = |h: &HeaderMap| most.saturating_sub(size(h) + 64);
+    let mut all = copied;
+    let mut least = ours;
+    for (name, values) in least.iter() {
+        values.iter().for_each(|v| all.append(name.clone(), v.clone()));
+    }
+    if body.len() <= room(&all) {
+        return (all, body.clone());
+    }
+    least.insert(headers::CUT, body.len().to_string().as_str());
+    let kept = body.slice(..body.len().min(room(&least)));
+    (least, kept)
+}
+
+/// Bytes of headers on the wire.
+fn size(h: &HeaderMap) -> usize {
+    let line = |name: &str, value: &str| name.len() + value.len() + ": \r\n".len();
+    h.iter().flat_map(|(name, values)| values.iter().map(move |v| line(name.as_ref(), v.as_str()))).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // Shows: P8
+    #[test]
+    fn a_letter_is_never_larger_than_the_server_takes() {
+        let (mut ours, mut copied) = (HeaderMap::new(), HeaderMap::new());
+        ours.insert(headers::JOB, "a");
+        copied.insert("X-Mine", "x".repeat(1000).as_str());
+        let body = Bytes::from(vec![b'x'; 5000]);
+        let (h, kept) = fit(ours.clone(), copied.clone(), &body, 10_000);
+        assert_eq!((kept.len(), h.get("X-Mine").is_some(), h.get(headers::CUT)), (5000, true, None));
+        for most in [6000, 5000, 1000, 64, 0] {
+            let (h, kept) = fit(ours.clone(), copied.clone(), &body, most);
+            assert!(kept.is_empty() || size(&h) + 64 + kept.len() <= most, "{most}");
+            assert_eq!(h.get(headers::CUT).map(|v| v.as_str()), Some("5000"), "{most}");
+            assert!(h.get(headers::JOB).is_some() && h.get("X-Mine").is_none());
+        }
     }
 }

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use async_nats::HeaderMap;
+use async_nats::{HeaderMap, client::PublishErrorKind};
 use bytes::Bytes;
 use futures::StreamExt;
 use tokio::{
@@ -223,7 +223,11 @@ impl Publisher {
                 payload,
             )
             .await
-            .map_err(|e| BrokerError::Unreachable(e.to_string()))?;
+            .map_err(|e| match e.kind() {
+                // No try would find it smaller.
+                PublishErrorKind::MaxPayloadExceeded => BrokerError::Refused { code: 0, text: e.to_string() },
+                _ => BrokerError::Unreachable(e.to_string()),
+            })?;
         Ok(pending)
     }
 

@@ -56,6 +56,8 @@ pub const MESSAGE: &str = "Surety-Message";
 pub const SUBJECT: &str = "Surety-Subject";
 /// `STREAM:sequence` of the dead letter's carrier; on a republished carrier, of the message whose place it takes.
 pub const CARRIER: &str = "Surety-Carrier";
+/// On a dead letter that holds only the beginning of its message: how many bytes the whole had.
+pub const CUT: &str = "Surety-Cut";
 /// Epoch of the last attempt of the dead letter, or when a carrier was republished.
 pub const EPOCH: &str = "Surety-Epoch";
 /// Prefix under which a dead letter keeps the original value of a header that must not be repeated (`Nats-*`).

@@ -274,20 +274,24 @@ async fn act(x: &Context, found: &[Found]) -> Result<usize, RuleError> {
     let mut endings = endings(x, found, patience).await?;
     let mut jobs = Vec::new();
     for f in found {
-        match (f.next(patience), &f.job) {
+        let carrier = f.message.carrier();
+        let done = match (f.next(patience), &f.job) {
             (Next::Register | Next::Remove, Ok(d)) => match endings.remove(d.job.id.as_str()) {
                 // Its record was deleted since.
                 Some(e) if e.generation >= d.generation => {
                     let ended = ended(&e);
-                    leftover::remove(x, &f.message, &d.job.id, f.queue.as_str(), &ended).await?;
-                    acted += 1;
+                    leftover::remove(x, &f.message, &d.job.id, f.queue.as_str(), &ended).await.map(|()| true)
                 }
-                _ => jobs.push((&f.message, d)),
+                _ => {
+                    jobs.push((&f.message, d));
+                    continue;
+                }
             },
-            (Next::Second, Ok(d)) => acted += usize::from(second(x, f, d).await?),
-            (Next::Bury, _) => acted += usize::from(max_deliver::bury(x, f.message.carrier()).await?),
-            _ => {}
-        }
+            (Next::Second, Ok(d)) => second(x, f, d).await,
+            (Next::Bury, _) => max_deliver::bury(x, carrier).await,
+            _ => continue,
+        };
+        acted += usize::from(leftover::of_several(done, carrier)? == Some(true));
     }
     Ok(acted + waiting::register(x, &jobs).await?)
 }

@@ -11,7 +11,7 @@ use surety_common::{
     broker::{decode::decode, receipts::Outgoing},
     connect::Connected,
     domain::{JobId, QueueName, Requester, deadline::Due, ids::receipt_id},
-    pace::Pace,
+    pace::{Pace, Transient},
     recover::RecoverError,
     store::{Record, Telling, ToldItem},
     tell::{
@@ -216,7 +216,15 @@ async fn receipts(c: &Connected, p: u32, due: Vec<Of>) -> Result<(), RuleError> 
                     // The broker may remember the lost one by its id.
                     message_id: &format!("{receipt}/{}", r.promise_ms),
                 };
-                c.broker.send_receipt(&c.publisher, again).await?.stored().await?;
+                let sent = async { c.broker.send_receipt(&c.publisher, again).await?.stored().await };
+                match sent.await {
+                    Ok(_) => {}
+                    Err(error) if error.is_transient() => return Err(error.into()),
+                    // It is looked for again later; the others are not kept waiting by it.
+                    Err(error) => {
+                        tracing::error!(job_id = %id, %error, alert = "rule_failed", "a lost receipt was refused")
+                    }
+                }
             } else {
                 let why = "it was lost, and the journal does not have it any more";
                 tracing::error!(job_id = %id, alert = "receipt_failed", "delivery of a receipt is given up: {why}");

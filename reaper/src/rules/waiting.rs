@@ -206,7 +206,10 @@ pub(super) async fn register(x: &Context, jobs: &[(&Delivery, &Decoded)]) -> Res
                 WaitingReply::Registered { .. } => {}
                 // Another message of an open job is for the rule `stray`.
                 WaitingReply::Known { .. } | WaitingReply::Unreadable => continue,
-                WaitingReply::Ended(e) => leftover::remove(x, m, &d.job.id, queue, &e).await?,
+                WaitingReply::Ended(e) => {
+                    let removed = leftover::remove(x, m, &d.job.id, queue, &e).await;
+                    let Some(()) = leftover::of_several(removed, m.carrier())? else { continue };
+                }
                 WaitingReply::StaleGeneration => leftover::discard(x, queue, m.carrier()).await?,
             }
             acted += 1;

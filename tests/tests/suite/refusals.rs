@@ -1,4 +1,5 @@
-//! A dead letter that the broker does not take: that one job's message stays where it is, and the others of its batch go on.
+//! A dead letter that the broker does not take: that one job's message stays where it is, and the others of its batch go on; and
+//! what is made smaller so that it is taken.
 
 use async_nats::jetstream::stream::Config;
 use surety_common::{connect::Connected, domain::Status};
@@ -16,6 +17,41 @@ async fn dead_letters_are_small(world: &World) {
     let js = async_nats::jetstream::new(world.plain().await);
     let fit = js.get_stream("SURETY_DLQ").await.unwrap().cached_info().config.clone();
     js.update_stream(Config { max_message_size: 3000, ..fit }).await.unwrap();
+}
+
+// Shows: J-12, P8
+#[tokio::test]
+async fn a_message_as_large_as_the_server_takes_is_buried_with_what_fits_of_it() {
+    let world = World::start().await;
+    let c = world.connect().await;
+    let mut worker = world.worker(&[], &[]);
+    let most = c.broker.max_payload();
+    let js = async_nats::jetstream::new(world.plain().await);
+    js.publish("surety.jobs.default.huge", "x".repeat(most).into()).await.unwrap().await.unwrap();
+    assert_eq!(world.ended(&c, "huge").await.code, "invalid_job");
+    world.drained(&c).await;
+    let letters = dead_letters(&world).await;
+    let [letter] = &letters[..] else { panic!("{} letters", letters.len()) };
+    assert!(letter.body.len() > most - 2000 && letter.body.len() < most, "{}", letter.body.len());
+    assert_eq!(letter.headers.get("Surety-Cut").unwrap().as_str(), most.to_string());
+    assert_eq!(worker.stop().await, Some(0));
+}
+
+// Shows: P8
+#[tokio::test]
+async fn a_message_that_cannot_be_removed_does_not_keep_those_behind_it_from_being_known() {
+    // Pages of one message, which nobody pulls.
+    let world = World::with("[reaper]\nbatch = 1\n[contract]\nack = \"100ms\"").await;
+    let c = world.connect().await;
+    dead_letters_are_small(&world).await;
+    world.surety(&["cancel", "big", "--queue", "default"]).await.exits(0);
+    world.publish("default", "big", &big("noop", "")).await;
+    world.publish("default", "small", r#"{"type":"noop"}"#).await;
+    let mut reaper = world.reaper(&[]);
+    world.status(&c, "small", Status::Queued).await;
+    reaper.logged("a message could not be dealt with").await;
+    assert_eq!(messages(&world, &c.broker.names().jobs()).await, 2);
+    assert_eq!(reaper.stop().await, Some(0));
 }
 
 /// The dead letter of the small job is there and its message is gone; the messages of the big ones are kept.
