@@ -109,7 +109,7 @@ checks! {
         "replicas of a stream that are offline"; "one more failure and the stream stops";
         "bring the servers back";
     CONSUMER_MISSING = "consumer_missing", MustFix, refuses;
-        "a declared queue without its consumer"; "its jobs are given to nobody";
+        "a declared queue without its consumer, or receipts without theirs"; "its jobs are given to nobody, or nobody is told of outcomes";
         "`surety provision`; what waits is delivered then";
     CONSUMER_BROKEN = "consumer_broken", MustFix, refuses;
         "a consumer that loses deliveries: other acks, other subjects, headers only, or gone after a pause"; "jobs are lost or never delivered";

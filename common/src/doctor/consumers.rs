@@ -1,4 +1,6 @@
-//! Consumers: whether every queue has its own, and whether it delivers.
+//! Consumers: whether every queue has its own, and whether it delivers; and the one of the receipts.
+
+use std::time::Duration;
 
 use super::{
     Finding, Role,
@@ -6,10 +8,10 @@ use super::{
         ACK_WAIT, CONSUMER_BROKEN, CONSUMER_DRIFT, CONSUMER_MISSING, CONSUMER_PAUSED, DELAYED,
         MAX_ACK_PENDING, MAX_DELIVER, PAUSED,
     },
-    facts::{Facts, FleetFacts, LaneFacts, LayoutFacts, NatsFacts},
+    facts::{DispatcherFacts, Facts, FleetFacts, LaneFacts, LayoutFacts, NatsFacts},
 };
 use crate::{
-    broker::{pauses::is_endless, place::Carrier},
+    broker::{pauses::is_endless, place::Carrier, receipts},
     clock::format_span,
     domain::pause::Target,
 };
@@ -40,7 +42,7 @@ pub(super) fn judge(facts: &Facts, nats: &NatsFacts, out: &mut Vec<Finding>) {
             let left = if is_endless(ms) {
                 "until it is resumed".to_owned()
             } else {
-                format!("for another {}", format_span(std::time::Duration::from_secs(ms / 1000)))
+                format!("for another {}", format_span(Duration::from_secs(ms / 1000)))
             };
             out.push(CONSUMER_PAUSED.warn(
                 &place,
@@ -49,6 +51,40 @@ pub(super) fn judge(facts: &Facts, nats: &NatsFacts, out: &mut Vec<Finding>) {
             ));
         }
         room(facts.fleet.as_ref(), lane, &place, out);
+    }
+    if let Some(d) = &layout.dispatcher {
+        dispatcher(d, out);
+    }
+}
+
+/// The consumer of the receipts: without it outcomes are told to nobody.
+fn dispatcher(d: &DispatcherFacts, out: &mut Vec<Finding>) {
+    let (stream, consumer) = (&d.stream, receipts::CONSUMER);
+    let place = format!("consumer {consumer} of {stream}");
+    if let Some(why) = &d.unknown {
+        let fix = format!("allow this user `$JS.API.CONSUMER.INFO.{stream}.{consumer}`");
+        out.push(CONSUMER_DRIFT.unknown(&place, format!("what it is like is not known ({why})"), fix));
+        return;
+    }
+    if d.is_missing {
+        let what = "it does not exist: the receipts of outcomes are given to nobody";
+        out.push(CONSUMER_MISSING.must_fix(
+            &place,
+            what,
+            format!("{PROVISION}: what waits is delivered then"),
+        ));
+    }
+    if !d.differences.is_empty() {
+        let texts: Vec<_> = d.differences.iter().map(|d| d.text.as_str()).collect();
+        out.push(CONSUMER_DRIFT.warn(&place, texts.join("; "), PROVISION));
+    }
+    if let Some(left) = d.paused_for {
+        let left = format_span(Duration::from_secs(left.as_secs()));
+        out.push(CONSUMER_PAUSED.warn(
+            &place,
+            format!("somebody paused it: no receipt is delivered for another {left}"),
+            format!("`nats consumer resume {stream} {consumer}`"),
+        ));
     }
 }
 

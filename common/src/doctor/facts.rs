@@ -63,6 +63,8 @@ pub struct LayoutFacts {
     /// Queues that the broker has, declared in the settings or not.
     pub queues: Vec<QueueName>,
     pub lanes: Vec<LaneFacts>,
+    /// The consumer of the receipts, where it was asked about.
+    pub dispatcher: Option<DispatcherFacts>,
     /// Subjects of the job stream that no consumer covers.
     pub uncovered: Vec<String>,
     /// Messages of the job stream that are neither waiting nor held, where it could be counted.
@@ -81,6 +83,7 @@ impl Default for LayoutFacts {
             streams: Vec::new(),
             queues: Vec::new(),
             lanes: Vec::new(),
+            dispatcher: None,
             uncovered: Vec::new(),
             stray: None,
             pauses: Ok((Pauses::default(), 0)),
@@ -119,6 +122,18 @@ pub struct LaneFacts {
     pub ack_wait: Duration,
     /// -1: no limit.
     pub max_deliver: i64,
+    pub differences: Vec<Difference>,
+}
+
+/// The consumer that all dispatchers of receipts share.
+#[derive(Debug, Clone, Default)]
+pub struct DispatcherFacts {
+    pub stream: String,
+    /// Why it could not be looked at; the rest says nothing then.
+    pub unknown: Option<String>,
+    pub is_missing: bool,
+    /// For so long it is paused.
+    pub paused_for: Option<Duration>,
     pub differences: Vec<Difference>,
 }
 

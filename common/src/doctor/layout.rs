@@ -6,7 +6,7 @@ use async_nats::jetstream::stream::DiscardPolicy;
 use futures::{StreamExt, TryStreamExt, stream};
 
 use super::{
-    facts::{Known, LaneFacts, LayoutFacts, Permissions, StreamFacts},
+    facts::{DispatcherFacts, Known, LaneFacts, LayoutFacts, Permissions, StreamFacts},
     permissions,
 };
 use crate::{
@@ -16,6 +16,7 @@ use crate::{
         info::{ConsumerInfo, StreamInfo},
         place::CarrierStream,
         queues::LaneState,
+        receipts,
         topology::{Lane, Layout},
     },
     domain::QueueName,
@@ -113,6 +114,7 @@ impl Asking<'_> {
         }
         if is_full {
             out.stray = self.stray(&out).await?;
+            out.dispatcher = Some(self.dispatcher(layout).await?);
         }
         Ok(out)
     }
@@ -126,6 +128,26 @@ impl Asking<'_> {
     async fn consumer(&self, lane: &Lane) -> Result<Known<Option<ConsumerInfo>>, BrokerError> {
         let subject = format!("$JS.API.CONSUMER.INFO.{}.{}", lane.stream, lane.consumer);
         self.ask(&subject, self.broker.consumer_info(&lane.stream, &lane.consumer)).await
+    }
+
+    async fn dispatcher(&self, layout: &Layout) -> Result<DispatcherFacts, BrokerError> {
+        let (stream, consumer) = (self.broker.names().receipts(), receipts::CONSUMER);
+        let subject = format!("$JS.API.CONSUMER.INFO.{stream}.{consumer}");
+        let info = self.ask(&subject, self.broker.consumer_info(&stream, consumer)).await?;
+        let info = match info {
+            Ok(info) => info,
+            Err(why) => {
+                return Ok(DispatcherFacts { stream, unknown: Some(why), ..DispatcherFacts::default() });
+            }
+        };
+        let paused = info.as_ref().filter(|i| i.paused);
+        Ok(DispatcherFacts {
+            stream,
+            unknown: None,
+            is_missing: info.is_none(),
+            paused_for: paused.map(|i| Duration::from_nanos(i.pause_remaining.unwrap_or(0))),
+            differences: info.map(|i| drift::consumer(&i.config, &layout.dispatcher()).0).unwrap_or_default(),
+        })
     }
 
     async fn ask<T>(

@@ -247,6 +247,21 @@ async fn queues_that_nobody_can_serve_are_found() {
     finding(&report, "consumer_paused", "warning", "surety resume default");
     finding(&report, "unserved_queue", "warning", "surety-worker");
     consumer("PAUSE", "default", "{}").await;
+    // Receipts that nobody can deliver: the consumer of all dispatchers is paused, then gone.
+    let dispatcher = async |what: &str, body: &str| {
+        let subject = format!("$JS.API.CONSUMER.{what}.SURETY_RECEIPTS.dispatcher");
+        nats.request(subject, body.to_owned().into()).await.unwrap()
+    };
+    let of = "consumer dispatcher of SURETY_RECEIPTS";
+    dispatcher("PAUSE", r#"{"pause_until":"2999-01-01T00:00:00Z"}"#).await;
+    let report = examine(&world, 1).await;
+    let f = finding(&report, "consumer_paused", "warning", "resume SURETY_RECEIPTS dispatcher");
+    assert_eq!(f["where"], of);
+    dispatcher("DELETE", "").await;
+    let report = examine(&world, 78).await;
+    let f = finding(&report, "consumer_missing", "must_fix", "surety provision");
+    assert_eq!((&f["where"], &f["refuses_start"]), (&of.into(), &false.into()));
+    world.surety(&["provision"]).await.exits(0);
     // A queue of the settings that is not at the broker, and a worker's that is in neither.
     let with = std::fs::read_to_string(world.config_file()).unwrap();
     let more = with.replace("\"default\"", "\"default\", \"extra\"");
