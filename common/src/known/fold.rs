@@ -227,8 +227,10 @@ impl Fact<'_> {
     }
 }
 
+/// Why it says that something failed or waits: an error code, or what a guard gives.
 fn code(data: &Value) -> String {
-    data.get("error_code").and_then(Value::as_str).unwrap_or_default().to_owned()
+    let said = data.get("error_code").or_else(|| data.get("reason"));
+    said.and_then(Value::as_str).unwrap_or_default().to_owned()
 }
 
 fn blank(f: &Fact<'_>) -> Known {
@@ -464,6 +466,7 @@ mod tests {
         let failed = r#""error_code":"start_failed","until":"2026-11-21T09:00:00.000Z""#;
         let f = fold(&[deferred(1, failed), deferred(2, r#""reason":"rate_limited""#), deferred(3, failed)]);
         assert_eq!((get(&f, "a").start_failures, get(&f, "a").status), (2, Status::Deferred));
+        assert_eq!(&*get(&fold(&[deferred(1, r#""reason":"rate_limited""#)]), "a").code, "rate_limited");
         assert_eq!(Some(get(&f, "a").due_ms), read_millis("2026-11-21T09:00:00Z"));
     }
 

@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use futures::StreamExt;
-use surety_common::{clock::wall_now, domain::Status};
+use surety_common::{
+    clock::wall_now,
+    domain::{Contract, Status},
+};
 use surety_producer::dev::servers::find_nats_server;
 use surety_tests::{
     guarded::{Guarded, ROLES, password, repository},
@@ -142,6 +145,50 @@ async fn each_role_does_its_work() {
     assert_eq!(seen.sum("surety_observations_total", &[("result", "failed")]), Some(0.0));
     assert_eq!(refused(&worker), [""; 0]);
     assert_eq!(refused(&reaper), [""; 0]);
+}
+
+// Shows: X-07
+#[tokio::test(flavor = "multi_thread")]
+async fn requesters_are_told_and_records_are_mended_with_the_rights_of_the_roles() {
+    let g = Guarded::with(&format!(
+        "{HANDLERS}[handlers.later]\ncommand = [\"sh\", \"-c\", \"[ $SURETY_ATTEMPT -gt 1 ]\"]"
+    ))
+    .await;
+    let c = g.operator().await;
+    // A producer listens below its own subject, and answers what it gets.
+    let (producer, _) = g.nats("producer").await;
+    let mut told = producer.subscribe("surety.notify.>").await.unwrap();
+    let answer = producer.clone();
+    let (tx, mut kinds) = tokio::sync::mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        while let Some(m) = told.next().await {
+            let kind = m.headers.as_ref().and_then(|h| h.get("Surety-Kind")).unwrap().to_string();
+            answer.publish(m.reply.unwrap(), "seen".into()).await.unwrap();
+            tx.send((m.subject.to_string(), kind)).unwrap();
+        }
+    });
+    let worker = ready(g.worker("worker", "a")).await;
+    let reaper = ready(g.reaper()).await;
+    let js = async_nats::jetstream::new(producer.clone());
+    let body = r#"{"type":"later","retry":{"backoff":["1500ms"]},"notify":{"subject":"surety.notify.mine"}}"#;
+    js.publish("surety.jobs.default.a", body.into()).await.unwrap().await.unwrap();
+    let id = "a".parse().unwrap();
+    g.world.status(&c, "a", Status::RetryWait).await;
+    // The reaper makes the record anew, from the journal and from the message of the job.
+    let mut plain = g.redis("operator").await;
+    let () =
+        redis::cmd("SET").arg(c.store.keys().job(&id)).arg("rubbish").query_async(&mut plain).await.unwrap();
+    let r =
+        g.world.until(&c, "a", |r| r.status == Status::Done && r.contract == Contract::TerminalAcked).await;
+    assert_eq!((r.charged, r.attempt), (1, 2), "{}", g.world.logs());
+    wait("the record to be set aside", async || reaper.log().contains("record_set_aside")).await;
+    for kind in ["started", "receipt"] {
+        let got = tokio::time::timeout(PATIENCE, kinds.recv()).await.unwrap().unwrap();
+        assert_eq!(got, ("surety.notify.mine".to_owned(), kind.to_owned()));
+    }
+    let (operator, _) = g.nats("operator").await;
+    wait("the receipt to be settled", async || messages_of(&operator, "SURETY_RECEIPTS").await == 0).await;
+    assert_eq!([refused(&worker), refused(&reaper)], [[""; 0]; 2]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
