@@ -78,7 +78,7 @@ async fn run(args: Args) -> ExitCode {
     telemetry::start(settings.telemetry.log_format, &settings.telemetry.log_level);
     if args.once {
         let pass = Pass { is_dry: args.dry_run, is_json: args.json };
-        return match once(settings, pass, &mut std::io::stdout()).await {
+        return match Box::pin(once(settings, pass, &mut std::io::stdout())).await {
             Ok(0) => ExitCode::SUCCESS,
             Ok(n) => fail(1, &format!("{n} rules failed: see the log")),
             Err(PassError::Connect(e)) => fail(if e.is_unreachable() { 69 } else { 78 }, &e.to_string()),
