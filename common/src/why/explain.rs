@@ -143,7 +143,9 @@ fn deadlines(f: &Facts, r: &Record) -> Vec<Deadline> {
 /// Each attempt of the present generation, from the event that began it and the one that ended it.
 fn attempts(f: &Facts) -> Vec<AttemptTold> {
     let mut out: Vec<AttemptTold> = Vec::new();
-    for e in f.events.iter().filter(|e| e.generation == f.view.generation && e.epoch > 0) {
+    // A guard that puts a job off says so under the epoch of the attempt before, whose end it is not.
+    let is_of_attempt = |e: &&Event| e.epoch > 0 && e.data.get("guard").is_none();
+    for e in f.events.iter().filter(|e| e.generation == f.view.generation).filter(is_of_attempt) {
         let known = out.iter().position(|a| a.epoch == e.epoch);
         let i = known.unwrap_or_else(|| {
             out.push(AttemptTold {

@@ -127,7 +127,11 @@ fn running(f: &Facts, r: &Record, out: &mut Vec<Gate>) {
         });
     }
     if is_alive && out.is_empty() {
-        let what = format!("attempt {} runs at {who} since {}", r.attempt, span(f.now_ms - r.started_ms));
+        let what = format!(
+            "attempt {} runs at {who} since {}",
+            r.attempt,
+            span(f.now_ms.saturating_sub(r.started_ms))
+        );
         let then = if r.deadline_ms == r.finish_by_ms {
             "it ends by itself, or is stopped at the job's finish deadline"
         } else {

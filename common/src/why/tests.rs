@@ -423,7 +423,8 @@ fn every_attempt_is_told_with_its_error_and_the_last_failed_one_with_its_output(
         event(5, "lost", 2, serde_json::json!({"error_code": "lost"})),
         event(6, "started", 3, serde_json::Value::Null),
         event(7, "attempt_failed", 3, serde_json::json!({"error_code": "signal", "message": "signal 9"})),
-        event(8, "started", 4, serde_json::Value::Null),
+        event(8, "deferred", 3, serde_json::json!({"reason": "rate_limited", "guard": "rate:api"})),
+        event(9, "started", 4, serde_json::Value::Null),
     ];
     f.view.detail = Some(serde_json::json!({"epoch": 3, "stderr_tail": ["boom"], "stdout_tail": ["out"]}));
     let w = explain(f);
@@ -442,7 +443,7 @@ fn every_attempt_is_told_with_its_error_and_the_last_failed_one_with_its_output(
     assert_eq!(w.attempts[0].message.as_deref(), Some("exit code 3"));
     assert_eq!(w.attempts[1].started_at.as_deref(), Some("2026-11-21T08:00:03.000Z"));
     assert!(w.attempts[0].stderr_tail.is_empty());
-    assert_eq!(w.events.len(), 8);
+    assert_eq!(w.events.len(), 9);
 }
 
 #[test]
