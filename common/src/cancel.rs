@@ -166,7 +166,7 @@ pub async fn cancel(c: &Connected, wish: &Wish<'_>) -> Result<Report, CancelErro
             (Some(Seen::Waiting(queue, m)), _) => Target::of_carrier(queue, m),
             (Some(Seen::Journal(e)), _) => return Ok(Report::ended(id, &e.status, true)),
             (None, Some(queue)) if c.found.queues.contains(queue) => {
-                Target::tombstone(queue, c.store.now_ms().await?)
+                Target::tombstone(queue, c.store.now_ms_of(c.store.keys().partition(id)).await?)
             }
             (None, Some(queue)) => return Err(CancelError::NotDeclared(queue.clone())),
             (None, None) => return Ok(Report::unknown(id)),

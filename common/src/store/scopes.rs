@@ -56,7 +56,7 @@ impl Store {
         let Some((kind, params)) = fields.remove("params").as_deref().and_then(read_params) else {
             return Ok(None);
         };
-        let now_ms = self.now_ms().await?;
+        let now_ms = self.now_ms_of(p).await?;
         let held: u64 = redis::cmd("HLEN").arg(&hold).query_async(&mut c).await?;
         let after = if kind == GuardKind::Rate { format!("({}000", now_ms) } else { "-inf".into() };
         let waiting: u64 = redis::cmd("ZCOUNT").arg(&wait).arg(after).arg("+inf").query_async(&mut c).await?;

@@ -43,7 +43,7 @@ pub async fn gather(c: &Connected, id: &JobId, overstay: Duration) -> Result<Opt
     };
     let mut f = Facts {
         id: id.clone(),
-        now_ms: c.store.now_ms().await?,
+        now_ms: c.store.now_ms_of(c.store.keys().partition(id)).await?,
         view,
         record,
         pauses: Vec::new(),
