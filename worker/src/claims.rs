@@ -8,7 +8,7 @@ use std::{
 use surety_common::{
     broker::dead::Obituary,
     config::Settings,
-    domain::{ErrorCode, Status},
+    domain::{ErrorCode, Status, deadline::millis},
     ending::json_string,
     fault,
     pace::Pace,
@@ -94,7 +94,6 @@ pub(crate) async fn claim(w: Arc<Shared>, p: u32, jobs: Vec<InHand>, permit: Own
 pub(crate) fn claim_item<'a>(w: &Shared, now: &Settings, j: &'a InHand) -> ClaimItem<'a> {
     let (d, decoded) = (&j.held.d, &j.decoded);
     let job = &decoded.job;
-    let ms = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
     ClaimItem {
         id: job.id.as_str().into(),
         queue: job.queue.as_str().into(),
@@ -104,9 +103,9 @@ pub(crate) fn claim_item<'a>(w: &Shared, now: &Settings, j: &'a InHand) -> Claim
         carrier: decoded.carrier.as_str().into(),
         ack_subject: w.c.broker.ack_to_record(job.queue.as_str(), &d.ack_subject).into(),
         created_ms: d.stored_ms,
-        finish_ms: ms(job.terms.finish.unwrap_or(now.attempt.finish)),
+        finish_ms: millis(job.terms.finish.unwrap_or(now.attempt.finish)),
         max_retries: job.retry.max_retries,
-        timeout_ms: ms(j.timeout),
+        timeout_ms: millis(j.timeout),
         generation: decoded.generation,
         adopt: j.adopt.as_str().into(),
         ack_ms: short(job.terms.ack.unwrap_or(now.contract.ack)),

@@ -128,3 +128,24 @@ pub(crate) fn by_session<T>(all: Vec<T>, session: impl Fn(&T) -> &Arc<Session>) 
 pub(crate) fn is_of_one(e: &StoreError, n: usize) -> bool {
     n > 1 && matches!(e, StoreError::Refused(_))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // Shows: O-09
+    #[test]
+    fn what_a_lane_does_not_take_is_counted() {
+        let (full, _end) = mpsc::channel(1);
+        let (gone, end) = mpsc::channel(1);
+        drop(end);
+        let lanes = [full, gone];
+        let before = worker().dropped_sends.get();
+        put(&lanes, 0, "taken");
+        assert_eq!(worker().dropped_sends.get(), before);
+        for p in [0, 1, 2] {
+            put(&lanes, p, "full, gone, none");
+        }
+        assert_eq!(worker().dropped_sends.get(), before + 3);
+    }
+}

@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use async_nats::jetstream::{
     Message,
-    consumer::{AckPolicy, DeliverPolicy, ReplayPolicy, pull},
+    consumer::{DeliverPolicy, pull},
 };
 use futures::StreamExt;
 use tokio::time::Instant;
 
-use super::{Broker, BrokerError, barrier::Barriers};
+use super::{Broker, BrokerError, barrier::Barriers, scan::reader};
 use crate::{
     domain::QueueName,
     pace::Transient,
@@ -212,18 +212,8 @@ impl Follow {
 
     async fn open(&self) -> Result<pull::Stream, BrokerError> {
         let stream = self.broker.js.get_stream(&self.stream).await.map_err(|e| away(&e))?;
-        let consumer = stream
-            .create_consumer(pull::Config {
-                deliver_policy: self.next,
-                filter_subjects: self.subjects.clone(),
-                ack_policy: AckPolicy::None,
-                replay_policy: ReplayPolicy::Instant,
-                memory_storage: true,
-                inactive_threshold: Duration::from_secs(30),
-                ..pull::Config::default()
-            })
-            .await
-            .map_err(|e| away(&e))?;
+        let consumer =
+            stream.create_consumer(reader(self.next, self.subjects.clone())).await.map_err(|e| away(&e))?;
         consumer
             .stream()
             .max_messages_per_batch(200)

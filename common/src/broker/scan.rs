@@ -58,6 +58,19 @@ pub(crate) struct Place {
     pub(crate) stored_ns: i128,
 }
 
+/// A consumer that only reads, and is gone soon after nobody does.
+pub(super) fn reader(deliver_policy: DeliverPolicy, filter_subjects: Vec<String>) -> pull::Config {
+    pull::Config {
+        deliver_policy,
+        filter_subjects,
+        ack_policy: AckPolicy::None,
+        replay_policy: ReplayPolicy::Instant,
+        memory_storage: true,
+        inactive_threshold: Duration::from_secs(30),
+        ..pull::Config::default()
+    }
+}
+
 impl Broker {
     /// Visits every message that is there now, in order. What is stored meanwhile is not visited.
     pub(crate) async fn scan(
@@ -77,14 +90,8 @@ impl Broker {
         let stream = self.js.get_stream(&scan.stream).await.map_err(|e| away(&e))?;
         let consumer = stream
             .create_consumer(pull::Config {
-                deliver_policy: scan.since.policy(),
-                filter_subjects: scan.filters.clone(),
                 headers_only: scan.headers_only,
-                ack_policy: AckPolicy::None,
-                replay_policy: ReplayPolicy::Instant,
-                memory_storage: true,
-                inactive_threshold: Duration::from_secs(30),
-                ..pull::Config::default()
+                ..reader(scan.since.policy(), scan.filters.clone())
             })
             .await
             .map_err(|e| away(&e))?;

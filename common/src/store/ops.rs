@@ -12,6 +12,7 @@ use super::{
     script::{Answer, Store, StoreError, pack},
     unreadable::Prepared,
 };
+pub(super) use crate::domain::deadline::millis;
 use crate::domain::{ErrorCode, JobId, Requester, Status, ids::SessionId};
 
 /// One job to claim.
@@ -554,8 +555,4 @@ pub fn parse_member(member: &str) -> Option<(JobId, u64)> {
 /// The one result of a call that has one.
 pub(super) fn only<R>(answer: Answer<Vec<R>>) -> Result<R, StoreError> {
     answer.results.into_iter().next().ok_or_else(|| StoreError::Decode("the reply has no result".into()))
-}
-
-pub(super) fn millis(d: Duration) -> u64 {
-    u64::try_from(d.as_millis()).unwrap_or(u64::MAX / 2)
 }
