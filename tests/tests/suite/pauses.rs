@@ -187,6 +187,8 @@ async fn a_reaper_wakes_what_was_resumed_while_no_worker_was_there() {
     let mut reaper = case.world.reaper(&[]);
     let mut worker = ready(case.world.worker(&[], &[])).await;
     case.pause(&["--type", "held"]).await;
+    // The command does not wait until every worker has heard of it.
+    worker.logged("what is paused is not started").await;
     case.add("default", "t", HELD).await;
     case.world.status(&case.c, "t", Status::Deferred).await;
     worker.kill9().await;
