@@ -18,6 +18,9 @@ mod suite {
     mod doctor;
     mod drain;
     mod faults;
+    mod guard_limits;
+    mod guard_rates;
+    mod guard_slots;
     mod guards;
     mod health;
     mod intake;
