@@ -54,13 +54,14 @@ pub(crate) fn begin(w: &Arc<Shared>, p: u32, job: InHand, grant: Grant, is_inlin
 /// before anything runs, or the attempt is given back.
 async fn adopt(w: &Arc<Shared>, p: u32, mut job: InHand, grant: Grant) {
     let session = job.held.session.id.clone();
-    if let Some(pass) = job.pass.as_mut()
-        && let Err(e) = guards::adopt(w, &session, pass).await
-    {
-        tracing::warn!(job_id = %job.decoded.job.id, error = %e, "what the guards gave is not to be had; given back");
-        return hand_back(w, p, job, &grant).await;
-    }
-    begin(w, p, job, grant, false);
+    let Some(pass) = job.pass.as_mut() else { return begin(w, p, job, grant, false) };
+    let why = match guards::adopt(w, &session, pass).await {
+        Ok(true) => return begin(w, p, job, grant, false),
+        Ok(false) => "somebody else has it".to_owned(),
+        Err(e) => e.to_string(),
+    };
+    tracing::warn!(job_id = %job.decoded.job.id, why, "what the guards gave is not to be had; given back");
+    hand_back(w, p, job, &grant).await;
 }
 
 /// The store granted what runs here: the former attempt was lost and is being killed. Not before it is dead.

@@ -206,8 +206,8 @@ settings! {
     /// Rules that may defer a start; the rules themselves stand in tables of their own, see below.
     ["guards"] GuardSettings {
         /// A slot or lock that came free is kept for the job that waited longest; one that does not come for it within this time
-        /// goes back into line by itself, and the next one has it. Long enough for a message to come from the broker, and short
-        /// beside what a slot that nobody uses costs.
+        /// goes back into line by itself, and the next one has it; meanwhile it is woken five times, at equal intervals. Long enough
+        /// for a message to come from the broker, and short beside what a slot that nobody uses costs.
         offer: Span = "5s", live;
         /// A job in line is woken when its turn comes; should nobody wake it, it comes back by itself after this time, and after
         /// twice as long each time that is in vain, up to an hour. It costs a delivery each time.

@@ -48,8 +48,14 @@ pub enum DeferReply {
     Deferred {
         rev: u64,
     },
-    /// An attempt runs, or it waits for something of its own (a backoff): nothing was written.
-    Running,
+    /// An attempt runs, whose lease ends in `lease_ms`: nothing was written.
+    LiveOwner {
+        lease_ms: u64,
+    },
+    /// It waits for something of its own (a backoff): nothing was written.
+    NotDue {
+        due_in_ms: u64,
+    },
     /// The job is carried by another message: `STREAM:sequence`.
     SecondCarrier {
         recorded: String,

@@ -156,13 +156,14 @@ tagged!(WaitingReply, "waiting reply", |s| {
 
 tagged!(DeferReply, "defer reply", |s| {
     0 => DeferReply::Deferred { rev: take(&mut s)? },
-    1 => DeferReply::Running,
+    1 => DeferReply::LiveOwner { lease_ms: take(&mut s)? },
     2 => DeferReply::SecondCarrier { recorded: take(&mut s)? },
     3 => DeferReply::Ended(ended(&mut s, true)?),
     4 => DeferReply::Ended(ended(&mut s, false)?),
     5 => DeferReply::StaleGeneration,
     6 => DeferReply::Expired,
     7 => DeferReply::Overdue,
+    8 => DeferReply::NotDue { due_in_ms: take(&mut s)? },
 });
 
 fn rest<'de, A: SeqAccess<'de>, T: Deserialize<'de>>(seq: &mut A) -> Result<Vec<T>, A::Error> {

@@ -9,7 +9,7 @@ use surety_common::{
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use super::{Asking, Deferral, Hold, defer::Until, next};
+use super::{Asking, Deferral, Hold, defer::Until, leave_lines, next};
 use crate::{
     hand::{InHand, Settle},
     lanes::by_session,
@@ -26,7 +26,7 @@ pub(crate) enum Request {
         hold: Hold,
         mark: Option<u64>,
         outcome: GuardOutcome,
-        _token: TaskTrackerToken,
+        token: TaskTrackerToken,
     },
     /// A job in line has been given back: whether its turn came meanwhile.
     Check {
@@ -34,6 +34,13 @@ pub(crate) enum Request {
         scope: Scope,
         ack_subject: String,
     },
+}
+
+impl Request {
+    /// A release for which the drain waits.
+    pub(crate) fn release(w: &Shared, hold: Hold, mark: Option<u64>, outcome: GuardOutcome) -> Self {
+        Self::Release { hold, mark, outcome, token: w.tracker.token() }
+    }
 }
 
 /// The scopes of a call, each once.
@@ -66,6 +73,8 @@ pub(crate) async fn serve(w: Arc<Shared>, p: u32, group: Vec<Request>, permit: O
             other => others.push(other),
         }
     }
+    // Who gathered in one group is asked in the order of arrival, whatever order they came to be decoded in (J-02).
+    asks.sort_by(|a, b| arrival(a).cmp(&arrival(b)));
     let mut groups = by_session(asks, |a| &a.job.held.session);
     if groups.is_empty() {
         groups.push(Vec::new());
@@ -77,17 +86,27 @@ pub(crate) async fn serve(w: Arc<Shared>, p: u32, group: Vec<Request>, permit: O
     drop(permit);
 }
 
+/// Place in a line: when it was stored; equal ones by what they are called.
+fn arrival(asking: &Asking) -> (u64, Option<&str>) {
+    (asking.job.held.d.stored_ms, asking.job.pass.as_ref().map(|pass| &*pass.member))
+}
+
 async fn call(w: &Arc<Shared>, p: u32, asks: Vec<Asking>, others: Vec<Request>) {
     let mut table = Table::default();
     let mut items = Vec::with_capacity(asks.len() + others.len());
     let mut checks = Vec::new();
+    // Ordering: a worker does not end before what it frees is free, and who is next is told; dropped last.
+    let mut drain_waits = Vec::new();
     for other in others {
         match other {
-            Request::Release { hold, mark, outcome, .. } => items.push(GuardItem {
-                scopes: hold.scopes.iter().map(|(s, _)| table.place(s)).collect(),
-                member: hold.member.to_string(),
-                act: GuardAct::Release { token: hold.token.to_string(), mark, outcome },
-            }),
+            Request::Release { hold, mark, outcome, token } => {
+                drain_waits.push(token);
+                items.push(GuardItem {
+                    scopes: hold.scopes.iter().map(|(s, _)| table.place(s)).collect(),
+                    member: hold.member.to_string(),
+                    act: GuardAct::Release { token: hold.token.to_string(), mark, outcome },
+                });
+            }
             Request::Check { member, scope, ack_subject } => {
                 items.push(GuardItem {
                     scopes: vec![table.place(&scope)],
@@ -127,8 +146,13 @@ async fn call(w: &Arc<Shared>, p: u32, asks: Vec<Asking>, others: Vec<Request>) 
             }
             wake(w, p, &table.scopes, woken);
         }
-        Err(e) => refuse(w, asks, &e).await,
+        Err(e) => {
+            // What was to be given back ends with its time: nobody renews it any more.
+            tracing::warn!(items = items.len(), error = %e, "a call of the guards failed");
+            refuse(w, asks, &e).await;
+        }
     }
+    drop(drain_waits);
 }
 
 async fn answered(
@@ -166,7 +190,13 @@ async fn answered(
         }
     };
     let Some(scope) = scopes.get(scope) else { return };
-    // What other partitions gave is given back by the drop of the pass.
+    // What other partitions gave is given back by the drop of the pass; what they offer and were not asked for yet, by this.
+    asking.rest.pop();
+    if let Some(pass) = &asking.job.pass {
+        for (at, scopes) in asking.rest.drain(..) {
+            leave_lines(w, at, pass.member.clone(), scopes);
+        }
+    }
     let mut job = asking.job;
     job.pass = None;
     let p = w.c.store.keys().partition(&job.decoded.job.id);

@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use surety_common::{
+    broker::decode::Decoded,
     clock::iso_millis,
     ending::json_string,
     pace::Pace,
@@ -10,7 +11,7 @@ use surety_common::{
 };
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::Request;
+use super::{Request, leave_lines};
 use crate::{
     claims::refused,
     finishes::JOURNAL_PATIENCE,
@@ -21,8 +22,6 @@ use crate::{
 
 /// Longest sleep of a job in line that nobody wakes.
 const LONGEST: Duration = Duration::from_secs(3600);
-/// A job of which an attempt runs, though a guard had not let it start, is offered again after this long.
-const RUNNING_NAK: Duration = Duration::from_secs(1);
 
 /// How long a guard keeps a job waiting.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -95,8 +94,7 @@ async fn settle(w: &Arc<Shared>, p: u32, d: Deferral, reply: DeferReply, now_ms:
         DeferReply::Deferred { .. } => {
             w.meters.deferred(&job.held.queue, reason(&d.scope));
             let document = &job.decoded.job;
-            let member: Arc<str> =
-                surety_common::store::guards::member(&document.id, job.decoded.generation).into();
+            let member = member(&job.decoded);
             let ack_subject = job.held.d.ack_subject.to_string();
             tracing::debug!(job_id = %document.id, guard = d.scope.label, reason = d.scope.kind.reason(), until = ?d.until, "deferred");
             job.held.settle(Settle::Nak(Duration::from_millis(back_ms.saturating_sub(now_ms).max(1)))).await;
@@ -107,10 +105,8 @@ async fn settle(w: &Arc<Shared>, p: u32, d: Deferral, reply: DeferReply, now_ms:
             }
             return;
         }
-        DeferReply::Running => {
-            w.meters.deferred(&job.held.queue, Reason::LiveOwner);
-            return job.held.settle(Settle::Nak(RUNNING_NAK)).await;
-        }
+        DeferReply::LiveOwner { lease_ms } => ClaimReply::LiveOwner { lease_ms },
+        DeferReply::NotDue { due_in_ms } => ClaimReply::NotDue { due_in_ms },
         DeferReply::SecondCarrier { recorded } => ClaimReply::SecondCarrier { recorded },
         DeferReply::Ended(e) => ClaimReply::Ended(e),
         DeferReply::StaleGeneration => ClaimReply::StaleGeneration,
@@ -118,8 +114,19 @@ async fn settle(w: &Arc<Shared>, p: u32, d: Deferral, reply: DeferReply, now_ms:
         DeferReply::Overdue => ClaimReply::Overdue,
         DeferReply::Unreadable => ClaimReply::Unreadable,
     };
+    if matches!(d.until, Until::Turn { .. })
+        && !matches!(instead, ClaimReply::SecondCarrier { .. } | ClaimReply::Unreadable)
+    {
+        // It does not wait for its turn, so it stands in nobody's way. (A second carrier is in line for the first one.)
+        let at = d.scope.partition(w.c.store.keys().partitions());
+        leave_lines(w, at, member(&job.decoded), vec![d.scope]);
+    }
     let w2 = w.clone();
     w.tracker.spawn(async move { refused(&w2, p, job, instead).await });
+}
+
+fn member(decoded: &Decoded) -> Arc<str> {
+    surety_common::store::guards::member(&decoded.job.id, decoded.generation).into()
 }
 
 /// What a deferral is counted as.

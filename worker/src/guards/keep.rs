@@ -7,14 +7,17 @@ use std::{
 
 use surety_common::{
     domain::ids::SessionId,
-    store::{GuardAct, GuardItem, GuardReply, Guarded, StoreError, group::GROUP_CAP},
+    store::{GuardAct, GuardItem, GuardOutcome, GuardReply, Guarded, StoreError, group::GROUP_CAP},
 };
 
 use super::{
-    Hold, Pass,
+    Hold, Pass, Request,
     call::{Table, wake},
 };
 use crate::shared::Shared;
+
+/// State of a renewed hold: it was gone, and is there again.
+const HELD_AGAIN: u8 = 2;
 
 /// What attempts that run hold, by member.
 #[derive(Default)]
@@ -25,9 +28,17 @@ impl Kept {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Its attempt has ended.
-    pub(crate) fn forget(&self, member: &str) {
-        self.all().remove(member);
+    /// The attempt that had these holds has ended. Another delivery of the same job, whose claim was refused, ends nothing.
+    pub(crate) fn forget(&self, member: &str, holds: &[Hold]) {
+        let mut all = self.all();
+        let is_of_these = |k: &Hold| holds.iter().any(|h| h.token == k.token);
+        if all.get(member).is_some_and(|kept| kept.iter().any(is_of_these)) {
+            all.remove(member);
+        }
+    }
+
+    fn is_kept(&self, hold: &Hold) -> bool {
+        self.all().get(&hold.member).is_some_and(|kept| kept.iter().any(|k| k.token == hold.token))
     }
 
     fn in_partition(&self, p: u32) -> Vec<Hold> {
@@ -50,21 +61,21 @@ pub(crate) fn keep(w: &Shared, pass: &Pass) {
     }
 }
 
-/// The claim was granted: what another delivery of the job had made is this attempt's from now on.
-pub(crate) async fn adopt(w: &Arc<Shared>, session: &SessionId, pass: &mut Pass) -> Result<(), StoreError> {
+/// The claim was granted: what another delivery of the job had made is this attempt's from now on. `false`: it was given back since,
+/// and somebody else may have it.
+pub(crate) async fn adopt(w: &Arc<Shared>, session: &SessionId, pass: &mut Pass) -> Result<bool, StoreError> {
     for (p, scopes) in std::mem::take(&mut pass.borrowed) {
         let places = (0u16..).take(scopes.len()).collect();
         let item = GuardItem { act: GuardAct::Adopt, member: pass.member.to_string(), scopes: places };
         let answer = w.c.store.guard(p, Some(session), w.hold_ms(), &scopes, &[item]).await?;
         let Guarded { replies, woken, token, .. } = answer;
         wake(w, p, &scopes, woken);
-        if let Some(GuardReply::Adopted(numbers)) = replies.into_iter().next() {
-            pass.add(p, &token.into(), scopes, &numbers);
-        }
+        let Some(GuardReply::Adopted(numbers)) = replies.into_iter().next() else { return Ok(false) };
+        pass.add(p, &token.into(), scopes, &numbers);
     }
     // What is counted and not held has nothing to adopt.
     pass.borrowed.clear();
-    Ok(())
+    Ok(true)
 }
 
 /// Renews what is held in a partition.
@@ -85,6 +96,11 @@ pub(crate) async fn renew(w: &Arc<Shared>, session: &SessionId, p: u32) -> Resul
         for (hold, reply) in holds.iter().zip(answer.replies) {
             let GuardReply::Renewed(states) = reply else { continue };
             w.guards.kept.is_known_in(p, &hold.member, &data_set);
+            // Ordering: its attempt ended while this call was on its way, so that it may have come after the release.
+            if states.contains(&HELD_AGAIN) && !w.guards.kept.is_kept(hold) {
+                w.lanes.guard(p, Request::release(w, hold.clone(), None, GuardOutcome::Neutral));
+                continue;
+            }
             for ((scope, _), _) in hold.scopes.iter().zip(states).filter(|(_, state)| *state != 1) {
                 let kind = scope.kind.name();
                 tracing::warn!(member = %hold.member, scope = scope.label, kind, "what it held was gone");
@@ -93,4 +109,36 @@ pub(crate) async fn renew(w: &Arc<Shared>, session: &SessionId, p: u32) -> Resul
         wake(w, p, &table.scopes, answer.woken);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use surety_common::{domain::guard::GuardKind, store::Scope};
+
+    use super::*;
+
+    fn hold(token: &str) -> Hold {
+        let scope = Scope::new(GuardKind::Concurrency, "one", "k", [1, 5000, 0, 0]);
+        Hold {
+            partition: 0,
+            member: "a/1".into(),
+            token: token.into(),
+            known_in: "set".into(),
+            scopes: [(scope, 1)].into(),
+        }
+    }
+
+    // Shows: S-07
+    #[test]
+    fn the_end_of_another_delivery_of_a_job_leaves_what_its_attempt_holds() {
+        let kept = Kept::default();
+        let mine = hold("mine");
+        kept.all().insert(mine.member.clone(), vec![mine.clone()]);
+        for other in [vec![], vec![hold("other")]] {
+            kept.forget("a/1", &other);
+            assert!(kept.is_kept(&mine), "a slot of an attempt that runs is not renewed any more");
+        }
+        kept.forget("a/1", std::slice::from_ref(&mine));
+        assert!(!kept.is_kept(&mine) && kept.in_partition(0).is_empty());
+    }
 }

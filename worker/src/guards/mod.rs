@@ -15,7 +15,10 @@ use surety_common::{
     config::{GuardRule, Limits, Settings},
     domain::{Job, guard::GuardKind, pause::Pause},
     reload::LiveSettings,
-    store::{Scope, guards::member},
+    store::{
+        GuardOutcome, Scope,
+        guards::{OFFER, member},
+    },
 };
 
 pub(crate) use call::{Request, serve};
@@ -56,6 +59,14 @@ fn scope(now: &Settings, rule: &GuardRule, job: &Job) -> Option<Scope> {
     Some(Scope::new(rule.kind(), &rule.name, &value, params))
 }
 
+/// A job leaves the lines of scopes of a partition, and offers that were made to it go to the next.
+fn leave_lines(w: &Arc<Shared>, partition: u32, member: Arc<str>, scopes: Vec<Scope>) {
+    let known_in = w.c.store.data_set(partition);
+    let scopes = scopes.into_iter().filter(|s| is_held(s.kind)).map(|s| (s, 0)).collect();
+    let hold = Hold { partition, member, token: OFFER.into(), known_in, scopes };
+    w.lanes.guard(partition, Request::release(w, hold, None, GuardOutcome::Neutral));
+}
+
 /// What has to be asked before the claim of a job, partition by partition.
 pub(crate) struct Asking {
     pub(crate) job: InHand,
@@ -69,13 +80,19 @@ pub(crate) fn start(w: &Arc<Shared>, p: u32, mut job: InHand) {
     if job.pass.is_some() {
         return w.lanes.claim(p, job);
     }
-    let scopes = w.guards.scopes(document);
-    if scopes.is_empty() {
+    let rest = by_partition(w, document);
+    if rest.is_empty() {
         return w.lanes.claim(p, job);
     }
+    job.pass = Some(Box::new(Pass::new(w, member(&document.id, job.decoded.generation))));
+    next(w, Asking { job, rest });
+}
+
+/// What is to be asked for a job, the first partition last.
+fn by_partition(w: &Shared, job: &Job) -> Vec<(u32, Vec<Scope>)> {
     let n = w.c.store.keys().partitions();
     let mut rest: Vec<(u32, Vec<Scope>)> = Vec::with_capacity(1);
-    for scope in scopes {
+    for scope in w.guards.scopes(job) {
         let at = scope.partition(n);
         match rest.iter_mut().find(|(p, _)| *p == at) {
             Some((_, here)) => here.push(scope),
@@ -84,16 +101,18 @@ pub(crate) fn start(w: &Arc<Shared>, p: u32, mut job: InHand) {
     }
     // Everybody asks in the same order, so that no two jobs keep each other from both.
     rest.sort_by_key(|(p, _)| std::cmp::Reverse(*p));
-    job.pass = Some(Box::new(Pass::new(w, member(&document.id, job.decoded.generation))));
-    next(w, Asking { job, rest });
+    rest
 }
 
-/// Takes a job that a pause holds to the line of that pause: nothing else is asked.
+/// Takes a job that a pause holds to the line of that pause. That one refuses it, so that nothing else is asked, and it leaves
+/// the lines of its other guards.
 pub(crate) fn hold(w: &Arc<Shared>, mut job: InHand, pause: &Pause) {
     let scope = Scope::of_pause(&pause.target.slot());
     let at = scope.partition(w.c.store.keys().partitions());
     job.pass = Some(Box::new(Pass::new(w, member(&job.decoded.job.id, job.decoded.generation))));
-    next(w, Asking { job, rest: vec![(at, vec![scope])] });
+    let mut rest = by_partition(w, &job.decoded.job);
+    rest.push((at, vec![scope]));
+    next(w, Asking { job, rest });
 }
 
 /// Asks the next partition, or claims.

@@ -91,15 +91,13 @@ fn outcome(ended: &Ended) -> GuardOutcome {
 
 impl Drop for Pass {
     fn drop(&mut self) {
-        self.w.guards.kept.forget(&self.member);
+        self.w.guards.kept.forget(&self.member, &self.holds);
         for hold in self.holds.drain(..) {
             // A mark is one number: where several limits counted, only time gives their tokens back.
             let mut marks = hold.scopes.iter().filter(|(s, _)| s.kind == GuardKind::Rate).map(|(_, n)| *n);
             let mark = marks.next().filter(|_| marks.next().is_none());
-            self.w.lanes.guard(
-                hold.partition,
-                Request::Release { hold, mark, outcome: self.outcome, _token: self.w.tracker.token() },
-            );
+            let partition = hold.partition;
+            self.w.lanes.guard(partition, Request::release(&self.w, hold, mark, self.outcome));
         }
     }
 }

@@ -2,7 +2,8 @@
 -- Item: {id, queue, type, key (JSON string or ''), trace, carrier, ack subject, adopt (carrier that vanished, or ''), created ms,
 --        finish ms, max retries, generation, expires ms (0 = never), notify (JSON object or ''), summary, due ms (claimable from
 --        then on), back ms (when its carrier comes back by itself), reason, data (JSON object)}
--- Result: {0, rev} deferred    {1} an attempt runs, or it waits for something of its own    {2, carrier} second carrier
+-- Result: {0, rev} deferred    {1, ms} an attempt runs: its lease ends in    {8, ms} it waits for something of its own: due in
+--         {2, carrier} second carrier
 --         {3, status, gen, epoch, code} ended and journaled    {4, status, gen, epoch, code} ended, its entry is in entries
 --         {5} carrier of an older generation    {6} expires_at passed before the first start    {7} finish deadline passed
 -- One that is deferred for the same reason again makes no event.
@@ -34,8 +35,11 @@ for i = 1, #items do
     result(i, { fetch_entry(rec[ENTRY]) and 4 or 3, rec[STATUS], rec[GEN], rec[EPOCH], rec[CODE] })
   elseif rec[CARRIER] ~= '' and rec[CARRIER] ~= carrier and rec[CARRIER] ~= adopt then
     result(i, { 2, rec[CARRIER] })
-  elseif is_running(rec) or (rec[STATUS] ~= QUEUED and rec[DUE] > now) then
-    result(i, { 1 })
+  elseif is_running(rec) then
+    local owner = redis.call('ZSCORE', KEYS[4], rec[SESSION])
+    result(i, { 1, math.max((owner and tonumber(owner) or now) - now, 0) })
+  elseif rec[STATUS] ~= QUEUED and rec[DUE] > now and rec[CALL] ~= call then
+    result(i, { 8, rec[DUE] - now })
   elseif expires > 0 and expires <= now and rec[EPOCH] == 0 then
     result(i, { 6 })
   elseif rec[FINISH_BY] <= now then

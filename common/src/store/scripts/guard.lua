@@ -12,7 +12,8 @@
 --   6 check   whether its turn came since it joined the line
 --   7 reset   as if nothing had ever been counted, where the kind counts anything
 -- Results, none for a release: {0, HELD or a number for each scope} passes    {1, scope, ms} waits until
---   {2, scope, before it} waits in line    {3, scope, count} stopped    {4} not yet: the store was just rebuilt
+--   {2, scope, before it} waits in line    {3, scope, count} stopped    {4} not yet: the store was just rebuilt, or what is to be
+--   adopted is somebody else's by now
 --   {5, 1 renewed / 0 gone / 2 held again ...}    {6, number ...} adopted    {7} tended    {8, 1 its turn has come / 0}
 --   and at the end, of whom to wake: {9, scope, member, ack subject}
 -- Second call: a member that has what it asks for is told HELD, and nothing is counted twice; by the same call id it is told the
@@ -81,12 +82,12 @@ local function ask(item)
     return answer
   end
   for j = 1, #item do
-    if item[j].of.decline then item[j].of.decline(item[j], member) end
+    local sc = item[j]
+    if sc.of.decline and not (refused == 2 and sc == by) then sc.of.decline(sc, member) end
   end
   if refused == 4 then return { 3, by.place, number } end
   if refused == 2 then
-    by.of.queue(by, member, item.number, item.more)
-    return { 2, by.place, number }
+    return { 2, by.place, by.of.queue(by, member, item.number, item.more) or number }
   end
   if refused == 1 then by.of.book(by, member) end
   return { 1, by.place, number }
@@ -105,8 +106,10 @@ for i = 1, #items do
     answer = { 5 }
     for j = 1, #item do answer[j + 1] = item[j].of.renew(item[j], member, item.text, item.flag == 1) end
   elseif op == 4 then
-    answer = { 6 }
-    for j = 1, #item do answer[j + 1] = item[j].of.adopt(item[j], member) end
+    local may = true
+    for j = 1, #item do may = may and (not item[j].of.may_adopt or item[j].of.may_adopt(item[j], member)) end
+    answer = { may and 6 or 4 }
+    for j = 1, may and #item or 0 do answer[j + 1] = item[j].of.adopt(item[j], member) end
   elseif op == 5 then
     for j = 1, #item do item[j].of.tend(item[j], item.text ~= '' and item.text) end
     answer = { 7 }
@@ -143,5 +146,11 @@ for s = 1, n_scopes do
 end
 in_slices('ZADD', KEYS[FIRST_JOB + 1], looks)
 in_slices('ZREM', KEYS[FIRST_JOB + 1], idle)
-for i = 1, #wakes do result(answers + i, wakes[i]) end
+for i = 1, #wakes do
+  local sc, member = scopes[wakes[i][2]], wakes[i][3]
+  if not (sc.of.has_come and sc.of.has_come(sc, member)) then
+    answers = answers + 1
+    result(answers, wakes[i])
+  end
+end
 return reply(0)

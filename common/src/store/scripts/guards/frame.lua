@@ -5,10 +5,13 @@
 --   load(sc, state)           reads what the members of this call need; `state`: the values of `fields`
 --   judge(sc, member, item)   nil: it may start. Else how it has to wait, and a number (WAIT, BOOK: until, ms; QUEUE, STOP: a count). Writes nothing.
 --   take(sc, member, item)    it starts: HELD, or a number above 0 when this very call made its hold
+--   may_adopt(sc, member)     whether `adopt` may be done (where it may not always)
 --   adopt(sc, member)         the attempt that was granted has it now, whoever made it: the same
---   queue, turn, book, decline   what follows from QUEUE and BOOK; another guard of the job said no (where a kind has them)
+--   queue(sc, member, arrival, ack)      joins the line; how many are before it
+--   turn, book, decline       what follows from QUEUE and BOOK; another guard of the job said no (where a kind has them)
 --   drop(sc, member, token, outcome, mark)   what the token made is given back
 --   renew(sc, member, token, may_restore)    1 renewed, 0 gone, 2 held again
+--   has_come(sc, member)      in this very call, so that it need not be woken
 --   tend(sc, of_session)      what is due by time; what that session held is free. Sets `is_idle` when nothing is left
 --   open(sc)                  lets those in line go (pauses)
 --   reset(sc)                 nothing was ever counted (where it counts anything)

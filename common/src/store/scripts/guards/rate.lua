@@ -2,21 +2,28 @@
 -- conform now books the moment at which it will, so that it comes back once and exactly then.
 -- Params: a = emission interval (us), b = tolerance (us): (burst - 1) intervals. State: `tat`.
 -- `wait`: zset member -> slot (us) of what was admitted or booked, so that a second asking is not counted twice.
+-- An attempt that may start always has a number to give back, a booked one BOOKED: its end takes the slot away, so that the
+-- next attempt is counted again.
 
 local Rate = { fields = { 'tat' } }
 
 -- A booked slot that nobody used for this long is forgotten (us); it was counted, and its time has passed.
 local SLOT_KEPT = 20000000
+-- Below every TAT, so that it gives no token back.
+local BOOKED = 1
 
 function Rate.load(sc, state)
   sc.tat = tonumber(state[1] or 0)
+  -- Each call moves what is due, or a reaper would look at a busy scope with every tick.
+  if sc.next and sc.next <= now then sc.next = nil end
   -- Slots of what asks in this call.
   sc.slots = {}
   if #sc.members > 0 then
     local found = redis.call('ZMSCORE', sc.wait, unpack(sc.members))
     for i = 1, #found do sc.slots[sc.members[i]] = found[i] and tonumber(found[i]) end
   end
-  sc.add, sc.rem = {}, {}
+  -- Members whose slots this call changes.
+  sc.changes = {}
 end
 
 -- nil: it may start. Else the slot (ms) until which it has to wait.
@@ -33,15 +40,13 @@ end
 
 local function count(sc, member, slot)
   sc.tat = math.max(sc.tat, micros) + sc.a
-  sc.slots[member] = slot
-  local n = #sc.add
-  sc.add[n + 1], sc.add[n + 2] = string.format('%.0f', slot), member
-  sc.changed = true
+  sc.slots[member], sc.changes[member] = slot, true
+  sc.changed, sc.is_idle = true, false
 end
 
 function Rate.take(sc, member)
   local slot = sc.slots[member]
-  if slot and slot + SLOT_KEPT >= micros then return HELD end
+  if slot and slot + SLOT_KEPT >= micros then return BOOKED end
   count(sc, member, micros)
   return sc.tat
 end
@@ -50,17 +55,18 @@ end
 function Rate.book(sc, member) count(sc, member, sc.tat - sc.b) end
 
 -- The end of an attempt forgets its slot: the next one is counted again. A claim that was refused gives the token back, as long as
--- nobody took one since (`mark`: the TAT that it made); later it would put two starts into one interval.
+-- nobody took one since (`mark`: the TAT that it made); later it would put two starts into one interval, so the job keeps its
+-- slot and may come again with it.
 function Rate.drop(sc, member, token, outcome, mark)
-  sc.rem[#sc.rem + 1] = member
-  sc.slots[member] = nil
-  if outcome == UNDONE and mark == sc.tat then
+  if outcome == UNDONE then
+    if mark ~= sc.tat then return end
     sc.tat, sc.changed = sc.tat - sc.a, true
   end
+  sc.slots[member], sc.changes[member] = nil, true
 end
 
-function Rate.renew() return true end
-function Rate.adopt() return HELD end
+function Rate.renew() return 1 end
+function Rate.adopt() return BOOKED end
 
 function Rate.tend(sc)
   redis.call('ZREMRANGEBYSCORE', sc.wait, '-inf', string.format('(%.0f', micros - SLOT_KEPT))
@@ -71,8 +77,18 @@ end
 function Rate.reset(sc) sc.tat, sc.changed = 0, true end
 
 function Rate.write(sc)
-  in_slices('ZREM', sc.wait, sc.rem)
-  in_slices('ZADD', sc.wait, sc.add)
+  local add, rem = {}, {}
+  for member in pairs(sc.changes) do
+    local slot = sc.slots[member]
+    if slot then
+      local n = #add
+      add[n + 1], add[n + 2] = string.format('%.0f', slot), member
+    else
+      rem[#rem + 1] = member
+    end
+  end
+  in_slices('ZREM', sc.wait, rem)
+  in_slices('ZADD', sc.wait, add)
   if sc.changed then set(sc, 'tat', string.format('%.0f', sc.tat)) end
   look_at(sc, math.max(math.ceil(sc.tat / 1000), now + SLOT_KEPT / 1000))
 end

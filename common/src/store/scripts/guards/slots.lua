@@ -1,20 +1,26 @@
 -- Slots: at most `a` attempts of a scope at once; a lock is a scope with one slot and a counter that only grows.
 -- Params: a = slots, b = how long an offer stands (ms). State: `fence` (locks).
--- `hold`: hash member -> until (six bytes, ms) .. token; the token is that of the call which created it, or "?" for an offer: a slot
--- that came free and is kept for a waiter whose carrier was woken. `wait`: zset member -> arrival. `asleep`: hash member -> ack subject.
+-- `hold`: hash member -> until (six bytes, ms) .. token; the token is that of the call which created it, or of an offer: "?", how
+-- often it was made (a digit), ack subject. `wait`: zset member -> arrival. `asleep`: hash member -> ack subject.
+-- An offer is a slot that came free and is kept for a waiter whose carrier was woken. A wake may be lost (whoever sent it died, the
+-- nak met the sleeper's own): so it is repeated while the offer stands, and when it ends: the waiter then comes by itself.
 -- Rule: while somebody waits, no slot is free; so nobody overtakes.
 
 local Slots = { fields = { 'fence' } }
-local OFFER = '?'
+local OFFER, OFFER_BYTE = '?', 63
+-- Wakes of one offer.
+local OFFER_TRIES = 5
 
 local function held_until(value) return (struct.unpack('<I6', value)) end
 local function token_of(value) return string.sub(value, 7) end
+local function is_offer(value) return string.byte(value, 7) == OFFER_BYTE end
 
 local function put(sc, member, until_, token)
   local value = struct.pack('<I6', until_) .. token
   if not sc.held[member] then sc.n = sc.n + 1 end
   sc.held[member] = value
   sc.puts[member], sc.dels[member] = value, nil
+  sc.is_idle = false
   look_at(sc, until_)
 end
 
@@ -30,6 +36,11 @@ local function leave_queue(sc, member)
     sc.waiting = sc.waiting - 1
     redis.call('HDEL', sc.asleep, member)
   end
+end
+
+local function offer(sc, member, tries, ack)
+  put(sc, member, now + math.ceil(sc.b / OFFER_TRIES), OFFER .. tries .. ack)
+  wake(sc, member, ack)
 end
 
 -- Gives what is free to who has waited longest; many at once in several steps.
@@ -48,8 +59,20 @@ local function promote(sc)
     sc.waiting = sc.waiting - 1
     local ack = redis.call('HGET', sc.asleep, member)
     redis.call('HDEL', sc.asleep, member)
-    put(sc, member, now + sc.b, OFFER)
-    wake(sc, member, ack or '')
+    offer(sc, member, 1, ack or '')
+  end
+end
+
+-- The waiter did not come yet: it is woken again; in the end the slot is free.
+local function offer_again(sc, member, value)
+  local tries, ack = string.byte(value, 8) - 48, string.sub(value, 9)
+  if #wakes >= MOST_WAKES then
+    look_at(sc, now)
+  elseif tries < OFFER_TRIES then
+    offer(sc, member, tries + 1, ack)
+  else
+    free(sc, member)
+    wake(sc, member, ack)
   end
 end
 
@@ -61,18 +84,24 @@ local function reclaim(sc, of_session)
     if sc.held[all[i]] == nil then sc.held[all[i]] = all[i + 1] end
   end
   sc.next = nil
+  local theirs = of_session and ' ' .. of_session
   for member, value in pairs(sc.held) do
     if value then
       local until_ = held_until(value)
-      local is_theirs = of_session and string.sub(value, -#of_session) == of_session
-      if until_ <= now or is_theirs then free(sc, member) else look_at(sc, until_) end
+      if is_offer(value) then
+        if until_ <= now then offer_again(sc, member, value) else look_at(sc, until_) end
+      elseif until_ <= now or (theirs and string.sub(value, -#theirs) == theirs) then
+        free(sc, member)
+      else
+        look_at(sc, until_)
+      end
     end
   end
 end
 
 function Slots.load(sc, state)
   sc.fence = tonumber(state[1] or 0)
-  sc.held, sc.puts, sc.dels = {}, {}, {}
+  sc.held, sc.puts, sc.dels, sc.given = {}, {}, {}, {}
   sc.n, sc.waiting = redis.call('HLEN', sc.hold), redis.call('ZCARD', sc.wait)
   if #sc.members > 0 then
     local found = redis.call('HMGET', sc.hold, unpack(sc.members))
@@ -88,43 +117,63 @@ function Slots.judge(sc, member)
   return QUEUE, sc.waiting
 end
 
+-- What a repeated call made stands there with its token: it is told the same. Another delivery of the job in the same call is not.
 function Slots.take(sc, member)
   local value = sc.held[member]
-  if value and token_of(value) ~= OFFER and held_until(value) > now then return HELD end
+  if value and not is_offer(value) and held_until(value) > now and (token_of(value) ~= own_token or sc.given[member]) then
+    return HELD
+  end
   return Slots.adopt(sc, member)
 end
 
+-- What another delivery held may be gone since, and somebody else have the slot.
+function Slots.may_adopt(sc, member) return not Slots.judge(sc, member) end
+
 -- Whoever was granted the attempt has the slot, whoever created it.
 function Slots.adopt(sc, member)
+  local value = sc.held[member]
+  local is_repeated = value and token_of(value) == own_token and not sc.given[member]
   leave_queue(sc, member)
   put(sc, member, now + hold_ms, own_token)
+  sc.given[member] = true
   if sc.kind ~= LOCK then return 1 end
+  if is_repeated then return sc.fence end
   -- Above every counter of before, also where those are forgotten: an idle lock leaves nothing behind.
   sc.fence = math.max(sc.fence + 1, now)
   sc.changed = true
   return sc.fence
 end
 
+-- Who stands in line keeps its place, also when a second carrier of it comes.
 function Slots.queue(sc, member, arrival, ack)
-  if redis.call('ZADD', sc.wait, arrival, member) == 1 then sc.waiting = sc.waiting + 1 end
+  if redis.call('ZADD', sc.wait, 'NX', arrival, member) == 1 then sc.waiting = sc.waiting + 1 end
   redis.call('HSET', sc.asleep, member, ack)
+  sc.is_idle = false
+  return redis.call('ZRANK', sc.wait, member)
+end
+
+function Slots.has_come(sc, member)
+  local value = sc.held[member]
+  return value and not is_offer(value)
 end
 
 -- An offer was made, or its place in line is gone.
 function Slots.turn(sc, member) return sc.held[member] or not redis.call('ZSCORE', sc.wait, member) end
 
--- Another guard said no: a slot that was offered goes to the next.
+-- Another guard said no: a slot that was offered goes to the next, and it waits there, not here.
 function Slots.decline(sc, member)
   local value = sc.held[member]
-  if value and token_of(value) == OFFER then
+  if value and is_offer(value) then
     free(sc, member)
     promote(sc)
+  elseif not value then
+    leave_queue(sc, member)
   end
 end
 
 function Slots.drop(sc, member, token)
   local value = sc.held[member]
-  if value and token_of(value) == token then
+  if value and (token_of(value) == token or (token == OFFER and is_offer(value))) then
     free(sc, member)
     promote(sc)
   elseif token == OFFER then
@@ -132,14 +181,15 @@ function Slots.drop(sc, member, token)
   end
 end
 
--- 1 renewed, 0 it is gone, 2 it was gone and is held again (after a loss of data, where nobody else took it).
+-- 1 renewed, 0 it is gone, 2 it was gone and is held again. An attempt that runs does have a slot, whatever the limit says; a
+-- lock is held again only after a loss of data. Who stands in line runs no more.
 function Slots.renew(sc, member, token, may_restore)
   local value = sc.held[member]
   if value and token_of(value) == token then
     put(sc, member, now + hold_ms, token)
     return 1
   end
-  if not value and (may_restore or sc.kind ~= LOCK) then
+  if not value and (may_restore or sc.kind ~= LOCK) and not redis.call('ZSCORE', sc.wait, member) then
     put(sc, member, now + hold_ms, token)
     return 2
   end
