@@ -1,6 +1,7 @@
 //! Guards and locks: one call asks, gives back and renews for many jobs of a partition (`scripts/guard.lua`).
 
 use super::{
+    group::GROUP_CAP,
     packed::Packer,
     script::{Answer, Store, StoreError},
 };
@@ -224,9 +225,7 @@ impl Store {
             }
             packed.text(&scope.hash).text(&scope.label);
         }
-        for item in items {
-            pack_item(&mut packed, item);
-        }
+        pack_items(&mut packed, items);
         let frame = (inc, call, s, keep, look, hold_ms, scopes.len());
         let script = &self.inner.scripts.guard;
         let answer: Answer<Vec<GuardReply>> =
@@ -253,25 +252,40 @@ pub(super) fn read_params(text: &str) -> Option<(GuardKind, [u64; 4])> {
     Some((kind, params))
 }
 
-fn pack_item(packed: &mut Packer, item: &GuardItem) {
-    let mark_text;
-    let (op, text, more, flag, number) = match &item.act {
-        GuardAct::Ask { arrival_ms, ack_subject } => (1, "", ack_subject.as_str(), 0, *arrival_ms),
-        GuardAct::Release { token, mark, outcome } => {
-            mark_text = mark.map(|m| m.to_string()).unwrap_or_default();
-            (2, token.as_str(), mark_text.as_str(), *outcome as u8, 0)
-        }
-        GuardAct::Renew { token, may_restore } => (3, token.as_str(), "", u8::from(*may_restore), 0),
-        GuardAct::Adopt => (4, "", "", 0, 0),
-        GuardAct::Check => (6, "", "", 0, 0),
-        GuardAct::Open => (8, "", "", 0, 0),
-        GuardAct::Reset => (7, "", "", 0, 0),
-        GuardAct::Tend { session } => (5, session.as_str(), "", 0, 0),
-    };
-    packed.byte(op).text(&item.member).text(text).text(more).byte(flag).u48(number);
-    // Two bytes each that are never zero, so that they are a text.
-    for at in &item.scopes {
-        packed.byte((at % 255) as u8 + 1).byte((at / 255) as u8 + 1);
+/// What is the same for many: op, text, flag.
+fn header(act: &GuardAct) -> (u8, &str, u8) {
+    match act {
+        GuardAct::Ask { .. } => (1, "", 0),
+        GuardAct::Release { token, outcome, .. } => (2, token, *outcome as u8),
+        GuardAct::Renew { token, may_restore } => (3, token, u8::from(*may_restore)),
+        GuardAct::Adopt => (4, "", 0),
+        GuardAct::Check => (6, "", 0),
+        GuardAct::Open => (8, "", 0),
+        GuardAct::Reset => (7, "", 0),
+        GuardAct::Tend { session } => (5, session, 0),
     }
-    packed.byte(0);
+}
+
+/// Packs neighbours to whom the same is done as one.
+fn pack_items(packed: &mut Packer, items: &[GuardItem]) {
+    let is_alike = |a: &GuardItem, b: &GuardItem| a.scopes == b.scopes && header(&a.act) == header(&b.act);
+    for alike in items.chunk_by(is_alike).flat_map(|c| c.chunks(GROUP_CAP)) {
+        let Some(first) = alike.first() else { continue };
+        let (op, text, flag) = header(&first.act);
+        packed.byte(op).text(text).byte(flag);
+        // Two bytes each that are never zero, so that they are a text.
+        for at in &first.scopes {
+            packed.byte((at % 255) as u8 + 1).byte((at / 255) as u8 + 1);
+        }
+        // At most `GROUP_CAP`.
+        packed.byte(0).u16(u16::try_from(alike.len()).unwrap_or(u16::MAX));
+        for item in alike {
+            packed.text(&item.member);
+            match &item.act {
+                GuardAct::Ask { arrival_ms, ack_subject } => packed.text(ack_subject).u48(*arrival_ms),
+                GuardAct::Release { mark: Some(mark), .. } => packed.text(&mark.to_string()).u48(0),
+                _ => packed.text("").u48(0),
+            };
+        }
+    }
 }

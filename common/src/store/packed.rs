@@ -26,6 +26,11 @@ impl Packer {
         self
     }
 
+    pub(super) fn u16(&mut self, n: u16) -> &mut Self {
+        self.0.extend_from_slice(&n.to_le_bytes());
+        self
+    }
+
     pub(super) fn u32(&mut self, n: u32) -> &mut Self {
         self.0.extend_from_slice(&n.to_le_bytes());
         self

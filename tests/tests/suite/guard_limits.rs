@@ -270,14 +270,11 @@ async fn twenty_deferrals_leave_the_whole_budget_of_retries() {
         last = sleeper(&c, &world, &scope, "a").await;
         // As often as it takes: the worker may not have given it back yet.
         let ack = last.clone().unwrap();
-        let comes = async || {
-            while sleeper(&c, &world, &scope, "a").await == last {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        };
+        let comes = async || sleeper(&c, &world, &scope, "a").await != last;
         loop {
             c.broker.nak(&ack, Duration::ZERO).await.unwrap();
-            if tokio::time::timeout(Duration::from_secs(2), comes()).await.is_ok() {
+            let next = wait("its next delivery", comes);
+            if tokio::time::timeout(Duration::from_secs(2), next).await.is_ok() {
                 break;
             }
         }

@@ -2,9 +2,9 @@
 -- KEYS[7] guards  zset  scope -> when a reaper looks at it (ms); then for each scope: state (hash), hold (hash), wait (zset), asleep (hash)
 -- ARGV[1] adds: [6] for how long a hold lasts unless renewed (ms), [7] number of scopes.
 -- ARGV[3] packed: the scopes (kind, a, b, c, d, hash, label), then the items.
--- Item: op, member, text, text, flag, number, scopes (two bytes each, base 255, from 1).
---   1 ask     text: '', ack subject; number: arrival (ms)
---   2 release text: token, the mark that `take` gave or ''; flag: how it ended
+-- Item: op, text, flag, scopes (two bytes each, base 255, from 1), number of members; then for each: member, more, number.
+--   1 ask     more: ack subject; number: arrival (ms)
+--   2 release text: token; more: the mark that `take` gave or ''; flag: how it ended
 --   3 renew   text: token; flag: 1 = may hold again what is gone
 --   4 adopt   the attempt was granted: what others made for it is its own
 --   5 tend    text: a session that is dead, or ''
@@ -20,7 +20,7 @@
 -- same, except for the number of a rate limit.
 
 local KINDS = { Rate, Slots, Slots, Pauses }
-local SCOPE, ITEM = '<BI6I6I6I6ss', '<BsssBI6s'
+local SCOPE, ITEM, MEMBER = '<BI6I6I6I6ss', '<BsBsH', '<ssI6'
 
 local code = open_frame(0)
 if code ~= 0 then return reply(code) end
@@ -36,16 +36,25 @@ for s = 1, n_scopes do
     hold = KEYS[k + 2], wait = KEYS[k + 3], asleep = KEYS[k + 4], members = {}, sets = {}, of = KINDS[kind] }
 end
 
+-- An item is for all members to whom the same is done; `member`, `more` and `number` of it are those of the one whose turn it is.
 local items = {}
 while place <= #text do
-  local op, member, first_text, second_text, flag, number, which, after = struct.unpack(ITEM, text, place)
+  local op, first_text, flag, which, n, after = struct.unpack(ITEM, text, place)
   place = after
-  local item = { op = op, member = member, text = first_text, more = second_text, flag = flag, number = number }
+  local members, mores, numbers = {}, {}, {}
+  for i = 1, n do members[i], mores[i], numbers[i], place = struct.unpack(MEMBER, text, place) end
+  local item = { op = op, text = first_text, flag = flag, members = members, mores = mores, numbers = numbers }
   local bytes = { string.byte(which, 1, -1) }
   for j = 1, #bytes, 2 do
     local sc = scopes[bytes[j] + (bytes[j + 1] - 1) * 255]
     item[#item + 1] = sc
-    if member ~= '' then sc.members[#sc.members + 1] = member end
+    if sc.of.has then item.keeper = sc end
+    if members[1] ~= '' then
+      -- Most scopes have one item: its list is theirs.
+      local all = #sc.members == 0 and members or { unpack(sc.members) }
+      for i = 1, all == members and 0 or n do all[#all + 1] = members[i] end
+      sc.members = all
+    end
   end
   items[#items + 1] = item
 end
@@ -66,8 +75,25 @@ if n_scopes > 0 then
   end
 end
 
+-- What most are told is the same: packed once.
+local told = {}
+local answers = 0
+local function passes(a, b)
+  answers = answers + 1
+  if a > 1 or (b and b > 1) then return result(answers, { 0, a, b }) end
+  local known_by = b and 2 + 2 * a + b or a
+  local packed = told[known_by]
+  if not packed then
+    packed = cmsgpack.pack({ 0, a, b })
+    told[known_by] = packed
+  end
+  results[answers] = packed
+end
+
 local function ask(item)
   local member, refused, by, number = item.member, nil, nil, nil
+  local keeper = item.keeper
+  if keeper then item.was_counted, item.is_second = keeper.of.has(keeper, member) end
   for j = 1, #item do
     local how, ms = item[j].of.judge(item[j], member, item)
     -- What stops comes first; a booked slot before a line; a line before a slot that could be booked, the latest of those.
@@ -77,6 +103,10 @@ local function ask(item)
     end
   end
   if not refused then
+    if #item < 3 then
+      local a = item[1].of.take(item[1], member, item)
+      return passes(a, item[2] and item[2].of.take(item[2], member, item))
+    end
     local answer = { 0 }
     for j = 1, #item do answer[j + 1] = item[j].of.take(item[j], member, item) end
     return answer
@@ -93,14 +123,12 @@ local function ask(item)
   return { 1, by.place, number }
 end
 
-local answers = 0
-for i = 1, #items do
-  local item = items[i]
-  local op, member, answer = item.op, item.member, nil
+local function done(item, member)
+  local op, answer = item.op, nil
   if op == 1 then
     answer = gate == RESTORED and { 4 } or ask(item)
   elseif op == 2 then
-    local mark = tonumber(item.more)
+    local mark = item.more ~= '' and tonumber(item.more) or nil
     for j = 1, #item do item[j].of.drop(item[j], member, item.text, item.flag, mark) end
   elseif op == 3 then
     answer = { 5 }
@@ -125,6 +153,15 @@ for i = 1, #items do
   if answer then
     answers = answers + 1
     result(answers, answer)
+  end
+end
+
+for i = 1, #items do
+  local item = items[i]
+  local members, mores, numbers = item.members, item.mores, item.numbers
+  for k = 1, #members do
+    item.member, item.more, item.number = members[k], mores[k], numbers[k]
+    done(item, members[k])
   end
 end
 

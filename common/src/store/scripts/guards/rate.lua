@@ -2,10 +2,12 @@
 -- conform now books the moment at which it will, so that it comes back once and exactly then.
 -- Params: a = emission interval (us), b = tolerance (us): (burst - 1) intervals. State: `tat`.
 -- `wait`: zset member -> slot (us) of what was admitted or booked, so that a second asking is not counted twice.
+-- Where a job holds something else in the same call (a slot), that says whether it was counted, and no slot is noted here.
+-- `last`: the token of the call that counted last, where it booked nothing and noted nothing.
 -- An attempt that may start always has a number to give back, a booked one BOOKED: its end takes the slot away, so that the
 -- next attempt is counted again.
 
-local Rate = { fields = { 'tat' } }
+local Rate = { fields = { 'tat', 'last' } }
 
 -- A booked slot that nobody used for this long is forgotten (us); it was counted, and its time has passed.
 local SLOT_KEPT = 20000000
@@ -13,12 +15,13 @@ local SLOT_KEPT = 20000000
 local BOOKED = 1
 
 function Rate.load(sc, state)
-  sc.tat = tonumber(state[1] or 0)
+  sc.tat, sc.last = tonumber(state[1] or 0), state[2] or ''
   -- Each call moves what is due, or a reaper would look at a busy scope with every tick.
   if sc.next and sc.next <= now then sc.next = nil end
   -- Slots of what asks in this call.
   sc.slots = {}
-  if #sc.members > 0 then
+  sc.is_bare = redis.call('EXISTS', sc.wait) == 0
+  if #sc.members > 0 and not sc.is_bare then
     local found = redis.call('ZMSCORE', sc.wait, unpack(sc.members))
     for i = 1, #found do sc.slots[sc.members[i]] = found[i] and tonumber(found[i]) end
   end
@@ -27,7 +30,8 @@ function Rate.load(sc, state)
 end
 
 -- nil: it may start. Else the slot (ms) until which it has to wait.
-function Rate.judge(sc, member)
+function Rate.judge(sc, member, item)
+  if item.was_counted then return nil end
   local slot = sc.slots[member]
   if slot and slot + SLOT_KEPT < micros then slot = nil end
   if slot then
@@ -40,29 +44,35 @@ end
 
 local function count(sc, member, slot)
   sc.tat = math.max(sc.tat, micros) + sc.a
-  sc.slots[member], sc.changes[member] = slot, true
+  sc.slots[member], sc.changes[member], sc.last = slot, true, ''
   sc.changed, sc.is_idle = true, false
 end
 
-function Rate.take(sc, member)
+function Rate.take(sc, member, item)
+  if item.was_counted then return item.is_second and HELD or BOOKED end
   local slot = sc.slots[member]
   if slot and slot + SLOT_KEPT >= micros then return BOOKED end
-  count(sc, member, micros)
-  return sc.tat
+  if not item.keeper then
+    count(sc, member, micros)
+    return sc.tat
+  end
+  sc.last, sc.tat = own_token, math.max(sc.tat, micros) + sc.a
+  sc.changed, sc.is_idle = true, false
+  return BOOKED
 end
 
 -- Books the first moment that conforms. Nothing is booked twice: `judge` finds the slot from now on.
 function Rate.book(sc, member) count(sc, member, sc.tat - sc.b) end
 
 -- The end of an attempt forgets its slot: the next one is counted again. A claim that was refused gives the token back, as long as
--- nobody took one since (`mark`: the TAT that it made); later it would put two starts into one interval, so the job keeps its
+-- nobody took one since (`mark`: the TAT that it made; or its call was the last one); later it would put two starts into one interval, so the job keeps its
 -- slot and may come again with it.
 function Rate.drop(sc, member, token, outcome, mark)
   if outcome == UNDONE then
-    if mark ~= sc.tat then return end
+    if mark ~= sc.tat and token ~= sc.last then return end
     sc.tat, sc.changed = sc.tat - sc.a, true
   end
-  sc.slots[member], sc.changes[member] = nil, true
+  if not sc.is_bare then sc.slots[member], sc.changes[member] = nil, true end
 end
 
 function Rate.renew() return 1 end
@@ -74,7 +84,7 @@ function Rate.tend(sc)
 end
 
 -- Slots that are booked stay: their jobs come back for them.
-function Rate.reset(sc) sc.tat, sc.changed = 0, true end
+function Rate.reset(sc) sc.tat, sc.last, sc.changed = 0, '', true end
 
 function Rate.write(sc)
   local add, rem = {}, {}
@@ -89,6 +99,9 @@ function Rate.write(sc)
   end
   in_slices('ZREM', sc.wait, rem)
   in_slices('ZADD', sc.wait, add)
-  if sc.changed then set(sc, 'tat', string.format('%.0f', sc.tat)) end
+  if sc.changed then
+    set(sc, 'tat', string.format('%.0f', sc.tat))
+    set(sc, 'last', sc.last)
+  end
   look_at(sc, math.max(math.ceil(sc.tat / 1000), now + SLOT_KEPT / 1000))
 end

@@ -15,19 +15,24 @@ local function held_until(value) return (struct.unpack('<I6', value)) end
 local function token_of(value) return string.sub(value, 7) end
 local function is_offer(value) return string.byte(value, 7) == OFFER_BYTE end
 
-local function put(sc, member, until_, token)
-  local value = struct.pack('<I6', until_) .. token
+-- What this call gives, the same to everybody.
+local own_until = now + hold_ms
+local own_value = struct.pack('<I6', own_until) .. own_token
+
+local function keep(sc, member, until_, value)
   if not sc.held[member] then sc.n = sc.n + 1 end
   sc.held[member] = value
-  sc.puts[member], sc.dels[member] = value, nil
+  sc.touched[#sc.touched + 1] = member
   sc.is_idle = false
-  look_at(sc, until_)
+  if not sc.next or until_ < sc.next then look_at(sc, until_) end
 end
+
+local function put(sc, member, until_, token) keep(sc, member, until_, struct.pack('<I6', until_) .. token) end
 
 local function free(sc, member)
   if sc.held[member] then sc.n = sc.n - 1 end
   sc.held[member] = false
-  sc.puts[member], sc.dels[member] = nil, true
+  sc.touched[#sc.touched + 1] = member
 end
 
 local function leave_queue(sc, member)
@@ -101,7 +106,7 @@ end
 
 function Slots.load(sc, state)
   sc.fence = tonumber(state[1] or 0)
-  sc.held, sc.puts, sc.dels, sc.given = {}, {}, {}, {}
+  sc.held, sc.touched, sc.given = {}, {}, {}
   sc.n, sc.waiting = redis.call('HLEN', sc.hold), redis.call('ZCARD', sc.wait)
   if #sc.members > 0 then
     local found = redis.call('HMGET', sc.hold, unpack(sc.members))
@@ -111,19 +116,23 @@ function Slots.load(sc, state)
   promote(sc)
 end
 
+-- Whether it has a slot already, and whether that was made by another asking and not by this very one, repeated. Another
+-- delivery of the job in the same call is another asking.
+function Slots.has(sc, member)
+  local value = sc.held[member]
+  if not value or is_offer(value) or held_until(value) <= now then return false end
+  return true, sc.given[member] or token_of(value) ~= own_token
+end
+
 function Slots.judge(sc, member)
   local value = sc.held[member]
   if value or (sc.n < sc.a and sc.waiting == 0) then return nil end
   return QUEUE, sc.waiting
 end
 
--- What a repeated call made stands there with its token: it is told the same. Another delivery of the job in the same call is not.
 function Slots.take(sc, member)
-  local value = sc.held[member]
-  if value and not is_offer(value) and held_until(value) > now and (token_of(value) ~= own_token or sc.given[member]) then
-    return HELD
-  end
-  return Slots.adopt(sc, member)
+  local _, is_second = Slots.has(sc, member)
+  return is_second and HELD or Slots.adopt(sc, member)
 end
 
 -- What another delivery held may be gone since, and somebody else have the slot.
@@ -133,8 +142,8 @@ function Slots.may_adopt(sc, member) return not Slots.judge(sc, member) end
 function Slots.adopt(sc, member)
   local value = sc.held[member]
   local is_repeated = value and token_of(value) == own_token and not sc.given[member]
-  leave_queue(sc, member)
-  put(sc, member, now + hold_ms, own_token)
+  if not value or is_offer(value) then leave_queue(sc, member) end
+  keep(sc, member, own_until, own_value)
   sc.given[member] = true
   if sc.kind ~= LOCK then return 1 end
   if is_repeated then return sc.fence end
@@ -173,7 +182,7 @@ end
 
 function Slots.drop(sc, member, token)
   local value = sc.held[member]
-  if value and (token_of(value) == token or (token == OFFER and is_offer(value))) then
+  if value and (token == OFFER and is_offer(value) or string.find(value, token, 7, true) == 7 and #value == 6 + #token) then
     free(sc, member)
     promote(sc)
   elseif token == OFFER then
@@ -204,10 +213,17 @@ end
 
 function Slots.write(sc)
   local hset, hdel = {}, {}
-  for member, value in pairs(sc.puts) do
-    hset[#hset + 1], hset[#hset + 2] = member, value
+  local touched, held, n = sc.touched, sc.held, 0
+  for i = 1, #touched do
+    local member = touched[i]
+    local value = held[member]
+    if value then
+      hset[n + 1], hset[n + 2] = member, value
+      n = n + 2
+    else
+      hdel[#hdel + 1] = member
+    end
   end
-  for member in pairs(sc.dels) do hdel[#hdel + 1] = member end
   in_slices('HDEL', sc.hold, hdel)
   in_slices('HSET', sc.hold, hset)
   if sc.changed then set(sc, 'fence', string.format('%.0f', sc.fence)) end
