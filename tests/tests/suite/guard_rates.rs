@@ -20,6 +20,8 @@ use surety_common::{
     store::{GuardAct, GuardItem, GuardOutcome, GuardReply, Guarded, Scope, Store, group::GROUP_CAP},
 };
 
+use surety_tests::world::wait;
+
 use super::{
     guard_slots::{ask, item, nothing_left, plain, release, store},
     scripts::{Redis, redis},
@@ -376,6 +378,31 @@ async fn a_refused_claim_gives_all_back_and_a_second_delivery_nothing() {
     assert_eq!(passes, 2, "{:?}", answer.replies);
     guard(&[item(GuardAct::Tend { session: String::new() }, "", &[0, 1, 2])]).await;
     nothing_left(&store, &plain, &scopes[2]).await;
+}
+
+// Shows: S-05
+#[tokio::test]
+async fn a_booked_start_that_is_refused_gives_back_no_token_of_another() {
+    let r = redis().await;
+    let (store, plain) = (store(&r.url(), 1).await, plain(&r).await);
+    let scopes = [
+        scope("a", Rate::new(1, Duration::from_millis(100), 1)),
+        Scope::new(GuardKind::Concurrency, "c", "c", [5, HOUR, 0, 0]),
+    ];
+    let guard = async |items: &[GuardItem]| store.guard(0, None, HOUR, &scopes, items).await.unwrap();
+    let first = guard(&[ask("first/1", 1, &[0, 1])]).await;
+    assert!(matches!(first.replies[..], [GuardReply::Passes(_)]), "{:?}", first.replies);
+    let booked = guard(&[ask("booked/1", 2, &[0, 1])]).await;
+    let [GuardReply::WaitsUntil { at_ms, .. }] = booked.replies[..] else { panic!("{:?}", booked.replies) };
+    // Its slot has come, and its interval is over: another one conforms in the same call.
+    wait("the slot to pass", async || store.now_ms().await.unwrap() > at_ms + 110).await;
+    let both = guard(&[ask("booked/1", 2, &[0, 1]), ask("other/1", 3, &[0, 1])]).await;
+    assert!(both.replies.iter().all(|r| matches!(r, GuardReply::Passes(_))), "{:?}", both.replies);
+    let before = dump(&store, &plain, &scopes[0]).await[0].clone();
+    guard(&[release("booked/1", &both.token, None, GuardOutcome::Undone, &[0, 1])]).await;
+    assert_eq!(dump(&store, &plain, &scopes[0]).await[0], before, "two starts in one interval");
+    guard(&[release("other/1", &both.token, None, GuardOutcome::Undone, &[0, 1])]).await;
+    assert_ne!(dump(&store, &plain, &scopes[0]).await[0], before, "what was counted last comes back");
 }
 
 // Shows: J-02

@@ -65,11 +65,11 @@ end
 function Rate.book(sc, member) count(sc, member, sc.tat - sc.b) end
 
 -- The end of an attempt forgets its slot: the next one is counted again. A claim that was refused gives the token back, as long as
--- nobody took one since (`mark`: the TAT that it made; or its call was the last one); later it would put two starts into one interval, so the job keeps its
--- slot and may come again with it.
+-- nobody took one since (`mark`: the TAT that it made; or its call was the last one, and it had booked nothing before); later it
+-- would put two starts into one interval, so the job keeps its slot and may come again with it.
 function Rate.drop(sc, member, token, outcome, mark)
   if outcome == UNDONE then
-    if mark ~= sc.tat and token ~= sc.last then return end
+    if mark ~= sc.tat and (token ~= sc.last or sc.slots[member]) then return end
     sc.tat, sc.changed = sc.tat - sc.a, true
   end
   if not sc.is_bare then sc.slots[member], sc.changes[member] = nil, true end
