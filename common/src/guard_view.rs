@@ -37,7 +37,7 @@ fn span(us: u64) -> String {
 
 /// A scope in words.
 pub fn view(s: &ScopeState) -> GuardView {
-    let [a, b, ..] = s.scope.params;
+    let [a, b, c, _] = s.scope.params;
     let (limit, now, is_full, clears_ms) = match s.scope.kind {
         GuardKind::Rate => {
             let tat = s.fields.get("tat").and_then(|t| t.parse::<u64>().ok()).unwrap_or(0);
@@ -58,6 +58,13 @@ pub fn view(s: &ScopeState) -> GuardView {
                 if s.scope.kind == GuardKind::Lock { "one holder".into() } else { format!("{a} at once") };
             (limit, format!("{} held", s.held), s.held >= a, None)
         }
+        GuardKind::Loop => {
+            let since = s.fields.get("since").and_then(|t| t.parse::<u64>().ok()).unwrap_or(0);
+            let ends_ms = since.saturating_add(b);
+            let n = if ends_ms > s.now_ms { s.waiting } else { 0 };
+            let limit = format!("{c} jobs within {}, {a} for the same work", span(b.saturating_mul(1000)));
+            (limit, format!("{n} jobs counted"), n >= c, (n > 0).then_some(ends_ms))
+        }
         // It is no rule with a limit: what is in line here is let go when the pause is over.
         GuardKind::Pause => ("nobody".into(), "paused".into(), s.waiting > 0, None),
     };
@@ -67,7 +74,8 @@ pub fn view(s: &ScopeState) -> GuardView {
         limit,
         now,
         is_full,
-        waiting: s.waiting,
+        // Who a loop guard has counted waits for nothing.
+        waiting: if s.scope.kind == GuardKind::Loop { 0 } else { s.waiting },
         clears_at: clears_ms.and_then(iso_millis),
         hash: s.scope.hash.clone(),
     }
@@ -105,6 +113,20 @@ mod tests {
         let full = of(16_500_000);
         assert_eq!((full.now.as_str(), full.is_full), ("the next free slot is in 2500ms", true));
         assert_eq!(full.clears_at.as_deref(), Some("1970-01-01T00:00:12.500Z"));
+    }
+
+    #[test]
+    fn a_root_tells_how_many_of_its_jobs_were_counted_and_until_when() {
+        let mut s = state(GuardKind::Loop, [50, 60_000, 3, 0], 0, 2);
+        s.fields.insert("since".into(), "5000".into());
+        let v = view(&s);
+        assert_eq!(
+            (v.limit.as_str(), v.now.as_str(), v.is_full, v.waiting),
+            ("3 jobs within 1m, 50 for the same work", "3 jobs counted", true, 0)
+        );
+        assert_eq!(v.clears_at.as_deref(), Some("1970-01-01T00:01:05.000Z"));
+        s.now_ms = 65_000;
+        assert_eq!((view(&s).now.as_str(), view(&s).is_full), ("0 jobs counted", false));
     }
 
     #[test]

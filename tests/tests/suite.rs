@@ -28,6 +28,7 @@ mod suite {
     mod lineage;
     mod logins;
     mod logs;
+    mod loop_guard;
     mod lost;
     mod lost_receipts;
     mod metrics;

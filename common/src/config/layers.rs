@@ -106,31 +106,40 @@ impl Layers {
                 );
                 continue;
             }
-            let toml::Value::Table(keys) = value else {
-                self.problems.push(format!("{source}: {section} must be a table [{section}]"));
-                continue;
-            };
-            let mut known: Vec<&str> =
-                table().iter().filter(|r| r.section == section).map(|r| r.key).collect();
-            if section == "guards" {
-                known.extend(guards::KINDS);
-            }
-            for (key, value) in keys {
-                if section == "guards" && guards::KINDS.contains(&key.as_str()) {
-                    match value {
-                        toml::Value::Table(rules) => {
-                            self.guards.extend(rules.into_iter().map(|(name, v)| (key.clone(), name, v)));
-                        }
-                        other => self.problems.push(format!(
-                            "{source}: guards.{key}: {other} is no table; write [guards.{key}.NAME]"
-                        )),
+            self.section(source, &section, value);
+        }
+    }
+
+    fn section(&mut self, source: &str, section: &str, value: toml::Value) {
+        let toml::Value::Table(keys) = value else {
+            self.problems.push(format!("{source}: {section} must be a table [{section}]"));
+            return;
+        };
+        let sections = table().iter().map(|r| r.section);
+        let inner = |key: &str| format!("{section}.{key}");
+        let mut known: Vec<&str> = table().iter().filter(|r| r.section == section).map(|r| r.key).collect();
+        known.extend(sections.clone().filter_map(|s| s.strip_prefix(section)?.strip_prefix('.')));
+        known.dedup();
+        if section == "guards" {
+            known.extend(guards::KINDS);
+        }
+        for (key, value) in keys {
+            if section == "guards" && guards::KINDS.contains(&key.as_str()) {
+                match value {
+                    toml::Value::Table(rules) => {
+                        self.guards.extend(rules.into_iter().map(|(name, v)| (key.clone(), name, v)));
                     }
-                } else if known.contains(&key.as_str()) {
-                    self.values.insert(format!("{section}.{key}"), (value, source.to_owned()));
-                } else {
-                    let path = format!("{section}.{key}");
-                    self.unknown(source, &path, text::nearest(&key, known.iter().copied()), &known);
+                    other => self.problems.push(format!(
+                        "{source}: guards.{key}: {other} is no table; write [guards.{key}.NAME]"
+                    )),
                 }
+            } else if sections.clone().any(|s| s == inner(&key)) {
+                self.section(source, &inner(&key), value);
+            } else if known.contains(&key.as_str()) {
+                self.values.insert(inner(&key), (value, source.to_owned()));
+            } else {
+                let near = text::nearest(&key, known.iter().copied());
+                self.unknown(source, &inner(&key), near, &known);
             }
         }
     }
@@ -166,7 +175,7 @@ impl Layers {
         set("connection.nats_context".into(), "NATS_CONTEXT", "");
         set("connection.redis_url".into(), "REDIS_URL", "");
         for r in table() {
-            let name = format!("SURETY_{}_{}", r.section, r.key).to_uppercase();
+            let name = format!("SURETY_{}_{}", r.section.replace('.', "_"), r.key).to_uppercase();
             set(format!("{}.{}", r.section, r.key), &name, r.kind);
         }
         self.layer(found, env);

@@ -14,6 +14,7 @@ pub mod document;
 mod guards;
 mod handlers;
 mod layers;
+mod loops;
 mod options;
 mod secrets;
 mod settings;
@@ -26,7 +27,7 @@ pub use layers::{ConfigError, Flags, load, load_text};
 pub use options::{ConnectionOptions, private_servers};
 pub use secrets::{Address, FilePath, Secret};
 pub use settings::{
-    Attempt, Connection, GuardSettings, LayoutSettings, Lease, Reaper, Row, Settings, Telemetry,
-    WorkerSettings, table,
+    Attempt, Connection, GuardSettings, LayoutSettings, Lease, LoopSettings, Reaper, Row, Settings,
+    Telemetry, WorkerSettings, table,
 };
 pub use value::{Choice, Count, Setting, Size, Span};

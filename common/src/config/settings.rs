@@ -213,6 +213,24 @@ settings! {
         /// twice as long each time that is in vain, up to an hour. It costs a delivery each time.
         fallback: Span = "1m", live;
     }
+    /// The loop guard: jobs that handlers enqueue, and that go in a circle or grow without end, are stopped for good, loudly. It looks
+    /// at jobs with a parent only.
+    ["guards.loop"] LoopSettings {
+        /// Most steps from the first job of the line. Deeper than any pipeline that people draw, and a job that enqueues itself
+        /// is stopped after 20 rounds.
+        depth: Count<1000000> = "20", live;
+        /// Most jobs of one root that ask for the same work (type, payload and key) within `window`: a loop that branches, which
+        /// depth alone would let grow to a million. Work that is asked for again by design is rarely asked for so often.
+        repeats: Count<1000000000> = "50", live;
+        /// Most jobs of one root within `window`: for what grows and never repeats itself. Above what one handler enqueues in
+        /// earnest; each costs about 100 bytes of Redis until the window ends.
+        fan_out: Count<1000000000> = "100000", live;
+        /// For how long is counted, from the first job of a root on; then anew. Long enough for a loop that does real work in
+        /// each round.
+        window: Span = "1h", live;
+        /// Types whose jobs are not looked at and not counted; `*` stands for all of them.
+        exempt: Vec<String> = "", live;
+    }
     /// One worker process.
     ["worker"] WorkerSettings {
         /// Queues to pull from, in rank order; `name:weight` where `order` is weighted. Empty: all declared ones.
@@ -276,6 +294,7 @@ pub struct Settings {
     pub contract: Contract,
     pub notify: Notify,
     pub guards: GuardSettings,
+    pub guards_loop: LoopSettings,
     pub worker: WorkerSettings,
     pub reaper: Reaper,
     pub telemetry: Telemetry,
@@ -304,6 +323,7 @@ impl Settings {
         let contract = Contract::take(layers);
         let notify = Notify::take(layers);
         let guards = GuardSettings::take(layers);
+        let guards_loop = LoopSettings::take(layers);
         let worker = WorkerSettings::take(layers);
         let reaper = Reaper::take(layers);
         let telemetry = Telemetry::take(layers);
@@ -317,6 +337,7 @@ impl Settings {
             contract: contract?,
             notify: notify?,
             guards: guards?,
+            guards_loop: guards_loop?,
             worker: worker?,
             reaper: reaper?,
             telemetry: telemetry?,
@@ -365,7 +386,7 @@ impl Settings {
         if self.layout.queues.is_empty() {
             problems.push("layout.queues: at least one queue must be declared".to_owned());
         }
-        for problem in self.connection.problems() {
+        for problem in self.guards_loop.problems().into_iter().chain(self.connection.problems()) {
             problems.push(problem);
         }
         if let Err(e) = crate::domain::ids::Namespace::new(&self.connection.namespace) {
@@ -392,6 +413,7 @@ impl Settings {
         self.contract.values(&mut out);
         self.notify.values(&mut out);
         self.guards.values(&mut out);
+        self.guards_loop.values(&mut out);
         self.worker.values(&mut out);
         self.reaper.values(&mut out);
         self.telemetry.values(&mut out);
@@ -409,6 +431,7 @@ impl Settings {
             contract,
             notify,
             guards,
+            guards_loop,
             worker,
             reaper,
             telemetry,
@@ -423,6 +446,7 @@ impl Settings {
         contract.changes(&new.contract, &mut out);
         notify.changes(&new.notify, &mut out);
         guards.changes(&new.guards, &mut out);
+        guards_loop.changes(&new.guards_loop, &mut out);
         worker.changes(&new.worker, &mut out);
         reaper.changes(&new.reaper, &mut out);
         telemetry.changes(&new.telemetry, &mut out);
@@ -442,6 +466,7 @@ impl Settings {
             contract: self.contract.adopted(&new.contract),
             notify: self.notify.adopted(&new.notify),
             guards: self.guards.adopted(&new.guards),
+            guards_loop: self.guards_loop.adopted(&new.guards_loop),
             worker: self.worker.adopted(&new.worker),
             reaper: self.reaper.adopted(&new.reaper),
             telemetry: self.telemetry.adopted(&new.telemetry),

@@ -86,8 +86,9 @@ pub struct GuardItem {
 /// What to do.
 #[derive(Debug, Clone)]
 pub enum GuardAct {
-    /// Whether it may start. `arrival_ms`: its place in a line; `ack_subject`: its delivery, to be woken.
-    Ask { arrival_ms: u64, ack_subject: String },
+    /// Whether it may start. `arrival_ms`: its place in a line; `ack_subject`: its delivery, to be woken; `work`: fingerprint of
+    /// what it asks for, where its loop guard is asked, else empty.
+    Ask { arrival_ms: u64, ack_subject: String, work: String },
     /// Gives back what `token` made. `mark`: the number that a rate limit gave.
     Release { token: String, mark: Option<u64>, outcome: GuardOutcome },
     /// Keeps what `token` made. `may_restore`: the data set was lost since, so what is gone may be held again.
@@ -124,10 +125,11 @@ pub enum GuardReply {
         scope: usize,
         before: u64,
     },
-    /// Never; it was counted so often.
+    /// Never: so many were counted before it. `limit`: see [`crate::domain::guard::loops::Over::from_code`].
     Stopped {
         scope: usize,
         count: u64,
+        limit: u8,
     },
     /// The store was just rebuilt; nothing starts yet.
     NotYet,
@@ -255,7 +257,7 @@ pub(super) fn read_params(text: &str) -> Option<(GuardKind, [u64; 4])> {
 /// What is the same for many: op, text, flag.
 fn header(act: &GuardAct) -> (u8, &str, u8) {
     match act {
-        GuardAct::Ask { .. } => (1, "", 0),
+        GuardAct::Ask { work, .. } => (1, work, 0),
         GuardAct::Release { token, outcome, .. } => (2, token, *outcome as u8),
         GuardAct::Renew { token, may_restore } => (3, token, u8::from(*may_restore)),
         GuardAct::Adopt => (4, "", 0),
@@ -282,7 +284,7 @@ fn pack_items(packed: &mut Packer, items: &[GuardItem]) {
         for item in alike {
             packed.text(&item.member);
             match &item.act {
-                GuardAct::Ask { arrival_ms, ack_subject } => packed.text(ack_subject).u48(*arrival_ms),
+                GuardAct::Ask { arrival_ms, ack_subject, .. } => packed.text(ack_subject).u48(*arrival_ms),
                 GuardAct::Release { mark: Some(mark), .. } => packed.text(&mark.to_string()).u48(0),
                 _ => packed.text("").u48(0),
             };

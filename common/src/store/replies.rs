@@ -184,7 +184,7 @@ tagged!(GuardReply, "guard reply", |s| {
     0 => GuardReply::Passes(rest(&mut s)?),
     1 => GuardReply::WaitsUntil { scope: scope(&mut s)?, at_ms: take(&mut s)? },
     2 => GuardReply::WaitsInLine { scope: scope(&mut s)?, before: take(&mut s)? },
-    3 => GuardReply::Stopped { scope: scope(&mut s)?, count: take(&mut s)? },
+    3 => GuardReply::Stopped { scope: scope(&mut s)?, count: take(&mut s)?, limit: take(&mut s)? },
     4 => GuardReply::NotYet,
     5 => GuardReply::Renewed(rest(&mut s)?),
     6 => GuardReply::Adopted(rest(&mut s)?),

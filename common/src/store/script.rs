@@ -195,7 +195,14 @@ impl Scripts {
             gate: script!("gate"),
             restore: script!("restore"),
             defer: script!("defer"),
-            guard: script!("guards/frame", "guards/rate", "guards/slots", "guards/pause", "guard"),
+            guard: script!(
+                "guards/frame",
+                "guards/rate",
+                "guards/slots",
+                "guards/pause",
+                "guards/loops",
+                "guard"
+            ),
         }
     }
 }

@@ -64,16 +64,25 @@ fn ended(f: &Facts, r: &Record, out: &mut Vec<Gate>) {
         )),
         _ if out.is_empty() => {
             let code = if r.code.is_empty() { String::new() } else { format!(" ({})", r.code) };
-            let then = if r.status == Status::Done {
-                "nothing more happens".to_owned()
-            } else {
-                "nothing more happens by itself; `surety dlq replay` makes another generation of it"
-                    .to_owned()
+            let then = match (r.status, r.code.as_str()) {
+                (Status::Done, _) => "nothing more happens",
+                (_, "loop_guard") => {
+                    "nothing more happens by itself; another generation is stopped again, unless the limits of [guards.loop] are \
+                     raised or its type is exempt"
+                }
+                _ => "nothing more happens by itself; `surety dlq replay` makes another generation of it",
             };
-            out.push(gate(GateCode::Ended, format!("nothing: it is {status}{code}"), then));
+            let why = buried(f, r).map(|m| format!(": {m}")).unwrap_or_default();
+            out.push(gate(GateCode::Ended, format!("nothing: it is {status}{code}{why}"), then));
         }
         _ => {}
     }
+}
+
+/// Why this generation was buried, as its event says it.
+fn buried<'a>(f: &'a Facts, r: &Record) -> Option<&'a str> {
+    let event = f.events.iter().rev().find(|e| e.kind == "buried" && e.generation == r.generation)?;
+    event.data.get("message")?.as_str()
 }
 
 fn or_unsaid(text: &str) -> &str {

@@ -56,7 +56,7 @@ pub(super) async fn plain(r: &Redis) -> redis::aio::MultiplexedConnection {
 }
 
 pub(super) fn ask(member: &str, arrival_ms: u64, scopes: &[u16]) -> GuardItem {
-    let act = GuardAct::Ask { arrival_ms, ack_subject: format!("ack.{member}") };
+    let act = GuardAct::Ask { arrival_ms, ack_subject: format!("ack.{member}"), work: String::new() };
     GuardItem { act, member: member.to_owned(), scopes: scopes.to_vec() }
 }
 
@@ -289,7 +289,7 @@ fn serve(
             item.scopes.iter().map(|s| (usize::from(*s), places[usize::from(*s)])).collect();
         let member = item.member.as_str();
         match &item.act {
-            GuardAct::Ask { arrival_ms, ack_subject } => {
+            GuardAct::Ask { arrival_ms, ack_subject, .. } => {
                 let refused = its.iter().find(|(_, m)| !models[*m].has_room_for(member)).copied();
                 let Some((by, m)) = refused else {
                     let take = its.iter().map(|(at, m)| models[*m].take(*at, call, member));
@@ -459,7 +459,15 @@ impl Case {
             Op::Ask { job, scopes, arrival } => {
                 // The same message has the same place in a line, whenever it comes.
                 let arrival_ms = arrival + *job as u64 % 2;
-                of(job, scopes, GuardAct::Ask { arrival_ms, ack_subject: format!("ack.{job}.{arrival}") })
+                of(
+                    job,
+                    scopes,
+                    GuardAct::Ask {
+                        arrival_ms,
+                        ack_subject: format!("ack.{job}.{arrival}"),
+                        work: String::new(),
+                    },
+                )
             }
             Op::Release { job, scopes, token: t } => {
                 of(job, scopes, give(t.as_ref().map_or_else(|| "nobody's".to_owned(), token)))

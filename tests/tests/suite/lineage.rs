@@ -43,6 +43,7 @@ esac"#;
         (world.config_file().display().to_string(), world.nats.url(), world.redis.url());
     let env = [("SURETY_CONFIG", &*config), ("NATS_URL", &*nats), ("REDIS_URL", &*redis)];
     let mut worker = world.worker(&[], &env);
+    let mut reaper = world.reaper(&[]);
     world.publish("default", "zero", r#"{"type":"chain"}"#).await;
     let said = || std::fs::read_to_string(&log).unwrap_or_default();
     let told = |line: &str| said().lines().any(|l| l == line);
@@ -87,4 +88,5 @@ esac"#;
     settled(&world, &c).await;
     world.history(&c).await.check().unwrap();
     assert_eq!(worker.stop().await, Some(0));
+    assert_eq!(reaper.stop().await, Some(0));
 }

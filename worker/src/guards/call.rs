@@ -3,18 +3,18 @@
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use surety_common::{
+    domain::guard::loops::Over,
     store::{GuardAct, GuardItem, GuardOutcome, GuardReply, Guarded, Scope, StoreError, Woken},
     wake,
 };
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use super::{Asking, Deferral, Hold, defer::Until, leave_lines, next};
+use super::{Asking, Deferral, Hold, defer::Until, leave_lines, loops, next};
 use crate::{
     hand::{InHand, Settle},
     lanes::by_session,
     meter::Reason,
-    settle::bury,
     shared::Shared,
 };
 
@@ -127,6 +127,7 @@ async fn call(w: &Arc<Shared>, p: u32, asks: Vec<Asking>, others: Vec<Request>) 
             act: GuardAct::Ask {
                 arrival_ms: asking.job.held.d.stored_ms,
                 ack_subject: asking.job.held.d.ack_subject.to_string(),
+                work: asking.work.clone(),
             },
         });
     }
@@ -173,13 +174,13 @@ async fn answered(
         }
         GuardReply::WaitsUntil { scope, at_ms } => (Until::Moment(at_ms), scope),
         GuardReply::WaitsInLine { scope, before } => (Until::Turn { before }, scope),
-        GuardReply::Stopped { scope, count } => {
-            let Some(scope) = scopes.get(scope) else { return };
-            let job = asking.job;
-            let why = format!("the guard {} {} stopped it: {count}", scope.kind.name(), scope.label);
-            let code = surety_common::domain::ErrorCode::LoopGuard;
-            let settle = bury(w, &job.held.queue, &job.held.d, &job.decoded, code, &why).await;
-            return job.held.settle(settle).await;
+        GuardReply::Stopped { count, limit, .. } if let Some(over) = Over::from_code(limit, count) => {
+            // What other partitions gave is given back by the drop of the pass.
+            let mut job = asking.job;
+            job.pass = None;
+            let (w2, p) = (w.clone(), w.c.store.keys().partition(&job.decoded.job.id));
+            w.tracker.spawn(async move { loops::stop(w2, p, job, over).await });
+            return;
         }
         other => {
             let is_expected = other == GuardReply::NotYet;

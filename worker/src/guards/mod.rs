@@ -7,13 +7,18 @@
 mod call;
 mod defer;
 mod keep;
+mod loops;
 mod pass;
 
 use std::sync::Arc;
 
 use surety_common::{
     config::{GuardRule, Limits, Settings},
-    domain::{Job, guard::GuardKind, pause::Pause},
+    domain::{
+        Job,
+        guard::{GuardKind, loops::Over},
+        pause::Pause,
+    },
     reload::LiveSettings,
     store::{
         GuardOutcome, Scope,
@@ -72,27 +77,42 @@ pub(crate) struct Asking {
     pub(crate) job: InHand,
     /// The partition that is asked now comes last.
     pub(crate) rest: Vec<(u32, Vec<Scope>)>,
+    /// Fingerprint of what it asks for, where the loop guard is asked; else empty.
+    pub(crate) work: String,
 }
 
 /// Takes a job that is in hand to its claim, past every guard that is for it.
-pub(crate) fn start(w: &Arc<Shared>, p: u32, mut job: InHand) {
-    let document = &job.decoded.job;
+pub(crate) fn start(w: &Arc<Shared>, p: u32, job: InHand) {
     if job.pass.is_some() {
         return w.lanes.claim(p, job);
     }
-    let rest = by_partition(w, document);
+    if loops::is_too_deep(&w.guards.live, &job.decoded.job) {
+        let w2 = w.clone();
+        w.tracker.spawn(async move { loops::stop(w2, p, job, Over::Depth).await });
+        return;
+    }
+    ask(w, p, job, true);
+}
+
+/// Asks every guard that is for a job. `is_new`: the loop guard, too.
+fn ask(w: &Arc<Shared>, p: u32, mut job: InHand, is_new: bool) {
+    let document = &job.decoded.job;
+    let mut scopes = w.guards.scopes(document);
+    let (counted, work) = is_new.then(|| loops::scope(&w.guards.live, document)).flatten().unzip();
+    scopes.extend(counted);
+    let rest = by_partition(w, scopes);
     if rest.is_empty() {
         return w.lanes.claim(p, job);
     }
     job.pass = Some(Box::new(Pass::new(w, member(&document.id, job.decoded.generation))));
-    next(w, Asking { job, rest });
+    next(w, Asking { job, rest, work: work.unwrap_or_default() });
 }
 
-/// What is to be asked for a job, the first partition last.
-fn by_partition(w: &Shared, job: &Job) -> Vec<(u32, Vec<Scope>)> {
+/// What is to be asked, the first partition last.
+fn by_partition(w: &Shared, scopes: Vec<Scope>) -> Vec<(u32, Vec<Scope>)> {
     let n = w.c.store.keys().partitions();
     let mut rest: Vec<(u32, Vec<Scope>)> = Vec::with_capacity(1);
-    for scope in w.guards.scopes(job) {
+    for scope in scopes {
         let at = scope.partition(n);
         match rest.iter_mut().find(|(p, _)| *p == at) {
             Some((_, here)) => here.push(scope),
@@ -110,9 +130,9 @@ pub(crate) fn hold(w: &Arc<Shared>, mut job: InHand, pause: &Pause) {
     let scope = Scope::of_pause(&pause.target.slot());
     let at = scope.partition(w.c.store.keys().partitions());
     job.pass = Some(Box::new(Pass::new(w, member(&job.decoded.job.id, job.decoded.generation))));
-    let mut rest = by_partition(w, &job.decoded.job);
+    let mut rest = by_partition(w, w.guards.scopes(&job.decoded.job));
     rest.push((at, vec![scope]));
-    next(w, Asking { job, rest });
+    next(w, Asking { job, rest, work: String::new() });
 }
 
 /// Asks the next partition, or claims.
@@ -128,5 +148,5 @@ pub(crate) fn next(w: &Arc<Shared>, asking: Asking) {
 
 /// Whether a scope is one whose holds have to be kept alive.
 fn is_held(kind: GuardKind) -> bool {
-    !matches!(kind, GuardKind::Rate | GuardKind::Pause)
+    !matches!(kind, GuardKind::Rate | GuardKind::Pause | GuardKind::Loop)
 }

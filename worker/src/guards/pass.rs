@@ -54,7 +54,8 @@ impl Pass {
 
     /// Takes in what one partition answered.
     pub(crate) fn add(&mut self, partition: u32, token: &Arc<str>, scopes: Vec<Scope>, numbers: &[u64]) {
-        let all = scopes.into_iter().zip(numbers.iter().copied());
+        // What the loop guard has counted stays counted, whatever becomes of the job.
+        let all = scopes.into_iter().zip(numbers.iter().copied()).filter(|(s, _)| s.kind != GuardKind::Loop);
         let (made, borrowed): (Vec<_>, Vec<_>) = all.partition(|(_, number)| *number > 0);
         if !borrowed.is_empty() {
             self.borrowed.push((partition, borrowed.into_iter().map(|(s, _)| s).collect()));

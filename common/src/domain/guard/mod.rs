@@ -1,6 +1,7 @@
 //! Guards: rules that may defer or refuse a start. Here is what they are and for whom they are kept; what a guard decides is in
 //! one file per kind, and the scripts of the store enforce the same.
 
+pub mod loops;
 pub mod rate;
 pub mod scope;
 
@@ -18,11 +19,13 @@ pub enum GuardKind {
     Lock = 3,
     /// No start until an operator resumes.
     Pause = 4,
+    /// What the jobs of one root do.
+    Loop = 7,
 }
 
 impl GuardKind {
     /// Every kind.
-    pub const ALL: [Self; 4] = [Self::Rate, Self::Concurrency, Self::Lock, Self::Pause];
+    pub const ALL: [Self; 5] = [Self::Rate, Self::Concurrency, Self::Lock, Self::Pause, Self::Loop];
 
     /// As it is written in settings, tables and metrics.
     pub fn name(self) -> &'static str {
@@ -31,6 +34,7 @@ impl GuardKind {
             Self::Concurrency => "concurrency",
             Self::Lock => "lock",
             Self::Pause => "pause",
+            Self::Loop => "loop",
         }
     }
 
@@ -46,6 +50,8 @@ impl GuardKind {
             Self::Concurrency => "concurrency",
             Self::Lock => "lock_busy",
             Self::Pause => "paused",
+            // It does not defer: what it stops has this error code.
+            Self::Loop => "loop_guard",
         }
     }
 }

@@ -3,7 +3,7 @@
 -- ARGV[1] adds: [6] for how long a hold lasts unless renewed (ms), [7] number of scopes.
 -- ARGV[3] packed: the scopes (kind, a, b, c, d, hash, label), then the items.
 -- Item: op, text, flag, scopes (two bytes each, base 255, from 1), number of members; then for each: member, more, number.
---   1 ask     more: ack subject; number: arrival (ms)
+--   1 ask     text: what it asks for (loops); more: ack subject; number: arrival (ms)
 --   2 release text: token; more: the mark that `take` gave or ''; flag: how it ended
 --   3 renew   text: token; flag: 1 = may hold again what is gone
 --   4 adopt   the attempt was granted: what others made for it is its own
@@ -12,14 +12,14 @@
 --   6 check   whether its turn came since it joined the line
 --   7 reset   as if nothing had ever been counted, where the kind counts anything
 -- Results, none for a release: {0, HELD or a number for each scope} passes    {1, scope, ms} waits until
---   {2, scope, before it} waits in line    {3, scope, count} stopped    {4} not yet: the store was just rebuilt, or what is to be
+--   {2, scope, before it} waits in line    {3, scope, count, limit} stopped    {4} not yet: the store was just rebuilt, or what is to be
 --   adopted is somebody else's by now
 --   {5, 1 renewed / 0 gone / 2 held again ...}    {6, number ...} adopted    {7} tended    {8, 1 its turn has come / 0}
 --   and at the end, of whom to wake: {9, scope, member, ack subject}
 -- Second call: a member that has what it asks for is told HELD, and nothing is counted twice; by the same call id it is told the
 -- same, except for the number of a rate limit.
 
-local KINDS = { Rate, Slots, Slots, Pauses }
+local KINDS = { Rate, Slots, Slots, Pauses, [LOOP] = Loops }
 local SCOPE, ITEM, MEMBER = '<BI6I6I6I6ss', '<BsBsH', '<ssI6'
 
 local code = open_frame(0)
@@ -91,15 +91,15 @@ local function passes(a, b)
 end
 
 local function ask(item)
-  local member, refused, by, number = item.member, nil, nil, nil
+  local member, refused, by, number, limit = item.member, nil, nil, nil, nil
   local keeper = item.keeper
   if keeper then item.was_counted, item.is_second = keeper.of.has(keeper, member) end
   for j = 1, #item do
-    local how, ms = item[j].of.judge(item[j], member, item)
+    local how, ms, which = item[j].of.judge(item[j], member, item)
     -- What stops comes first; a booked slot before a line; a line before a slot that could be booked, the latest of those.
     local rank = how == STOP and 4 or how == WAIT and 3 or how == QUEUE and 2 or how == BOOK and 1 or 0
     if rank > (refused or 0) or (rank > 0 and rank == refused and rank ~= 2 and ms > number) then
-      refused, by, number = rank, item[j], ms
+      refused, by, number, limit = rank, item[j], ms, which
     end
   end
   if not refused then
@@ -115,7 +115,7 @@ local function ask(item)
     local sc = item[j]
     if sc.of.decline and not (refused == 2 and sc == by) then sc.of.decline(sc, member) end
   end
-  if refused == 4 then return { 3, by.place, number } end
+  if refused == 4 then return { 3, by.place, number, limit } end
   if refused == 2 then
     return { 2, by.place, by.of.queue(by, member, item.number, item.more) or number }
   end

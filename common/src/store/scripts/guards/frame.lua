@@ -4,7 +4,8 @@
 --   fields                    what it keeps in the scope's state hash
 --   load(sc, state)           reads what the members of this call need; `state`: the values of `fields`
 --   has(sc, member)           whether it holds something here already, and whether by another asking (where it holds)
---   judge(sc, member, item)   nil: it may start. Else how it has to wait, and a number (WAIT, BOOK: until, ms; QUEUE, STOP: a count). Writes nothing.
+--   judge(sc, member, item)   nil: it may start. Else how it has to wait, and a number (WAIT, BOOK: until, ms; QUEUE,
+--                             STOP: a count, and which limit it is over). Writes nothing.
 --   take(sc, member, item)    it starts: HELD, or a number above 0 when this very call made its hold
 --   may_adopt(sc, member)     whether `adopt` may be done (where it may not always)
 --   adopt(sc, member)         the attempt that was granted has it now, whoever made it: the same
