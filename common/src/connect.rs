@@ -95,6 +95,7 @@ pub(crate) async fn store(s: &Settings, partitions: u32) -> Result<Store, Connec
         retry_limit: s.connection.retry_limit,
         keep: std::time::Duration::from_secs(7 * 24 * 3600),
         look_after: s.reaper.carrier_check,
+        lost_limit: u32::try_from(s.guards.lost_limit.0).unwrap_or(u32::MAX),
     }))
     .await?)
 }

@@ -4,7 +4,10 @@ use serde::Serialize;
 
 use crate::{
     clock::{format_span, iso_millis},
-    domain::guard::GuardKind,
+    domain::guard::{
+        Gate, GuardKind,
+        gate::{Phase, Trip},
+    },
     store::ScopeState,
 };
 use std::time::Duration;
@@ -58,6 +61,7 @@ pub fn view(s: &ScopeState) -> GuardView {
                 if s.scope.kind == GuardKind::Lock { "one holder".into() } else { format!("{a} at once") };
             (limit, format!("{} held", s.held), s.held >= a, None)
         }
+        GuardKind::CrashLoop | GuardKind::Breaker => gate(s),
         GuardKind::Loop => {
             let since = s.fields.get("since").and_then(|t| t.parse::<u64>().ok()).unwrap_or(0);
             let ends_ms = since.saturating_add(b);
@@ -79,6 +83,30 @@ pub fn view(s: &ScopeState) -> GuardView {
         clears_at: clears_ms.and_then(iso_millis),
         hash: s.scope.hash.clone(),
     }
+}
+
+/// A crash-loop guard or breaker.
+fn gate(s: &ScopeState) -> (String, String, bool, Option<u64>) {
+    let gate = Gate::from_params(s.scope.params);
+    let window = span(gate.window_ms.saturating_mul(1000));
+    let limit = match gate.trip {
+        Trip::Crashes { threshold, .. } => format!("{threshold} crashes in {window}"),
+        Trip::Failures { per_mille, sample } => {
+            format!("{}% of {sample} or more fail in {window}", per_mille as f64 / 10.0)
+        }
+    };
+    let number = |key: &str| s.fields.get(key).and_then(|t| t.parse::<u64>().ok()).unwrap_or(0);
+    let level = u32::try_from(number("level")).unwrap_or(u32::MAX);
+    let until_ms = number("until");
+    let (now, is_full, clears) = match Phase::at(until_ms, level, s.now_ms) {
+        Phase::Closed => ("closed: everybody starts".to_owned(), false, None),
+        Phase::Open => (format!("open: nobody starts (time {level} in a row)"), true, Some(until_ms)),
+        Phase::HalfOpen => {
+            let n = number("probing");
+            (format!("half-open: {n} of {} probes under way", gate.probes), n >= gate.probes, None)
+        }
+    };
+    (limit, now, is_full, clears)
 }
 
 fn ms_up(us: u64) -> u64 {
@@ -113,6 +141,31 @@ mod tests {
         let full = of(16_500_000);
         assert_eq!((full.now.as_str(), full.is_full), ("the next free slot is in 2500ms", true));
         assert_eq!(full.clears_at.as_deref(), Some("1970-01-01T00:00:12.500Z"));
+    }
+
+    #[test]
+    fn a_gate_tells_whether_it_is_open_until_when_and_how_many_probes_there_are() {
+        let trip = Trip::Failures { per_mille: 500, sample: 20 };
+        let rule =
+            Gate { trip, window_ms: 60_000, first_ms: 30_000, longest_ms: 600_000, probes: 2, offer_s: 5 };
+        let of = |until: u64, level: u32, probing: u32| {
+            let fields = [
+                ("until", until.to_string()),
+                ("level", level.to_string()),
+                ("probing", probing.to_string()),
+            ];
+            let fields = fields.map(|(k, v)| (k.to_owned(), v)).into();
+            view(&ScopeState { fields, ..state(GuardKind::Breaker, rule.params(), 0, 0) })
+        };
+        let open = of(12_000, 3, 0);
+        assert_eq!(open.limit, "50% of 20 or more fail in 1m");
+        assert_eq!((open.now.as_str(), open.is_full), ("open: nobody starts (time 3 in a row)", true));
+        assert_eq!(open.clears_at.as_deref(), Some("1970-01-01T00:00:12.000Z"));
+        assert_eq!(
+            (of(9_000, 3, 1).now.as_str(), of(9_000, 3, 1).is_full),
+            ("half-open: 1 of 2 probes under way", false)
+        );
+        assert_eq!((of(0, 0, 0).now.as_str(), of(0, 0, 0).is_full), ("closed: everybody starts", false));
     }
 
     #[test]

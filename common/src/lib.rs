@@ -37,5 +37,6 @@ pub mod tell;
 pub mod tls;
 pub mod view;
 pub mod wake;
+pub mod watch;
 pub mod why;
 pub mod wire;

@@ -10,6 +10,7 @@ use crate::{
     pace::Pace,
     store::{LostItem, LostReply, Record, StoreError, ops::Settled},
     telemetry::metrics::{attempt_lost, job_ended},
+    watch::{self, CrashLoop},
     wire::receipt::Draft,
 };
 
@@ -45,6 +46,7 @@ pub async fn lost_session(
     p: u32,
     session: &SessionId,
     batch: usize,
+    crash_loop: &CrashLoop,
 ) -> Result<Recovered, RecoverError> {
     let owned = c.store.running(p, session).await?;
     let is_partial = owned.len() > batch;
@@ -56,20 +58,27 @@ pub async fn lost_session(
             Err(StoreError::Unreadable { .. }) => None,
             other => other?,
         };
-        items.push(item(&id, epoch, record.as_ref(), session));
+        let code = record.as_ref().and_then(|r| r.state().lost_code(c.store.lost_limit()));
+        let (code, why) = why_lost(code, c.store.lost_limit());
+        items.push(item(&id, epoch, record.as_ref(), session, code, &why));
         let (queue, kind) = record.map(|r| (r.queue, r.job_type)).unwrap_or_default();
-        jobs.push((id, epoch, queue, kind));
+        jobs.push(Taken { id, epoch, queue, kind, code, why });
     }
     let answer = match c.store.lost(p, session, &items).await {
         Err(StoreError::SessionLost) => return Ok(Recovered { is_alive: true, ..Recovered::default() }),
         other => other?,
     };
     crate::fault::point("lost_committed");
+    let is_lost = |r: &LostReply| matches!(r, LostReply::Applied(_));
+    let lost = jobs.iter().zip(&answer.results).filter(|(_, r)| is_lost(r));
+    // One death, whatever it took along.
+    let name = format!("@{session}");
+    watch::lost(c, crash_loop, &lost.map(|(t, _)| t.kind.as_str()).collect(), &name).await;
     // Ordering: the verdicts are journaled before any carrier is touched.
     c.relay.publish(p, &answer.entries, Pace::call(PATIENCE)).await?;
     let mut done = Recovered { is_partial, ..Recovered::default() };
     let mut unsettled = None;
-    for ((id, epoch, queue, kind), reply) in jobs.iter().zip(answer.results) {
+    for (Taken { id, epoch, queue, kind, code, why }, reply) in jobs.iter().zip(answer.results) {
         let s = match reply {
             LostReply::Applied(s) => s,
             LostReply::NotApplied => continue,
@@ -84,9 +93,10 @@ pub async fn lost_session(
         tracing::warn!(job_id = %id, epoch, %session, status = s.status.name(), "attempt lost");
         if s.status != Status::RetryWait {
             done.failed += 1;
-            tracing::error!(job_id = %id, alert = "attempts_exhausted", "the job failed: its last attempt was lost");
+            tracing::error!(job_id = %id, alert = "attempts_exhausted", error_code = code.name(), "the job failed: its last attempt was lost");
         }
-        let left = Left { job: id, queue, kind, code: ended_code(s.status), why: LOST };
+        let code = if s.status == Status::Cancelled { ErrorCode::Cancelled } else { *code };
+        let left = Left { job: id, queue, kind, code, why };
         if let Err(error) = settle_carrier(c, &left, &Settled { epoch: *epoch, ..s }, Duration::ZERO).await {
             // It is committed and comes here no more: its message comes back by itself.
             tracing::warn!(job_id = %id, epoch, %error, "the message of a lost attempt could not be settled");
@@ -96,9 +106,27 @@ pub async fn lost_session(
     unsettled.map_or(Ok(done), Err)
 }
 
-/// Why a job whose attempt is gone has an outcome.
-pub fn ended_code(status: Status) -> ErrorCode {
-    if status == Status::Cancelled { ErrorCode::Cancelled } else { ErrorCode::AttemptsExhausted }
+/// An attempt of the session, and how its job ends if it does.
+struct Taken {
+    id: JobId,
+    epoch: u64,
+    queue: String,
+    kind: String,
+    code: ErrorCode,
+    why: String,
+}
+
+/// How a job ends whose last attempt was lost, and why, for people. `code`: what [`crate::domain::JobState::lost_code`] says.
+pub fn why_lost(code: Option<ErrorCode>, limit: u32) -> (ErrorCode, String) {
+    match code {
+        Some(ErrorCode::Lost) => {
+            let why = format!(
+                "{limit} attempts were lost (guards.lost_limit): their workers died, froze or lost their leases, and this job may be why"
+            );
+            (ErrorCode::Lost, why)
+        }
+        _ => (ErrorCode::AttemptsExhausted, LOST.to_owned()),
+    }
 }
 
 /// A job whose state was changed by somebody who does not run it.
@@ -150,7 +178,14 @@ pub async fn settle_carrier(
 
 const LOST: &str = "the worker of the last attempt died, froze or lost its lease";
 
-fn item(id: &JobId, epoch: u64, record: Option<&Record>, session: &SessionId) -> LostItem {
+fn item(
+    id: &JobId,
+    epoch: u64,
+    record: Option<&Record>,
+    session: &SessionId,
+    code: ErrorCode,
+    why: &str,
+) -> LostItem {
     let data = serde_json::json!({ "error_code": ErrorCode::Lost, "session": session.as_str() }).to_string();
     let data = data.strip_suffix('}').unwrap_or("{").to_owned();
     let generation = record.map_or(1, |r| r.generation);
@@ -160,8 +195,8 @@ fn item(id: &JobId, epoch: u64, record: Option<&Record>, session: &SessionId) ->
         .map(|t| {
             let started = record.and_then(|r| crate::clock::iso(r.started_ms));
             let mut d = Draft::new(id, generation, &t, Status::Failed.name());
-            d.error_code = Some(ErrorCode::AttemptsExhausted);
-            d.message = Some(LOST);
+            d.error_code = Some(code);
+            d.message = Some(why);
             d.started_at = started.as_deref();
             d.open_json()
         })

@@ -20,7 +20,8 @@ use crate::{
     redis::{Kind, Redis},
 };
 
-/// Times that make a lost worker a matter of two seconds. The rules between them are those of the defaults.
+/// Times that make a lost worker a matter of two seconds. The rules between them are those of the defaults. Tests break things
+/// more often than the limits for that allow.
 pub const SHORT: &str = r#"
 [connection]
 call_timeout = "1s"
@@ -33,6 +34,9 @@ renewal = "200ms"
 ttl = "2s"
 margin = "500ms"
 extend = "2s"
+[guards]
+crash_except = ["*"]
+lost_limit = 100
 [attempt]
 kill_grace = "300ms"
 start_retry = "100ms"

@@ -13,11 +13,13 @@ mod suite {
     mod compose;
     mod contract;
     mod control;
+    mod crash_loops;
     mod dashboards;
     mod deadlines;
     mod doctor;
     mod drain;
     mod faults;
+    mod gates;
     mod guard_limits;
     mod guard_rates;
     mod guard_slots;

@@ -87,9 +87,7 @@ async fn run(w: Arc<Shared>, p: u32, mut job: InHand, grant: Grant, stop: Stop) 
         (*code, *class) = (ErrorCode::FinishDeadline, ErrorCode::FinishDeadline.class());
     }
     track.handler_ended(&ended);
-    if let Some(pass) = job.pass.as_mut() {
-        pass.ended(&ended);
-    }
+    guards::ended(&w, &mut job, grant.epoch, &ended);
     let id = &job.decoded.job.id;
     w.finishing(id);
     if matches!(ended, Ended::Fenced) {

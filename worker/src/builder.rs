@@ -13,6 +13,7 @@ use surety_common::{
     store::StoreError,
     telemetry::{ListenError, Server},
     tell::SubjectSink,
+    watch::CrashLoop,
 };
 use tokio::sync::{Notify, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -195,13 +196,14 @@ impl WorkerBuilder {
 async fn recover(c: &Connected, state: &LocalState, settings: &Settings) -> Result<(), StartError> {
     let path = || PathBuf::from(&settings.worker.state_dir);
     let failed = |source| StartError::State { path: path(), source };
+    let crash_loop = CrashLoop::new(settings);
     for left in state.left_over().map_err(failed)? {
         for a in &left.attempts {
             let killed = kill_left_over(a.pid, a.start_time, &a.token).map_err(failed)?;
             tracing::warn!(job_id = a.job, epoch = a.epoch, killed, "left over from a dead worker");
         }
         for p in 0..c.store.keys().partitions() {
-            while take_back(c, p, &left.session).await?.is_none_or(|r| r.is_partial) {}
+            while take_back(c, p, &left.session, &crash_loop).await?.is_none_or(|r| r.is_partial) {}
         }
         tracing::info!(session = %left.session, attempts = left.attempts.len(), "earlier session reconciled");
         left.clear().map_err(failed)?;
@@ -211,10 +213,15 @@ async fn recover(c: &Connected, state: &LocalState, settings: &Settings) -> Resu
 
 /// Takes attempts of a dead session back. `None`: the store is being rebuilt; after a pause the caller asks again, because only
 /// what is restored can be taken back.
-async fn take_back(c: &Connected, p: u32, session: &SessionId) -> Result<Option<Recovered>, StartError> {
+async fn take_back(
+    c: &Connected,
+    p: u32,
+    session: &SessionId,
+    crash_loop: &CrashLoop,
+) -> Result<Option<Recovered>, StartError> {
     let expired = c.store.expire_session(p, session).await.map(drop).map_err(RecoverError::from);
     let taken = match expired {
-        Ok(()) => lost_session(c, p, session, 100).await.map(Some),
+        Ok(()) => lost_session(c, p, session, 100, crash_loop).await.map(Some),
         Err(e) => Err(e),
     };
     match taken {

@@ -112,6 +112,7 @@ pub(crate) fn claim_item<'a>(w: &Shared, now: &Settings, j: &'a InHand) -> Claim
         progress_ms: short(job.terms.progress.unwrap_or(now.contract.progress)),
         requester: &job.requester,
         summary: job.summary.as_deref().unwrap_or_default().into(),
+        has_asked: j.pass.as_ref().is_some_and(|p| p.has_asked),
         expires_ms: job.expires_at.and_then(|t| u64::try_from(t.as_millisecond()).ok()).unwrap_or(0),
     }
 }
@@ -181,6 +182,9 @@ pub(crate) async fn refused(w: &Arc<Shared>, p: u32, mut job: InHand, reply: Cla
             bury(w, &job.held.queue, &job.held.d, &job.decoded, ErrorCode::FinishDeadline, why).await
         }
         ClaimReply::StaleGeneration => Settle::Ack,
+        ClaimReply::AskFirst { for_ms } => {
+            return guards::ask_first(w, p, job, Duration::from_millis(for_ms));
+        }
         // It may run, or have ended: nobody starts it before a reaper has set the record aside.
         ClaimReply::Unreadable => {
             w.meters.deferred(&job.held.queue, Reason::Unreadable);

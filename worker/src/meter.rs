@@ -48,6 +48,8 @@ names! {
         RateLimited = "rate_limited",
         Concurrency = "concurrency",
         LockBusy = "lock_busy",
+        CrashLoop = "crash_loop",
+        CircuitOpen = "circuit_open",
     }
 }
 

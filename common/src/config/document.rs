@@ -34,6 +34,7 @@ one; the process then ends with exit code 78. `surety config` prints the setting
 | duration | a number and a unit: `\"250ms\"`, `\"30s\"`, `\"5m\"`, `\"1h 30m\"`, `\"720h\"`. 0 means \"not set\": the default applies, never \"at once\" |
 | size | a number and `B`, `KiB`, `MiB` or `GiB`: `\"10MiB\"` |
 | number | a whole number of at least 1 |
+| share | a part of all: `\"50%\"`, `\"0.5%\"` |
 | address | a URL; several NATS servers stand in one text, separated by commas. User and password are masked when printed |
 | secret | a text that is never printed; better kept out of the file, in an environment variable that ends in `_FILE` |
 | file | a path, from the folder that the process is started in. Empty: none |
@@ -111,7 +112,7 @@ exit_codes = { 3 = \"stuck\" }
 const GUARDS: &str = "
 ## [guards.<kind>.<name>]
 
-One table for each rule; `<kind>` is `rate` or `concurrency`, `<name>` is yours. What guards do, and what a job sees of
+One table for each rule; `<kind>` is `rate`, `concurrency`, `breaker` or `crash_loop`, `<name>` is yours. What guards do, and what a job sees of
 them, is in [guards.md](guards.md).
 
 ```toml
@@ -253,6 +254,6 @@ mod tests {
         let s = load_text(Some((&taken, "sample")), &|_| None, &vec![]).unwrap();
         assert_eq!(s.values(), defaults);
         assert!(s.handlers.contains_key("thumbnail"));
-        assert_eq!(s.guard_rules.len(), 2);
+        assert_eq!(s.guard_rules.len(), 4);
     }
 }

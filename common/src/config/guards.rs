@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use super::value::{Count, Setting};
+use super::value::{Count, Setting, Share};
 use crate::domain::{
     Job, QueueName, TypeName,
-    guard::{GuardKind, Rate, Template},
+    guard::{Gate, GuardKind, Rate, Template, gate::Trip},
     text,
 };
 
@@ -18,6 +18,8 @@ pub enum Limits {
     Rate(Rate),
     /// Attempts at once.
     Concurrency(u64),
+    /// Suppression of what crashes or fails. How long an offer stands is said by `guards.offer`.
+    Gate(Gate),
 }
 
 /// One guard rule.
@@ -45,6 +47,8 @@ impl GuardRule {
         match self.limits {
             Limits::Rate(_) => GuardKind::Rate,
             Limits::Concurrency(_) => GuardKind::Concurrency,
+            Limits::Gate(Gate { trip: Trip::Crashes { .. }, .. }) => GuardKind::CrashLoop,
+            Limits::Gate(Gate { trip: Trip::Failures { .. }, .. }) => GuardKind::Breaker,
         }
     }
 }
@@ -60,7 +64,7 @@ pub(super) struct RuleRow {
 }
 
 /// The kinds of rules, as they stand in `[guards.<kind>.<name>]`.
-pub(super) const KINDS: &[&str] = &["rate", "concurrency"];
+pub(super) const KINDS: &[&str] = &["rate", "concurrency", "breaker", "crash_loop"];
 const ALL: &[&str] = KINDS;
 
 /// Every key. What is not in it is refused.
@@ -107,7 +111,59 @@ pub(super) const ROWS: &[RuleRow] = &[
         absent: "`limit`",
         meaning: "Starts that may come at once after a pause; 1 spaces all of them evenly.",
     },
+    RuleRow {
+        kinds: &["breaker"],
+        key: "failures",
+        kind: "share",
+        absent: "`\"50%\"`",
+        meaning: "The share of attempts in the window that failed or crashed from which on nobody starts.",
+    },
+    RuleRow {
+        kinds: &["breaker"],
+        key: "sample",
+        kind: "number",
+        absent: "`20`",
+        meaning: "Attempts that must have ended in the window before their share of failures says anything.",
+    },
+    RuleRow {
+        kinds: &["crash_loop"],
+        key: "threshold",
+        kind: "number",
+        absent: "`5`",
+        meaning: "Abnormal ends (crash, out of memory, lost, start failure) in the window, with no other end among them, from which on nobody starts.",
+    },
+    RuleRow {
+        kinds: GATES,
+        key: "window",
+        kind: "duration",
+        absent: "`1m`; of a crash loop `5m`",
+        meaning: "The time that is counted, in ten steps.",
+    },
+    RuleRow {
+        kinds: GATES,
+        key: "open",
+        kind: "duration",
+        absent: "`30s`; of a crash loop `10s`",
+        meaning: "How long nobody starts the first time, before probes do; twice as long after each probe that fails.",
+    },
+    RuleRow {
+        kinds: GATES,
+        key: "longest",
+        kind: "duration",
+        absent: "`10m`",
+        meaning: "How long that may become at most.",
+    },
+    RuleRow {
+        kinds: &["breaker"],
+        key: "probes",
+        kind: "number",
+        absent: "`1`",
+        meaning: "Probes at once; the first that ends decides. A crash loop has one.",
+    },
 ];
+
+/// The kinds that are gates.
+const GATES: &[&str] = &["breaker", "crash_loop"];
 
 /// Reads one rule; every problem is added to `problems`.
 pub(super) fn read(
@@ -146,6 +202,8 @@ pub(super) fn read(
             let burst = reader.value::<Limit>("burst");
             limit.map(|l| Limits::Rate(Rate::new(l.0, per, burst.map_or(l.0, |b| b.0))))
         }
+        "breaker" => Some(Limits::Gate(reader.breaker())),
+        "crash_loop" => Some(Limits::Gate(reader.crash_loop())),
         _ => reader.required::<Limit>("limit", "4").map(|l| Limits::Concurrency(l.0)),
     };
     if reader.problems.len() > before {
@@ -187,6 +245,35 @@ impl Reader<'_> {
         Template::new(&written).map_err(|e| self.note("scope", e)).ok()
     }
 
+    fn breaker(&mut self) -> Gate {
+        let per_mille = self.value::<Share>("failures").map_or(500, |s| s.0);
+        let sample = self.value::<Count<100_000>>("sample").map_or(20, |n| n.0);
+        let probes = self.value::<Count<100>>("probes").map_or(1, |n| n.0);
+        self.gate(
+            Trip::Failures { per_mille, sample },
+            probes,
+            Duration::from_secs(60),
+            Duration::from_secs(30),
+        )
+    }
+
+    fn crash_loop(&mut self) -> Gate {
+        let threshold = self.value::<Count<100_000>>("threshold").map_or(5, |n| n.0);
+        let trip = Trip::Crashes { threshold, is_shared: false };
+        self.gate(trip, 1, Duration::from_secs(300), Duration::from_secs(10))
+    }
+
+    /// `window` and `open`: where the rule says nothing.
+    fn gate(&mut self, trip: Trip, probes: u64, window: Duration, open: Duration) -> Gate {
+        let window = self.value("window").unwrap_or(window);
+        let open = self.value("open").unwrap_or(open);
+        let longest = self.value("longest").unwrap_or(Duration::from_secs(600));
+        if self.table.contains_key("longest") && longest < open {
+            self.note("longest", "it is shorter than `open`");
+        }
+        Gate::new(trip, window, open, longest, probes)
+    }
+
     fn names<T>(&mut self, key: &str, read: impl Fn(&str) -> Result<T, String>) -> Vec<T> {
         let all: Vec<String> = self.value(key).unwrap_or_default();
         let mut out = Vec::with_capacity(all.len());
@@ -213,6 +300,17 @@ burst = 10
 [guards.concurrency.repo]
 scope = "{payload.repo}"
 limit = 4
+
+# A host of which half of the calls fail is left alone for a while.
+[guards.breaker.host]
+scope = "{payload.host}"
+types = ["scrape"]
+failures = "50%"
+open = "1m"
+
+# A repository whose builds crash again and again does not stop those of others.
+[guards.crash_loop.repo]
+scope = "{payload.repo}"
 "#;
 
 #[cfg(test)]
@@ -227,19 +325,26 @@ mod tests {
     #[test]
     fn rules_are_read_and_the_example_of_the_documentation_is_one() {
         let s = load(EXAMPLE).unwrap();
-        let [repo, api] = s.guard_rules.as_slice() else { panic!("{:?}", s.guard_rules) };
+        let [breaker, repo, crash, api] = s.guard_rules.as_slice() else { panic!("{:?}", s.guard_rules) };
         assert_eq!((api.name.as_str(), api.kind()), ("api", GuardKind::Rate));
         assert_eq!(api.limits, Limits::Rate(Rate { interval_us: 600_000, tolerance_us: 5_400_000 }));
         assert_eq!(
             (repo.scope.to_string().as_str(), repo.limits),
             ("{payload.repo}", Limits::Concurrency(4))
         );
+        let ms = Duration::from_millis;
+        let trip = Trip::Failures { per_mille: 500, sample: 20 };
+        let gate = Gate::new(trip, ms(60_000), ms(60_000), ms(600_000), 1);
+        assert_eq!((breaker.kind(), breaker.limits), (GuardKind::Breaker, Limits::Gate(gate)));
+        let trip = Trip::Crashes { threshold: 5, is_shared: false };
+        let gate = Gate::new(trip, ms(300_000), ms(10_000), ms(600_000), 1);
+        assert_eq!((crash.kind(), crash.limits), (GuardKind::CrashLoop, Limits::Gate(gate)));
     }
 
     #[test]
     fn every_problem_of_a_rule_is_said_with_its_place() {
         let bad = "[guards.rate.api]\nscope = \"{kind}\"\nlimt = 3\nper = 5\n[guards.rates.x]\nlimit = 1\n\
-                   [guards.concurrency.Repo]\nlimit = 0\nscope = \"a\"";
+                   [guards.concurrency.Repo]\nlimit = 0\nscope = \"a\"\n[guards.breaker.b]\nscope = \"a\"\nfailures = 3\nopen = \"1m\"\nlongest = \"1s\"";
         let text = load(bad).unwrap_err().to_string();
         for part in [
             "guards.rate.api.limt: unknown setting; did you mean \"limit\"?",
@@ -249,6 +354,8 @@ mod tests {
             "guards.rates",
             "guards.concurrency.Repo: ",
             "guards.concurrency.Repo.limit: ",
+            "guards.breaker.b.failures: 3 is not a share",
+            "guards.breaker.b.longest: it is shorter than `open`",
         ] {
             assert!(text.contains(part), "{part}\n{text}");
         }

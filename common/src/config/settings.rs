@@ -212,6 +212,22 @@ settings! {
         /// A job in line is woken when its turn comes; should nobody wake it, it comes back by itself after this time, and after
         /// twice as long each time that is in vain, up to an hour. It costs a delivery each time.
         fallback: Span = "1m", live;
+        /// The crash-loop guard that every type has: so many abnormal ends (a crash by a signal, out of memory, lost, a start that
+        /// failed) within `crash_window`, and no other end among them, suppress the type. Five are more than one broken job makes
+        /// within the window by its own retries and backoff.
+        crash_threshold: Count<100000> = "5", live;
+        /// The time that is counted, in ten steps.
+        crash_window: Span = "5m", live;
+        /// How long a type is suppressed the first time, before one job of it is tried; twice as long after each such probe that
+        /// crashes again. Short, because a restart is often all that was needed.
+        crash_open: Span = "10s", live;
+        /// How long that may become at most: a handler that is mended is found well within this time.
+        crash_longest: Span = "10m", live;
+        /// Types that are never suppressed; `*`: no type is.
+        crash_except: Vec<String> = "", live;
+        /// A job of which so many attempts were lost (its worker died, froze or lost its lease) is not tried again, whatever its
+        /// budget: it may be what kills them. Five is one more than the attempts that a job has by default.
+        lost_limit: Count<255> = "5";
     }
     /// The loop guard: jobs that handlers enqueue, and that go in a circle or grow without end, are stopped for good, loudly. It looks
     /// at jobs with a parent only.

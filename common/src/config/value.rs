@@ -88,6 +88,24 @@ impl<const MAX: u64> Setting for Count<MAX> {
     }
 }
 
+/// A share of all, per mille: `50%`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Share(pub(super) u64);
+
+impl Setting for Share {
+    const KIND: &'static str = "share";
+    fn read(value: &toml::Value) -> Result<Option<Self>, String> {
+        let percent = value.as_str().and_then(|s| s.trim().strip_suffix('%'));
+        match percent.and_then(|n| n.trim().parse::<f64>().ok()) {
+            Some(n) if (0.1..=100.0).contains(&n) => Ok(Some(Self((n * 10.0).round() as u64))),
+            _ => Err(format!("{value} is not a share from \"0.1%\" to \"100%\"")),
+        }
+    }
+    fn show(&self) -> String {
+        format!("\"{}%\"", self.0 as f64 / 10.0)
+    }
+}
+
 impl Setting for bool {
     const KIND: &'static str = "true or false";
     fn read(value: &toml::Value) -> Result<Option<Self>, String> {

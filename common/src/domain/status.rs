@@ -103,6 +103,8 @@ pub struct JobState {
     pub due_ms: u64,
     /// The attempt that runs was asked to stop.
     pub is_cancelling: bool,
+    /// Attempts of this generation that were lost.
+    pub lost: u32,
     /// Why the job failed, when it did.
     pub error: Option<ErrorCode>,
 }
@@ -122,7 +124,17 @@ impl JobState {
             start_failures: 0,
             due_ms: 0,
             is_cancelling: false,
+            lost: 0,
             error: None,
+        }
+    }
+
+    /// With which code the job ends if its attempt is lost now; `None`: it is tried again. `limit`: so many may be lost.
+    pub fn lost_code(&self, limit: u32) -> Option<ErrorCode> {
+        if self.charged >= self.max_retries {
+            Some(ErrorCode::AttemptsExhausted)
+        } else {
+            (self.lost + 1 >= limit).then_some(ErrorCode::Lost)
         }
     }
 }
@@ -154,10 +166,10 @@ pub enum Input {
     CancelObeyed { epoch: u64 },
     /// The worker gives the attempt back at shutdown.
     Release { epoch: u64 },
-    /// The session of the attempt expired.
-    Lost { epoch: u64 },
-    /// The attempt went on past its time limit and is fenced; again from `at_ms` on, when it is dead.
-    Overstayed { at_ms: u64 },
+    /// The session of the attempt expired. `limit`: so many attempts may be lost.
+    Lost { epoch: u64, limit: u32 },
+    /// The attempt went on past its time limit and is fenced; again from `at_ms` on, when it is dead. `limit`: the same.
+    Overstayed { at_ms: u64, limit: u32 },
     /// Cancel of a job that is not running.
     Cancel,
     /// Cancel of a running job: its attempt is asked to stop.
@@ -277,6 +289,7 @@ pub fn next(job: &JobState, input: Input, now_ms: u64, requester: &Requester) ->
             if job.is_cancelling =>
         {
             n.charged += 1;
+            n.lost += 1;
             n.error = Some(ErrorCode::Cancelled);
             (S::Cancelled, &[E::Finished])
         }
@@ -300,13 +313,14 @@ pub fn next(job: &JobState, input: Input, now_ms: u64, requester: &Requester) ->
             (S::Cancelled, &[E::Finished])
         }
         (_, Input::Release { .. }) => (S::Queued, &[E::Released]),
-        (S::Running | S::WaitingInput, Input::Lost { .. } | Input::Overstayed { .. }) => {
+        (S::Running | S::WaitingInput, Input::Lost { limit, .. } | Input::Overstayed { limit, .. }) => {
             n.charged += 1;
-            if job.charged >= job.max_retries {
-                n.error = Some(ErrorCode::AttemptsExhausted);
+            n.lost += 1;
+            n.error = job.lost_code(limit);
+            if n.error.is_some() {
                 (S::Failed, &[E::Finished])
             } else {
-                n.due_ms = if let Input::Overstayed { at_ms } = input { at_ms } else { now_ms };
+                n.due_ms = if let Input::Overstayed { at_ms, .. } = input { at_ms } else { now_ms };
                 (S::RetryWait, &[E::Lost])
             }
         }
@@ -321,6 +335,7 @@ pub fn next(job: &JobState, input: Input, now_ms: u64, requester: &Requester) ->
             n.attempt = 0;
             n.charged = 0;
             n.start_failures = 0;
+            n.lost = 0;
             n.error = None;
             n.contract = Contract::Created;
             (S::Queued, &[E::Replayed])
@@ -409,7 +424,7 @@ fn epoch_of(input: Input) -> Option<u64> {
         | Input::CancelObeyed { epoch }
         | Input::Release { epoch }
         | Input::AskToStop { epoch }
-        | Input::Lost { epoch } => Some(epoch),
+        | Input::Lost { epoch, .. } => Some(epoch),
         Input::Claim
         | Input::Defer { .. }
         | Input::Fired
@@ -480,7 +495,7 @@ mod tests {
     // Shows: X-03
     #[test]
     fn a_late_result_is_fenced() {
-        let j = next(&running(), Input::Lost { epoch: 1 }, 1000, &Requester::Nobody).unwrap().state;
+        let j = next(&running(), Input::Lost { epoch: 1, limit: 5 }, 1000, &Requester::Nobody).unwrap().state;
         let j = next(&j, Input::Claim, 1000, &Requester::Nobody).unwrap().state;
         assert_eq!(next(&j, Input::Finish { epoch: 1 }, 1000, &Requester::Nobody), Err(Refusal::Fenced));
         assert_eq!(
@@ -509,6 +524,7 @@ mod tests {
             start_failures: 0,
             due_ms: 0,
             is_cancelling: false,
+            lost: 0,
             error: None,
         };
         assert_eq!(again, want);
@@ -536,11 +552,11 @@ mod tests {
             1 => epoch.clone().prop_map(|epoch| Input::Progress { epoch }),
             1 => epoch.clone().prop_map(|epoch| Input::AskToStop { epoch }),
             1 => epoch.clone().prop_map(|epoch| Input::CancelObeyed { epoch }),
-            1 => epoch.prop_map(|epoch| Input::Lost { epoch }),
+            1 => epoch.prop_map(|epoch| Input::Lost { epoch, limit: 2 }),
             1 => Just(Input::Cancel),
             1 => Just(Input::Bury { code: ErrorCode::InvalidJob }),
             1 => Just(Input::Overdue),
-            1 => Just(Input::Overstayed { at_ms: 10 }),
+            1 => Just(Input::Overstayed { at_ms: 10, limit: 2 }),
             1 => Just(Input::Replay),
             // What is said to the requester, by whoever says it, early or late.
             6 => prop::sample::select(vec![

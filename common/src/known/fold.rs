@@ -72,6 +72,8 @@ pub struct Known {
     pub attempt: u32,
     /// Attempts of this generation that used up budget.
     pub charged: u32,
+    /// Of these, those that were lost.
+    pub lost: u32,
     /// Starts in a row that failed.
     pub start_failures: u32,
     pub due_ms: u64,
@@ -245,6 +247,7 @@ fn blank(f: &Fact<'_>) -> Known {
         epoch: 0,
         attempt: 0,
         charged: 0,
+        lost: 0,
         start_failures: 0,
         due_ms: 0,
         started_ms: 0,
@@ -289,7 +292,7 @@ impl Known {
     /// What a generation's events add up to.
     fn count(&mut self, f: &Fact<'_>) {
         if f.generation > self.generation {
-            (self.generation, self.charged, self.start_failures) = (f.generation, 0, 0);
+            (self.generation, self.charged, self.lost, self.start_failures) = (f.generation, 0, 0, 0);
         }
         if f.generation < self.generation {
             return;
@@ -297,6 +300,7 @@ impl Known {
         match f.kind.as_ref() {
             "attempt_failed" | "lost" => {
                 self.charged += 1;
+                self.lost += u32::from(f.kind == "lost");
                 self.start_failures = 0;
             }
             // A guard defers as well, and that is no failure.

@@ -88,6 +88,7 @@ pub fn record(k: &Known, said: Option<&Said>, s: &Settings, now_ms: u64) -> Opti
         epoch: k.epoch,
         attempt: k.attempt,
         charged: k.charged,
+        lost: k.lost,
         max_retries: said.map_or_else(|| RetryPolicy::default().max_retries, |d| d.max_retries),
         start_failures: k.start_failures,
         due_ms: if is_open { k.due_ms } else { 0 },
@@ -170,6 +171,20 @@ mod tests {
         let r = at(4);
         assert_eq!((r.status, r.contract, r.promise_ms), (Status::Done, Contract::TerminalAcked, 0));
         assert_eq!((r.ended_ms, r.code.as_str()), (ms("2026-11-21T08:00:04Z"), ""));
+    }
+
+    #[test]
+    fn how_often_a_job_was_lost_is_known_from_its_journal() {
+        let settings = load_text(None, &|_| None, &vec![]).unwrap();
+        let lost = serde_json::json!({ "error_code": "lost" });
+        let events = vec![
+            event(1, "started", "running", 1, serde_json::Value::Null),
+            event(2, "lost", "retry_wait", 1, lost),
+        ];
+        let mut fold = Fold::default();
+        fold.message(serde_json::Value::from(events).to_string().as_bytes(), |job| job == "a");
+        let r = record(fold.get("a").unwrap(), None, &settings, 1).unwrap();
+        assert_eq!((r.status, r.charged, r.lost, r.code.as_str()), (Status::RetryWait, 1, 1, "lost"));
     }
 
     #[test]

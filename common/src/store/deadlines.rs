@@ -171,7 +171,7 @@ impl Store {
                 packed.push((it.id.as_str(), it.rev, it.promise_ms, act, ms, &it.receipt, &it.data, run_key));
             }
             let (inc, call, s, keep, look) = self.frame(p, None);
-            let frame = (inc, call, s, keep, look, millis(overstay));
+            let frame = (inc, call, s, keep, look, millis(overstay), self.inner.options.lost_limit);
             Ok(Prepared { keys, frame, items: pack(&packed)? })
         };
         self.skipping(&self.inner.scripts.due, p, None, items, |i| i.id.as_str(), prepare).await

@@ -72,6 +72,8 @@ pub enum GuardOutcome {
     Crashed = 3,
     /// It says nothing: cancelled, released at shutdown.
     Neutral = 4,
+    /// Lost with the session that held it: counted once for each session.
+    Lost = 5,
 }
 
 /// One thing to do. `scopes`: positions in the list of the call.
@@ -99,6 +101,8 @@ pub enum GuardAct {
     Check,
     /// Starts a scope over: nothing was ever counted. Of slots and locks nothing changes.
     Reset,
+    /// Something ended that did not ask, or whose holder cannot say so. `mark`: it is counted once under this name.
+    Report { mark: String, outcome: GuardOutcome },
     /// Looks after scopes: what is over by time, and what a dead session held.
     Tend { session: String },
     /// Lets the first of those go that wait in the line of a pause.
@@ -142,6 +146,8 @@ pub enum GuardReply {
     Turn(bool),
     /// Not of an item: somebody who slept and whose turn it is.
     Wake(Woken),
+    /// Not of an item: what a crash-loop scope says of itself.
+    Watch(Watched),
 }
 
 /// A carrier that sleeps at the broker and whose job may ask again now.
@@ -153,13 +159,23 @@ pub struct Woken {
     pub ack_subject: String,
 }
 
+/// Whether jobs of a scope that is shared by a type have to ask before they start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Watched {
+    /// Position of its scope.
+    pub scope: usize,
+    /// They have to until then (ms); 0: not any more.
+    pub until_ms: u64,
+}
+
 /// What a call answered.
 #[derive(Debug, Clone)]
 pub struct Guarded {
     pub now_ms: u64,
-    /// In the order of the items, without the releases.
+    /// In the order of the items, without the releases and the reports.
     pub replies: Vec<GuardReply>,
     pub woken: Vec<Woken>,
+    pub watched: Vec<Watched>,
     /// What this call made is given back by this.
     pub token: String,
 }
@@ -233,13 +249,36 @@ impl Store {
         let answer: Answer<Vec<GuardReply>> =
             self.call(script, p, session, &keys, &frame, packed.into_bytes()).await?;
         let (mut replies, mut woken) = (Vec::with_capacity(answer.results.len()), Vec::new());
+        let mut watched = Vec::new();
         for reply in answer.results {
             match reply {
                 GuardReply::Wake(w) => woken.push(w),
+                GuardReply::Watch(w) => watched.push(w),
                 reply => replies.push(reply),
             }
         }
-        Ok(Guarded { now_ms: answer.now_ms, replies, woken, token })
+        Ok(Guarded { now_ms: answer.now_ms, replies, woken, watched, token })
+    }
+}
+
+/// A type whose jobs ask the crash-loop guard before they are claimed.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct WatchItem {
+    pub job_type: String,
+    /// Until then (ms); 0: not any more.
+    pub until_ms: u64,
+    /// When its scope said so (ms of that scope's clock): a later word stands.
+    pub said_ms: u64,
+}
+
+impl Store {
+    /// Tells a partition which types are watched. Same errors as [`Store::guard`].
+    pub async fn watch(&self, p: u32, items: &[WatchItem]) -> Result<(), StoreError> {
+        let script = &self.inner.scripts.watch;
+        let answer: Answer<Vec<(u8,)>> =
+            self.call(script, p, None, &[], &self.frame(p, None), super::script::pack(items)?).await?;
+        tracing::trace!(partition = p, results = answer.results.len(), "told which types are watched");
+        Ok(())
     }
 }
 
@@ -264,6 +303,7 @@ fn header(act: &GuardAct) -> (u8, &str, u8) {
         GuardAct::Check => (6, "", 0),
         GuardAct::Open => (8, "", 0),
         GuardAct::Reset => (7, "", 0),
+        GuardAct::Report { mark, outcome } => (9, mark, *outcome as u8),
         GuardAct::Tend { session } => (5, session, 0),
     }
 }

@@ -38,7 +38,9 @@ pub use defers::{DeferItem, DeferReply};
 pub use entry::{Origin, OutboxEntry, OutboxReceipt};
 pub use gate::{Gate, GateState, Why};
 pub use group::Group;
-pub use guards::{GuardAct, GuardItem, GuardOutcome, GuardReply, Guarded, Scope, StoredScope, Woken};
+pub use guards::{
+    GuardAct, GuardItem, GuardOutcome, GuardReply, Guarded, Scope, StoredScope, WatchItem, Watched, Woken,
+};
 pub use keys::Keys;
 pub use login::Login;
 pub use look::Depths;

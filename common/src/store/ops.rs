@@ -44,6 +44,8 @@ pub struct ClaimItem<'a> {
     /// Who is to be told.
     pub requester: &'a Requester,
     pub summary: Cow<'a, str>,
+    /// The crash-loop guard of its type was asked.
+    pub has_asked: bool,
 }
 
 /// The right to run one attempt.
@@ -96,6 +98,10 @@ pub enum ClaimReply {
     Expired,
     /// The finish deadline passed.
     Overdue,
+    /// Jobs of its type crash: for so long each asks the crash-loop guard before it is claimed.
+    AskFirst {
+        for_ms: u64,
+    },
     /// Its record cannot be read: nothing was done with it.
     Unreadable,
 }
@@ -358,6 +364,7 @@ impl Store {
                     .u32(it.ack_ms)
                     .u32(it.progress_ms)
                     .byte(u8::from(it.requester.wants_notices()))
+                    .byte(u8::from(it.has_asked))
                     .text(&it.requester.to_json())
                     .text(&it.summary);
             }
@@ -425,7 +432,9 @@ impl Store {
         let prepare = |items: &[&LostItem]| {
             let mut keys = self.job_keys(items.iter().map(|i| i.id.as_str()), p);
             keys.push(self.keys().session_info(p));
-            Ok(Prepared { keys, frame: self.frame(p, Some(session)), items: pack(items)? })
+            let (inc, call, s, keep, look) = self.frame(p, Some(session));
+            let frame = (inc, call, s, keep, look, self.inner.options.lost_limit);
+            Ok(Prepared { keys, frame, items: pack(items)? })
         };
         self.skipping(&self.inner.scripts.lost, p, Some(session), items, |i| &i.id, prepare).await
     }

@@ -68,6 +68,8 @@ pub struct Record {
     pub print: String,
     /// Why the last try to tell did not surface.
     pub tell_error: String,
+    /// Attempts of this generation that were lost (at most 255).
+    pub lost: u32,
 }
 
 impl Record {
@@ -105,6 +107,7 @@ impl Record {
             summary: String::new(),
             print: String::new(),
             tell_error: String::new(),
+            lost: 0,
         }
     }
 
@@ -137,6 +140,7 @@ impl Record {
         let (code, _call, entry) = (text("code")?, text("call")?, text("entry")?);
         let (notify, summary) = (text("notify")?, text("summary")?);
         let (print, tell_error) = (text("print")?, text("tell_error")?);
+        let lost = if u.is_empty() { 0 } else { u32::from(u.byte("lost")?) };
         let missing = |field| Unreadable { field, problem: "it is empty" };
         if generation == 0 {
             return Err(missing("generation"));
@@ -176,6 +180,7 @@ impl Record {
             summary,
             print,
             tell_error,
+            lost,
         })
     }
 
@@ -207,6 +212,9 @@ impl Record {
         ] {
             p.text(text);
         }
+        if self.lost > 0 {
+            p.byte(u8::try_from(self.lost).unwrap_or(u8::MAX));
+        }
         p.into_bytes()
     }
 
@@ -224,6 +232,7 @@ impl Record {
             start_failures: self.start_failures,
             due_ms: self.due_ms,
             is_cancelling: self.is_cancelling,
+            lost: self.lost,
             error: if self.status.is_terminal() { ErrorCode::from_name(&self.code) } else { None },
         }
     }
@@ -252,8 +261,10 @@ mod tests {
             (Status::Running, 2, "default", "1-0")
         );
 
-        bytes.extend_from_slice(b"a field of the future\0");
-        assert_eq!(Record::decode(&bytes).unwrap(), r);
+        bytes.extend_from_slice(b"\x02a field of the future\0");
+        let lost = Record { lost: 2, ..r.clone() };
+        assert_eq!(Record::decode(&bytes).unwrap(), lost);
+        assert_eq!(Record::decode(&lost.encode()), Ok(Record { entry: "1-0".into(), ..lost }));
 
         let e = Record::decode(&bytes[..20]).unwrap_err();
         assert_eq!(e.field, "attempt");

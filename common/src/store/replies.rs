@@ -8,7 +8,7 @@ use serde::{
 use super::{
     deadlines::{DueReply, StopReply, ToldReply},
     defers::DeferReply,
-    guards::{GuardReply, Woken},
+    guards::{GuardReply, Watched, Woken},
     ops::{
         ClaimReply, Ended, FinishReply, Grant, LostReply, ProgressReply, ReplayReply, SettleReply, Settled,
     },
@@ -78,6 +78,7 @@ tagged!(ClaimReply, "claim reply", |s| {
     6 => ClaimReply::StaleGeneration,
     7 => ClaimReply::Expired,
     8 => ClaimReply::Overdue,
+    9 => ClaimReply::AskFirst { for_ms: take(&mut s)? },
 });
 
 tagged!(FinishReply, "finish reply", |s| {
@@ -191,6 +192,7 @@ tagged!(GuardReply, "guard reply", |s| {
     7 => GuardReply::Tended,
     8 => GuardReply::Turn(take::<A, u8>(&mut s)? == 1),
     9 => GuardReply::Wake(Woken { scope: scope(&mut s)?, member: take(&mut s)?, ack_subject: take(&mut s)? }),
+    10 => GuardReply::Watch(Watched { scope: scope(&mut s)?, until_ms: take(&mut s)? }),
 });
 
 tagged!(ReplayReply, "replay reply", |s| {

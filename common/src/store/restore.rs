@@ -104,6 +104,7 @@ impl Store {
                 now_at,
                 before,
                 before_at,
+                r.lost,
             ]));
         }
         let (inc, call, s, keep, look) = self.frame(p, None);

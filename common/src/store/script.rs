@@ -129,6 +129,8 @@ pub struct StoreOptions {
     pub keep: Duration,
     /// What could be claimed and was not within this time is looked at.
     pub look_after: Duration,
+    /// So many attempts of a job may be lost.
+    pub lost_limit: u32,
 }
 
 /// What a script answered.
@@ -163,6 +165,7 @@ pub(super) struct Scripts {
     pub(super) restore: Script,
     pub(super) defer: Script,
     pub(super) guard: Script,
+    pub(super) watch: Script,
 }
 
 macro_rules! script {
@@ -200,9 +203,11 @@ impl Scripts {
                 "guards/rate",
                 "guards/slots",
                 "guards/pause",
+                "guards/gates",
                 "guards/loops",
                 "guard"
             ),
+            watch: script!("watch"),
         }
     }
 }
@@ -264,6 +269,11 @@ impl Store {
     /// How long a call is repeated.
     pub(crate) fn patience(&self) -> Duration {
         self.inner.options.retry_limit
+    }
+
+    /// So many attempts of a job may be lost.
+    pub fn lost_limit(&self) -> u32 {
+        self.inner.options.lost_limit
     }
 
     /// The keys of this store.

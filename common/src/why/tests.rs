@@ -46,6 +46,7 @@ fn record(status: Status) -> Record {
         summary: String::new(),
         print: String::new(),
         tell_error: String::new(),
+        lost: 0,
     }
 }
 

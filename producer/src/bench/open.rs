@@ -182,6 +182,7 @@ fn claim(i: u64, now_ms: u64, finish: Duration) -> ClaimItem<'static> {
         generation: 1,
         adopt: "".into(),
         expires_ms: 0,
+        has_asked: false,
         ack_ms: 5000,
         progress_ms: 45_000,
         requester: &Requester::Nobody,

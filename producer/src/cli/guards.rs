@@ -7,6 +7,7 @@ use surety_common::{
     guard_view::{GuardView, view},
     store::{GuardAct, GuardItem, ScopeState},
     wake::wake,
+    watch::tell,
 };
 
 use super::{Context, failure::Failure};
@@ -142,6 +143,7 @@ async fn reset(cx: &Context, args: &ResetArgs) -> Result<(), Failure> {
     let scope = [found.scope.clone()];
     let answer = c.store.guard(found.partition, None, hold_ms, &scope, &[item]).await?;
     let woken = answer.woken.len();
+    tell(&c, &scope, &answer.watched, answer.now_ms).await;
     wake(&c, found.partition, hold_ms, &scope, answer.woken).await;
     c.broker.flush().await?;
     let answer = Reset { guard: view(found), woken };

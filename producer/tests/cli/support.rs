@@ -217,6 +217,7 @@ impl Hand {
             generation: m.header("Surety-Generation").map_or(1, |g| g.parse().unwrap()),
             adopt: String::new().into(),
             expires_ms: 0,
+            has_asked: false,
         };
         let a = self.c.store.claim(0, &self.session, 1000, &[item]).await.unwrap();
         self.journal(&a).await;

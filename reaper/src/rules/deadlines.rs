@@ -1,7 +1,7 @@
 //! Deadlines that passed: the due index has one member for each open job, its earliest. What follows is decided by
 //! `domain::deadline` from the record, and judged again by the script, so that of several reapers one acts.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use surety_common::{
     broker::place::Carrier,
@@ -12,9 +12,10 @@ use surety_common::{
     },
     fault,
     pace::{Pace, Transient},
-    recover::{Left, ended_code, settle_carrier},
+    recover::{Left, settle_carrier, why_lost},
     store::{CarrierAct, DueAct, DueItem, DueReply, Read, Record, ops::Settled},
     telemetry::metrics::{attempt_lost, reaper},
+    watch::{self, CrashLoop},
     wire::receipt::Draft,
 };
 
@@ -262,7 +263,8 @@ fn item(x: &Context, j: &Judged) -> DueItem {
         Due::Forgo => DueAct::Forgo,
         Due::Drop => DueAct::Drop,
     };
-    let (receipt, data) = j.record.as_ref().map(|r| texts(&j.id, r, j.due)).unwrap_or_default();
+    let (receipt, data) =
+        j.record.as_ref().map(|r| texts(&j.id, r, j.due, x.c.store.lost_limit())).unwrap_or_default();
     DueItem {
         id: j.id.clone(),
         rev: j.record.as_ref().map_or(0, |r| r.rev),
@@ -275,48 +277,62 @@ fn item(x: &Context, j: &Judged) -> DueItem {
 }
 
 /// What a job is told that ended by a deadline, and why.
-fn outcome(due: Due, status: Status) -> Option<(Status, ErrorCode, &'static str)> {
+fn outcome(
+    due: Due,
+    status: Status,
+    lost: Option<ErrorCode>,
+    limit: u32,
+) -> Option<(Status, ErrorCode, String)> {
+    let text = str::to_owned;
     match due {
-        Due::Expired => Some((Status::Failed, ErrorCode::Expired, "it was not started by its `expires_at`")),
-        Due::Overdue => {
-            Some((Status::TimedOut, ErrorCode::FinishDeadline, "it was not ended by its finish deadline"))
+        Due::Expired => {
+            Some((Status::Failed, ErrorCode::Expired, text("it was not started by its `expires_at`")))
         }
+        Due::Overdue => Some((
+            Status::TimedOut,
+            ErrorCode::FinishDeadline,
+            text("it was not ended by its finish deadline"),
+        )),
         Due::Overstayed if status == Status::Cancelled => {
-            Some((status, ErrorCode::Cancelled, "cancelled; its worker did not stop the attempt"))
+            Some((status, ErrorCode::Cancelled, text("cancelled; its worker did not stop the attempt")))
+        }
+        Due::Overstayed if lost == Some(ErrorCode::Lost) => {
+            let (code, why) = why_lost(lost, limit);
+            Some((Status::Failed, code, why))
         }
         Due::Overstayed => Some((
             Status::Failed,
-            ended_code(Status::Failed),
-            "the last attempt went on past its time limit and was taken from its worker",
+            ErrorCode::AttemptsExhausted,
+            text("the last attempt went on past its time limit and was taken from its worker"),
         )),
         _ => None,
     }
 }
 
 /// Receipt and data of the event, each as a JSON object without its closing brace.
-fn texts(id: &JobId, r: &Record, due: Due) -> (String, String) {
+fn texts(id: &JobId, r: &Record, due: Due, limit: u32) -> (String, String) {
+    let outcome = |status| outcome(due, status, r.state().lost_code(limit), limit);
     let open = |v: serde_json::Value| {
         let mut text = v.to_string();
         text.pop();
         text
     };
-    let receipt = outcome(due, Status::Failed).zip(TypeName::new(&r.job_type).ok()).map(
-        |((status, code, why), kind)| {
+    let receipt =
+        outcome(Status::Failed).zip(TypeName::new(&r.job_type).ok()).map(|((status, code, why), kind)| {
             let started = surety_common::clock::iso_millis(r.started_ms);
             let mut draft = Draft::new(id, r.generation, &kind, status.name());
             draft.error_code = Some(code);
-            draft.message = Some(why);
+            draft.message = Some(&why);
             draft.started_at = started.as_deref();
             draft.open_json()
-        },
-    );
+        });
     let data = match due {
         Due::Overstayed => open(serde_json::json!({ "error_code": ErrorCode::Lost, "reason": "overstayed" })),
         Due::Missed => {
             let by = surety_common::clock::iso_millis(r.promise_ms);
             open(serde_json::json!({ "promised_by": by }))
         }
-        _ => match outcome(due, Status::Failed) {
+        _ => match outcome(Status::Failed) {
             Some((_, code, why)) => open(serde_json::json!({ "error_code": code, "message": why })),
             None => "{".to_owned(),
         },
@@ -329,16 +345,20 @@ async fn follow(x: &Context, j: &Judged, s: Settled) -> Result<(), RuleError> {
     let Some(r) = &j.record else { return Ok(()) };
     match j.due {
         Due::Expired | Due::Overdue | Due::Overstayed => {
-            let ended =
-                outcome(j.due, s.status).map_or((ErrorCode::Internal, ""), |(_, code, why)| (code, why));
-            let (code, why) = ended;
+            let limit = x.c.store.lost_limit();
+            let ended = outcome(j.due, s.status, r.state().lost_code(limit), limit);
+            let (code, why) =
+                ended.map_or((ErrorCode::Internal, String::new()), |(_, code, why)| (code, why));
             tracing::warn!(
                 job_id = %j.id, epoch = r.epoch, session = r.session, status = s.status.name(), error_code = code.name(), "{why}"
             );
             if j.due == Due::Overstayed {
                 attempt_lost(&r.queue, &r.job_type);
+                let name = format!("{}/{}/{}", j.id, r.generation, r.epoch);
+                let types = BTreeSet::from([r.job_type.as_str()]);
+                watch::lost(&x.c, &CrashLoop::new(&x.settings), &types, &name).await;
             }
-            let left = Left { job: &j.id, queue: &r.queue, kind: &r.job_type, code, why };
+            let left = Left { job: &j.id, queue: &r.queue, kind: &r.job_type, code, why: &why };
             settle_carrier(&x.c, &left, &s, x.settings.lease.ttl).await?;
             // What was never delivered cannot be acked.
             if s.status.is_terminal()

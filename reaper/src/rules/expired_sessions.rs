@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use surety_common::{clock::format_span, recover::lost_session, telemetry::metrics};
+use surety_common::{clock::format_span, recover::lost_session, telemetry::metrics, watch::CrashLoop};
 
 use crate::rule::{Context, Done, Look, Rule, Step, Verdict};
 
@@ -44,7 +44,7 @@ impl Rule for ExpiredSessions {
                 for (session, expired_at) in x.c.store.sessions(p, now, limit(x)).await? {
                     tracing::warn!(%session, late_ms = now.saturating_sub(expired_at), "session expired");
                     // The script checks the expiry again: a session that was renewed meanwhile is left alone.
-                    let r = lost_session(&x.c, p, &session, x.batch).await?;
+                    let r = lost_session(&x.c, p, &session, x.batch, &CrashLoop::new(&x.settings)).await?;
                     done.acted += r.lost;
                     if !r.is_alive {
                         super::guards::sweep(x, p, session.as_str()).await?;

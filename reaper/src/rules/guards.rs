@@ -5,9 +5,13 @@ use surety_common::{
     connect::Connected,
     store::{GuardAct, GuardItem, Scope, StoreError},
     wake::{open, wake},
+    watch::tell,
 };
 
 use crate::rule::{Context, Done, Look, Rule, Step, Verdict};
+
+/// Sleepers that one call wakes at most (`scripts/guards/frame.lua`).
+const MOST_WAKES: usize = 200;
 
 pub(crate) struct Guards;
 
@@ -44,7 +48,10 @@ impl Rule for Guards {
                 done.is_partial |= due.len() == x.batch;
                 let scopes: Vec<Scope> = due.into_iter().map(|s| s.scope).collect();
                 let over = super::pauses::over(&x.c, scopes.iter()).await?;
-                done.acted += tend(&x.c, p, hold_ms(x), scopes, "").await?;
+                let woken = tend(&x.c, p, hold_ms(x), scopes, "").await?;
+                // That many are woken by one call at most.
+                done.is_partial |= woken >= MOST_WAKES;
+                done.acted += woken;
                 for slot in over {
                     done.acted += open(&x.c, &slot).await?;
                 }
@@ -92,6 +99,7 @@ async fn tend(
     let items: Vec<GuardItem> = (0u16..).take(scopes.len()).map(item).collect();
     let answer = c.store.guard(p, None, hold_ms, &scopes, &items).await?;
     let woken = answer.woken.len();
+    tell(c, &scopes, &answer.watched, answer.now_ms).await;
     wake(c, p, hold_ms, &scopes, answer.woken).await;
     Ok(woken)
 }

@@ -194,6 +194,7 @@ async fn claimed(c: &Connected, session: &SessionId, job: &str) -> u64 {
         generation: 1,
         adopt: "".into(),
         expires_ms: 0,
+        has_asked: false,
         ack_ms: 60_000,
         progress_ms: 60_000,
         requester: &Requester::Nobody,

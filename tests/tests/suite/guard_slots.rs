@@ -43,6 +43,7 @@ pub(super) async fn store(url: &str, partitions: u32) -> Store {
         call_timeout: Duration::from_secs(10),
         retry_limit: Duration::from_secs(10),
         keep: Duration::from_secs(3600),
+        lost_limit: 5,
         look_after: Duration::from_secs(3600),
     })
     .await
@@ -335,7 +336,9 @@ fn serve(
                 }
                 replies.push(GuardReply::Tended);
             }
-            GuardAct::Open | GuardAct::Reset => unreachable!("neither changes a slot"),
+            GuardAct::Open | GuardAct::Reset | GuardAct::Report { .. } => {
+                unreachable!("none of them changes a slot")
+            }
         }
     }
     for at in &call.idle {

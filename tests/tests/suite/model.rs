@@ -42,6 +42,8 @@ const JOBS: usize = 3;
 const SESSIONS: usize = 2;
 const HOUR: Duration = Duration::from_secs(3600);
 const TTL: Duration = Duration::from_secs(3600);
+/// So many attempts of a job may be lost.
+const LOST_LIMIT: u32 = 3;
 
 /// Which message a claim comes with.
 #[derive(Debug, Clone, Copy)]
@@ -283,6 +285,7 @@ impl Case {
             retry_limit: Duration::from_secs(5),
             keep: HOUR,
             look_after: look,
+            lost_limit: LOST_LIMIT,
         })
         .await
         .unwrap();
@@ -375,6 +378,7 @@ impl Case {
             generation,
             adopt: String::new().into(),
             expires_ms: 0,
+            has_asked: false,
         }
     }
 
@@ -659,7 +663,8 @@ impl Case {
                 continue;
             }
             let state = k.state.clone().unwrap();
-            k.apply(job, &state, Input::Lost { epoch: state.epoch }, a.now_ms, times).unwrap();
+            k.apply(job, &state, Input::Lost { epoch: state.epoch, limit: LOST_LIMIT }, a.now_ms, times)
+                .unwrap();
             let n = k.state.as_ref().unwrap();
             match reply {
                 LostReply::Applied(l) => {

@@ -472,6 +472,7 @@ fn claim(job: &str) -> ClaimItem<'static> {
         generation: 1,
         adopt: "".into(),
         expires_ms: 0,
+        has_asked: false,
         ack_ms: 60_000,
         progress_ms: 60_000,
         requester: &surety_common::domain::Requester::Nobody,

@@ -70,6 +70,7 @@ async fn connect(url: &str) -> Store {
 async fn connect_to(url: &str) -> Store {
     Store::connect(StoreOptions {
         look_after: Duration::from_secs(3600),
+        lost_limit: 5,
         url: url.into(),
         login: Default::default(),
         namespace: Namespace::new("surety").unwrap(),
@@ -174,6 +175,7 @@ pub(super) fn claim(job: &str) -> ClaimItem<'static> {
         generation: 1,
         adopt: String::new().into(),
         expires_ms: 0,
+        has_asked: false,
     }
 }
 

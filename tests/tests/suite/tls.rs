@@ -236,6 +236,7 @@ impl Secure {
             TlsFiles { server: "redis", ca: Some(self.ca.path("ca.pem").into()), ..TlsFiles::default() };
         let options = StoreOptions {
             look_after: std::time::Duration::from_secs(3600),
+            lost_limit: 5,
             url: self.redis().into(),
             login: Login { tls, ..Login::default() },
             namespace: Namespace::new("surety").unwrap(),

@@ -4,8 +4,8 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use surety_common::{
     domain::guard::loops::Over,
-    store::{GuardAct, GuardItem, GuardOutcome, GuardReply, Guarded, Scope, StoreError, Woken},
-    wake,
+    store::{GuardAct, GuardItem, GuardOutcome, GuardReply, Guarded, Scope, StoreError, Watched, Woken},
+    wake, watch,
 };
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::task::task_tracker::TaskTrackerToken;
@@ -26,6 +26,13 @@ pub(crate) enum Request {
         hold: Hold,
         mark: Option<u64>,
         outcome: GuardOutcome,
+        token: TaskTrackerToken,
+    },
+    /// An attempt crashed that did not ask the guard that is to know it. The drain waits for it.
+    Crashed {
+        member: Arc<str>,
+        scope: Scope,
+        name: String,
         token: TaskTrackerToken,
     },
     /// A job in line has been given back: whether its turn came meanwhile.
@@ -115,6 +122,14 @@ async fn call(w: &Arc<Shared>, p: u32, asks: Vec<Asking>, others: Vec<Request>) 
                 });
                 checks.push(ack_subject);
             }
+            Request::Crashed { member, scope, name, token } => {
+                drain_waits.push(token);
+                items.push(GuardItem {
+                    scopes: vec![table.place(&scope)],
+                    member: member.to_string(),
+                    act: GuardAct::Report { mark: name, outcome: GuardOutcome::Crashed },
+                });
+            }
             Request::Ask(_) => {}
         }
     }
@@ -134,7 +149,7 @@ async fn call(w: &Arc<Shared>, p: u32, asks: Vec<Asking>, others: Vec<Request>) 
     let session = asks.first().map(|a| a.job.held.session.id.clone());
     match w.c.store.guard(p, session.as_deref(), w.hold_ms(), &table.scopes, &items).await {
         Ok(answer) => {
-            let Guarded { now_ms, replies, woken, token } = answer;
+            let Guarded { now_ms, replies, woken, watched, token } = answer;
             let mut replies = replies.into_iter();
             for (ack, reply) in checks.into_iter().zip(replies.by_ref()) {
                 if reply == GuardReply::Turn(true) {
@@ -145,7 +160,7 @@ async fn call(w: &Arc<Shared>, p: u32, asks: Vec<Asking>, others: Vec<Request>) 
             for (asking, reply) in asks.into_iter().zip(replies) {
                 answered(w, p, asking, reply, &table.scopes, &token, now_ms).await;
             }
-            wake(w, p, &table.scopes, woken);
+            after(w, p, &table.scopes, woken, watched, now_ms);
         }
         Err(e) => {
             // What was to be given back ends with its time: nobody renews it any more.
@@ -229,11 +244,21 @@ async fn give_back(w: &Shared, ack_subject: &str) {
     }
 }
 
-/// Wakes whose turn has come, on a task of its own.
-pub(crate) fn wake(w: &Arc<Shared>, p: u32, scopes: &[Scope], woken: Vec<Woken>) {
-    if woken.is_empty() {
+/// Wakes whose turn has come and tells which types are watched, on a task of its own.
+pub(crate) fn after(
+    w: &Arc<Shared>,
+    p: u32,
+    scopes: &[Scope],
+    woken: Vec<Woken>,
+    watched: Vec<Watched>,
+    now_ms: u64,
+) {
+    if woken.is_empty() && watched.is_empty() {
         return;
     }
     let (c, scopes, hold_ms) = (w.c.clone(), scopes.to_vec(), w.hold_ms());
-    w.tracker.spawn(async move { wake::wake(&c, p, hold_ms, &scopes, woken).await });
+    w.tracker.spawn(async move {
+        watch::tell(&c, &scopes, &watched, now_ms).await;
+        wake::wake(&c, p, hold_ms, &scopes, woken).await;
+    });
 }

@@ -137,6 +137,8 @@ fn reason(scope: &Scope) -> Reason {
         K::Concurrency => Reason::Concurrency,
         K::Lock => Reason::LockBusy,
         K::Pause => Reason::Paused,
+        K::CrashLoop => Reason::CrashLoop,
+        K::Breaker => Reason::CircuitOpen,
         // It stops and never defers.
         K::Loop => Reason::StoreError,
     }

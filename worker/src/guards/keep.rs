@@ -12,7 +12,7 @@ use surety_common::{
 
 use super::{
     Hold, Pass, Request,
-    call::{Table, wake},
+    call::{Table, after},
 };
 use crate::shared::Shared;
 
@@ -68,8 +68,8 @@ pub(crate) async fn adopt(w: &Arc<Shared>, session: &SessionId, pass: &mut Pass)
         let places = (0u16..).take(scopes.len()).collect();
         let item = GuardItem { act: GuardAct::Adopt, member: pass.member.to_string(), scopes: places };
         let answer = w.c.store.guard(p, Some(session), w.hold_ms(), &scopes, &[item]).await?;
-        let Guarded { replies, woken, token, .. } = answer;
-        wake(w, p, &scopes, woken);
+        let Guarded { replies, woken, watched, token, now_ms } = answer;
+        after(w, p, &scopes, woken, watched, now_ms);
         let Some(GuardReply::Adopted(numbers)) = replies.into_iter().next() else { return Ok(false) };
         pass.add(p, &token.into(), scopes, &numbers);
     }
@@ -106,7 +106,7 @@ pub(crate) async fn renew(w: &Arc<Shared>, session: &SessionId, p: u32) -> Resul
                 tracing::warn!(member = %hold.member, scope = scope.label, kind, "what it held was gone");
             }
         }
-        wake(w, p, &table.scopes, answer.woken);
+        after(w, p, &table.scopes, answer.woken, answer.watched, answer.now_ms);
     }
     Ok(())
 }

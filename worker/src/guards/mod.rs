@@ -9,14 +9,15 @@ mod defer;
 mod keep;
 mod loops;
 mod pass;
+mod watched;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use surety_common::{
     config::{GuardRule, Limits, Settings},
     domain::{
         Job,
-        guard::{GuardKind, loops::Over},
+        guard::{Gate, GuardKind, loops::Over},
         pause::Pause,
     },
     reload::LiveSettings,
@@ -24,12 +25,13 @@ use surety_common::{
         GuardOutcome, Scope,
         guards::{OFFER, member},
     },
+    watch::CrashLoop,
 };
 
 pub(crate) use call::{Request, serve};
 pub(crate) use defer::{Deferral, commit};
 pub(crate) use keep::{adopt, keep, renew};
-pub(crate) use pass::{Hold, Pass};
+pub(crate) use pass::{Hold, Pass, ended};
 
 use crate::{hand::InHand, shared::Shared};
 
@@ -37,12 +39,18 @@ use crate::{hand::InHand, shared::Shared};
 pub(crate) struct Guards {
     live: LiveSettings,
     kept: keep::Kept,
+    watched: watched::WatchedTypes,
 }
 
 impl Guards {
     /// Guards by the rules of these settings.
     pub(crate) fn new(live: LiveSettings) -> Self {
-        Self { live, kept: keep::Kept::default() }
+        Self { live, kept: keep::Kept::default(), watched: watched::WatchedTypes::default() }
+    }
+
+    /// The crash-loop guard of a type; `None` where there is none.
+    fn crash_loop(&self, kind: &str) -> Option<Scope> {
+        CrashLoop::new(&self.live.now()).scope(kind)
     }
 
     /// The scopes of a job, in the order of their rules.
@@ -55,11 +63,11 @@ impl Guards {
 
 fn scope(now: &Settings, rule: &GuardRule, job: &Job) -> Option<Scope> {
     let value = rule.scope.render(job)?;
+    let offer_ms = u64::try_from(now.guards.offer.as_millis()).unwrap_or(u64::MAX);
     let params = match rule.limits {
         Limits::Rate(r) => [r.interval_us, r.tolerance_us, 0, 0],
-        Limits::Concurrency(slots) => {
-            [slots, u64::try_from(now.guards.offer.as_millis()).unwrap_or(u64::MAX), 0, 0]
-        }
+        Limits::Concurrency(slots) => [slots, offer_ms, 0, 0],
+        Limits::Gate(g) => Gate { offer_s: offer_ms.div_ceil(1000), ..g }.params(),
     };
     Some(Scope::new(rule.kind(), &rule.name, &value, params))
 }
@@ -100,11 +108,17 @@ fn ask(w: &Arc<Shared>, p: u32, mut job: InHand, is_new: bool) {
     let mut scopes = w.guards.scopes(document);
     let (counted, work) = is_new.then(|| loops::scope(&w.guards.live, document)).flatten().unzip();
     scopes.extend(counted);
+    let is_watched = w.guards.watched.has(&document.kind);
+    if is_watched {
+        scopes.extend(w.guards.crash_loop(document.kind.as_str()));
+    }
     let rest = by_partition(w, scopes);
     if rest.is_empty() {
         return w.lanes.claim(p, job);
     }
-    job.pass = Some(Box::new(Pass::new(w, member(&document.id, job.decoded.generation))));
+    let mut pass = Pass::new(w, member(&document.id, job.decoded.generation));
+    pass.has_asked = is_watched;
+    job.pass = Some(Box::new(pass));
     next(w, Asking { job, rest, work: work.unwrap_or_default() });
 }
 
@@ -133,6 +147,23 @@ pub(crate) fn hold(w: &Arc<Shared>, mut job: InHand, pause: &Pause) {
     let mut rest = by_partition(w, w.guards.scopes(&job.decoded.job));
     rest.push((at, vec![scope]));
     next(w, Asking { job, rest, work: String::new() });
+}
+
+/// A claim was answered that jobs of this type crash: that guard is asked, too.
+pub(crate) fn ask_first(w: &Arc<Shared>, p: u32, mut job: InHand, left: Duration) {
+    let document = &job.decoded.job;
+    w.guards.watched.add(&document.kind, left);
+    let scope = w.guards.crash_loop(document.kind.as_str());
+    let of = member(&document.id, job.decoded.generation);
+    job.pass.get_or_insert_with(|| Box::new(Pass::new(w, of))).has_asked = true;
+    match scope {
+        Some(scope) => {
+            let at = scope.partition(w.c.store.keys().partitions());
+            next(w, Asking { job, rest: vec![(at, vec![scope])], work: String::new() });
+        }
+        // Left alone by the settings of this worker.
+        None => w.lanes.claim(p, job),
+    }
 }
 
 /// Asks the next partition, or claims.

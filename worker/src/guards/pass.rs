@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use surety_common::{
     domain::guard::GuardKind,
-    store::{GuardOutcome, Scope},
+    store::{GuardOutcome, Scope, guards::member},
 };
 
 use super::{Request, is_held};
-use crate::{handler::Ended, shared::Shared};
+use crate::{hand::InHand, handler::Ended, shared::Shared};
 
 /// What one call gave, in one partition.
 #[derive(Debug, Clone)]
@@ -38,6 +38,10 @@ pub(crate) struct Pass {
     /// What another delivery of the job made: nothing of ours until the claim is granted.
     pub(crate) borrowed: Vec<(u32, Vec<Scope>)>,
     outcome: GuardOutcome,
+    /// The crash-loop guard of its type was asked.
+    pub(crate) has_asked: bool,
+    /// That guard, where it was not asked and has to be told: with the name under which it is told once.
+    report: Option<(Scope, String)>,
 }
 
 impl Pass {
@@ -49,6 +53,8 @@ impl Pass {
             holds: Vec::new(),
             borrowed: Vec::new(),
             outcome: GuardOutcome::Undone,
+            has_asked: false,
+            report: None,
         }
     }
 
@@ -71,9 +77,32 @@ impl Pass {
         }
     }
 
-    /// How the attempt has ended.
-    pub(crate) fn ended(&mut self, ended: &Ended) {
-        self.outcome = outcome(ended);
+    fn holds(&self, scope: &Scope) -> bool {
+        self.holds.iter().any(|h| h.scopes.iter().any(|(s, _)| s.hash == scope.hash))
+    }
+}
+
+/// Notes how an attempt has ended. What crashed is told to the crash-loop guard of its type, also where that was not asked.
+pub(crate) fn ended(w: &Arc<Shared>, job: &mut InHand, epoch: u64, ended: &Ended) {
+    let mut outcome = outcome(ended);
+    let is_fenced = matches!(ended, Ended::Fenced);
+    if is_fenced && job.held.session.is_lost() {
+        outcome = GuardOutcome::Lost;
+    }
+    if let Some(pass) = job.pass.as_mut() {
+        pass.outcome = outcome;
+    }
+    // What was taken from us is reported by who took it.
+    if outcome != GuardOutcome::Crashed || is_fenced {
+        return;
+    }
+    let document = &job.decoded.job;
+    let Some(scope) = w.guards.crash_loop(document.kind.as_str()) else { return };
+    let member = member(&document.id, job.decoded.generation);
+    let name = format!("{member}/{epoch}");
+    let pass = job.pass.get_or_insert_with(|| Box::new(Pass::new(w, member)));
+    if !pass.holds(&scope) {
+        pass.report = Some((scope, name));
     }
 }
 
@@ -86,7 +115,9 @@ fn outcome(ended: &Ended) -> GuardOutcome {
             C::Signal | C::Oom | C::PidsLimit | C::Lost => GuardOutcome::Crashed,
             _ => GuardOutcome::WentWrong,
         },
-        Ended::Stopped | Ended::Cancelled | Ended::Fenced => GuardOutcome::Neutral,
+        // Its lease was taken: it is lost.
+        Ended::Fenced => GuardOutcome::Crashed,
+        Ended::Stopped | Ended::Cancelled => GuardOutcome::Neutral,
     }
 }
 
@@ -99,6 +130,11 @@ impl Drop for Pass {
             let mark = marks.next().filter(|_| marks.next().is_none());
             let partition = hold.partition;
             self.w.lanes.guard(partition, Request::release(&self.w, hold, mark, self.outcome));
+        }
+        if let Some((scope, name)) = self.report.take() {
+            let at = scope.partition(self.w.c.store.keys().partitions());
+            let member = self.member.clone();
+            self.w.lanes.guard(at, Request::Crashed { member, scope, name, token: self.w.tracker.token() });
         }
     }
 }

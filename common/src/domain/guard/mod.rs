@@ -1,10 +1,12 @@
 //! Guards: rules that may defer or refuse a start. Here is what they are and for whom they are kept; what a guard decides is in
 //! one file per kind, and the scripts of the store enforce the same.
 
+pub mod gate;
 pub mod loops;
 pub mod rate;
 pub mod scope;
 
+pub use gate::Gate;
 pub use rate::Rate;
 pub use scope::{Template, TemplateError};
 
@@ -19,13 +21,18 @@ pub enum GuardKind {
     Lock = 3,
     /// No start until an operator resumes.
     Pause = 4,
+    /// Nobody, then probes, where what starts crashes again and again.
+    CrashLoop = 5,
+    /// Nobody, then probes, where too many fail.
+    Breaker = 6,
     /// What the jobs of one root do.
     Loop = 7,
 }
 
 impl GuardKind {
     /// Every kind.
-    pub const ALL: [Self; 5] = [Self::Rate, Self::Concurrency, Self::Lock, Self::Pause, Self::Loop];
+    pub const ALL: [Self; 7] =
+        [Self::Rate, Self::Concurrency, Self::Lock, Self::Pause, Self::CrashLoop, Self::Breaker, Self::Loop];
 
     /// As it is written in settings, tables and metrics.
     pub fn name(self) -> &'static str {
@@ -34,6 +41,8 @@ impl GuardKind {
             Self::Concurrency => "concurrency",
             Self::Lock => "lock",
             Self::Pause => "pause",
+            Self::CrashLoop => "crash_loop",
+            Self::Breaker => "breaker",
             Self::Loop => "loop",
         }
     }
@@ -50,6 +59,8 @@ impl GuardKind {
             Self::Concurrency => "concurrency",
             Self::Lock => "lock_busy",
             Self::Pause => "paused",
+            Self::CrashLoop => "crash_loop",
+            Self::Breaker => "circuit_open",
             // It does not defer: what it stops has this error code.
             Self::Loop => "loop_guard",
         }

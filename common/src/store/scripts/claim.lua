@@ -2,16 +2,18 @@
 -- ARGV[1] adds: [6] most outbox entries (count).
 -- Item, packed: id, queue, type, key (JSON string or ''), trace, carrier, ack subject, adopt (carrier that vanished, or ''),
 --        created ms, finish ms, max retries, timeout ms, generation, expires ms (0 = never), ack ms, progress ms, whether the
---        requester gets notices (1; otherwise the claim itself acknowledges), notify (JSON object or ''), summary
+--        requester gets notices (1; otherwise the claim itself acknowledges), whether the crash-loop guard of its type was
+--        asked (1), notify (JSON object or ''), summary
 -- Result: {0, epoch, attempt, charged, gen, started ms, rev, start failures, limit ms} granted; the limit is 0 unless the
 --         finish deadline comes before the time limit of the attempt
 --         {1, ms} live owner: its lease ends in    {2, ms} not due: due in
 --         {3, carrier} second carrier: the recorded one
 --         {4, status, gen, epoch, code} ended and journaled    {5, status, gen, epoch, code} ended, its entry is in entries
 --         {6} carrier of an older generation    {7} expires_at passed before the first start    {8} finish deadline passed
+--         {9, ms} its type is watched for so long: the crash-loop guard is to be asked first
 -- Second call: a job claimed by this very call id is granted again, with the same epoch.
 
-local ITEM = '<ssssssssI6I6I4I6I4I6I4I4Bss'
+local ITEM = '<ssssssssI6I6I4I6I4I6I4I4BBss'
 local n = #KEYS - FIRST_JOB
 local code = open_frame(n)
 if code ~= 0 then return reply(code) end
@@ -28,11 +30,15 @@ local function grant(rec)
   return { 0, rec[EPOCH], rec[ATTEMPT], rec[CHARGED], rec[GEN], rec[STARTED], rec[REV], rec[STARTFAILS], cut_limit(rec) }
 end
 
+-- Types whose jobs ask first, each with the time until when.
+local ask_first = {}
+for type_, until_ in string.gmatch(watched or '', '(%S+) (%d+) %d+ ') do ask_first[type_] = tonumber(until_) - now end
+
 local running, granted = {}, {}
 local items, place = ARGV[3], 1
 for i = 1, n do
   local id, queue, type_, key, trace, carrier, ack, adopt, created, finish_ms, max_retries, timeout_ms, generation, expires,
-    ack_ms, progress_ms, notices, notify, summary, after = struct.unpack(ITEM, items, place)
+    ack_ms, progress_ms, notices, asked, notify, summary, after = struct.unpack(ITEM, items, place)
   place = after
   local rec = record(i)
   if rec and rec[CALL] == call and is_running(rec) and rec[CARRIER] == carrier and not granted[id] then
@@ -68,6 +74,8 @@ for i = 1, n do
       result(i, { 7 })
     elseif rec[FINISH_BY] <= now then
       result(i, { 8 })
+    elseif asked == 0 and (ask_first[type_] or 0) > 0 then
+      result(i, { 9, ask_first[type_] })
     else
       rec[STATUS], rec[EPOCH], rec[ATTEMPT] = RUNNING, math.max(rec[EPOCH], base) + 1, rec[ATTEMPT] + 1
       rec[SESSION], rec[CARRIER], rec[REPLY], rec[TRACE] = session, carrier, ack, trace

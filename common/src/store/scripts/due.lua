@@ -1,6 +1,7 @@
 -- due: what follows from deadlines that passed. The caller read them from the index and judged; each is judged again here, so
 -- that of several reapers one acts.
--- ARGV[1] adds: [6] overstay: how long an attempt may go on past its time limit before it is taken from its worker (ms).
+-- ARGV[1] adds: [6] overstay: how long an attempt may go on past its time limit before it is taken from its worker (ms); [7] so
+-- many attempts of a job may be lost.
 -- Item: {id, rev, promise, act, after (ms), receipt (JSON object without its last brace), data (the same), position of the run
 --        key of its session (0 = none)}
 -- Act: 1 look again after so long    2 `expires_at` passed before the first start    3 the finish deadline of what does not run
@@ -44,7 +45,7 @@ local acts = {
     if not is_running(rec) or rec[DEADLINE] + overstay > now then return false end
     local member = id .. ':' .. text_of[rec[EPOCH]]
     redis.call('SREM', KEYS[it[8]], member, '!' .. member)
-    lose(rec, id, now + it[5], it[6], it[7])
+    lose(rec, id, now + it[5], it[6], it[7], frame[7])
     rec[SESSION] = ''
     save(it.at, rec, id)
     return true

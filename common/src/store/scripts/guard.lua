@@ -8,18 +8,20 @@
 --   3 renew   text: token; flag: 1 = may hold again what is gone
 --   4 adopt   the attempt was granted: what others made for it is its own
 --   5 tend    text: a session that is dead, or ''
---   8 open    who waits in a line of a pause may come, the first ones
 --   6 check   whether its turn came since it joined the line
 --   7 reset   as if nothing had ever been counted, where the kind counts anything
--- Results, none for a release: {0, HELD or a number for each scope} passes    {1, scope, ms} waits until
+--   8 open    who waits in a line of a pause may come, the first ones
+--   9 report  something ended that did not ask; text: it is counted once under this name; flag: how it ended
+-- Results, none for a release and a report: {0, HELD or a number for each scope} passes    {1, scope, ms} waits until
 --   {2, scope, before it} waits in line    {3, scope, count, limit} stopped    {4} not yet: the store was just rebuilt, or what is to be
 --   adopted is somebody else's by now
 --   {5, 1 renewed / 0 gone / 2 held again ...}    {6, number ...} adopted    {7} tended    {8, 1 its turn has come / 0}
---   and at the end, of whom to wake: {9, scope, member, ack subject}
+--   and at the end, of whom to wake: {9, scope, member, ack subject}, and where a scope begins or ends to be watched:
+--   {10, scope, until (ms) / 0}
 -- Second call: a member that has what it asks for is told HELD, and nothing is counted twice; by the same call id it is told the
 -- same, except for the number of a rate limit.
 
-local KINDS = { Rate, Slots, Slots, Pauses, [LOOP] = Loops }
+local KINDS = { Rate, Slots, Slots, Pauses, Gates, Gates, [LOOP] = Loops }
 local SCOPE, ITEM, MEMBER = '<BI6I6I6I6ss', '<BsBsH', '<ssI6'
 
 local code = open_frame(0)
@@ -144,6 +146,8 @@ local function done(item, member)
   elseif op == 8 then
     if item[1].of.open then item[1].of.open(item[1]) end
     answer = { 7 }
+  elseif op == 9 then
+    for j = 1, #item do item[j].of.report(item[j], member, item.text, item.flag) end
   elseif op == 6 then
     answer = { 8, item[1].of.turn(item[1], member) and 1 or 0 }
   elseif op == 7 then

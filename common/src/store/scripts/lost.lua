@@ -1,5 +1,6 @@
 -- lost: attempts of a session that expired. The session of the frame is the expired one.
--- Item: {id, epoch, receipt (JSON object without its last brace) in case the budget is spent, data (the same)}. A job that was
+-- ARGV[1] adds: [6] so many attempts of a job may be lost.
+-- Item: {id, epoch, receipt (JSON object without its last brace) in case the budget is spent or that limit is reached, data (the same)}. A job that was
 --       to be cancelled is, with a receipt that says only so.
 -- Result: {0, status, ack subject, carrier, gen, rev} applied    {1} not running under this session and epoch any more
 -- KEYS[7+n] adds: sessinfo, hash: forgets the session when it owns nothing any more.
@@ -21,7 +22,7 @@ for i = 1, #items do
   if owns(rec, epoch) then
     local ack = rec[REPLY]
     if rec[CANCEL] == 1 then gone[#gone + 1] = '!' .. id .. ':' .. text_of[epoch] end
-    lose(rec, id, now, it[3], it[4])
+    lose(rec, id, now, it[3], it[4], frame[6])
     rec[SESSION] = ''
     save(i, rec, id)
     result(i, { 0, rec[STATUS], ack, rec[CARRIER], rec[GEN], rec[REV] })

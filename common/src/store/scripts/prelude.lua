@@ -1,7 +1,8 @@
 -- Shared by every script (concatenated in front of it). Record layout, event writer, outbox, call frame.
 --
 -- Call frame, the same for every script:
---   KEYS[1] store     hash    identity of this data set: inc, jobs, commit; gate, while it is not whole (docs/redis-loss.md)
+--   KEYS[1] store     hash    identity of this data set: inc, jobs, commit; gate, while it is not whole (docs/redis-loss.md);
+--                             watched, while types crash (`watch`)
 --   KEYS[2] due       zset    one member per open job: its earliest deadline (ms)
 --   KEYS[3] outbox    stream  journal entries not yet confirmed by JetStream
 --   KEYS[4] sessions  zset    session -> expiry (ms)
@@ -30,9 +31,10 @@ local V, STATUS, CONTRACT, GEN, REV, EPOCH, ATTEMPT, CHARGED, MAXR, STARTFAILS =
 local DUE, STARTED, DEADLINE, CREATED, FINISH_BY, ENDED, PROMISE, TOLD, CANCEL = 12, 13, 14, 15, 16, 17, 18, 19, 20
 local QUEUE, TYPE, KEY, TRACE, CARRIER, REPLY, SESSION, CODE, CALL, ENTRY = 21, 22, 23, 24, 25, 26, 27, 28, 29, 30
 -- NOTIFY: who is to be told (JSON object, or '' for nobody). SUMMARY: public, one line. PRINT: fingerprint of the last report.
--- TELL_ERROR: why the last try to tell did not surface.
-local NOTIFY, SUMMARY, PRINT, TELL_ERROR = 31, 32, 33, 34
-local MORE = 35
+-- TELL_ERROR: why the last try to tell did not surface. LOST: attempts of this generation that were lost; one byte after the
+-- texts, which is there only where it is not 0 or something follows it.
+local NOTIFY, SUMMARY, PRINT, TELL_ERROR, LOST = 31, 32, 33, 34, 35
+local MORE = 36
 
 local QUEUED, SCHEDULED, DEFERRED, RUNNING, WAITING_INPUT, RETRY_WAIT = 1, 2, 3, 4, 5, 6
 local DONE, FAILED, CANCELLED, TIMED_OUT = 7, 8, 9, 10
@@ -50,7 +52,7 @@ local seen = tonumber(ARGV[4])
 -- GATE: 0 open, 1 closed (the data set is being rebuilt), 2 restored (whole again; attempts of the time before may still live).
 -- BASE: every epoch of an attempt of an earlier data set is below it.
 local CLOSED, RESTORED = 1, 2
-local commit, gate, base = 0, 0, 0
+local commit, gate, base, watched = 0, 0, 0, nil
 
 -- Numbers as text, made once per call: turning one into text costs as much as a table of events lookups.
 local text_of = setmetatable({}, {
@@ -104,7 +106,7 @@ local function owns(rec, epoch) return rec and is_running(rec) and rec[EPOCH] ==
 
 local function fresh(queue, type_, key, trace, carrier, reply_, created, finish_by, max_retries, notify, summary)
   return { true, VERSION, QUEUED, C_CREATED, 1, 0, 0, 0, 0, max_retries, 0, 0, 0, 0, created, finish_by, 0, 0, 0, 0,
-    queue, type_, key, trace, carrier, reply_, '', '', '', '', notify, summary, '', '', '' }
+    queue, type_, key, trace, carrier, reply_, '', '', '', '', notify, summary, '', '', 0, '' }
 end
 
 -- The one place where progress is promised anew: by a start that was told, and by every kind of progress.
@@ -183,14 +185,16 @@ local function emit_finished(rec, id, status, code, receipt)
   rec[SESSION], rec[REPLY], rec[TRACE], rec[SUMMARY], rec[PRINT] = '', '', '', '', ''
 end
 
--- The attempt that runs is no more: again from `due` on; not where the budget is spent, or somebody wants the job cancelled.
--- `data`: a JSON object without its last brace.
-local function lose(rec, id, due, receipt, data)
-  rec[CHARGED] = rec[CHARGED] + 1
+-- The attempt that runs is no more: again from `due` on; not where the budget is spent, where `limit` attempts were lost, or
+-- somebody wants the job cancelled. `data`: a JSON object without its last brace.
+local function lose(rec, id, due, receipt, data, limit)
+  rec[CHARGED], rec[LOST] = rec[CHARGED] + 1, math.min(rec[LOST] + 1, 255)
   if rec[CANCEL] == 1 then
     emit_finished(rec, id, CANCELLED, 'cancelled', '')
   elseif rec[CHARGED] > rec[MAXR] then
     emit_finished(rec, id, FAILED, 'attempts_exhausted', receipt)
+  elseif rec[LOST] >= limit then
+    emit_finished(rec, id, FAILED, 'lost', receipt)
   else
     rec[STATUS], rec[CODE], rec[STARTFAILS] = RETRY_WAIT, 'lost', 0
     wait_until(rec, due)
@@ -202,7 +206,7 @@ end
 -- `rev` and `epoch`, which never go back.
 local function regenerate(rec, id, carrier, reply_, created, finish_by, data)
   rec[STATUS], rec[CONTRACT], rec[GEN] = QUEUED, C_CREATED, rec[GEN] + 1
-  rec[ATTEMPT], rec[CHARGED], rec[STARTFAILS], rec[CODE], rec[ENDED] = 0, 0, 0, '', 0
+  rec[ATTEMPT], rec[CHARGED], rec[STARTFAILS], rec[LOST], rec[CODE], rec[ENDED] = 0, 0, 0, 0, '', 0
   rec[STARTED], rec[DEADLINE], rec[PROMISE], rec[TOLD], rec[CANCEL], rec[TELL_ERROR] = 0, 0, now + look, 0, 0, ''
   rec[CARRIER], rec[REPLY], rec[CREATED], rec[FINISH_BY] = carrier, reply_, created, finish_by
   emit(rec, id, 'replayed', data)
@@ -222,13 +226,14 @@ local function unpack_record(raw, key)
     return false
   end
   -- After the fields stands where the reading ended.
-  rec[MORE] = rec[MORE] <= #raw and string.sub(raw, rec[MORE]) or ''
+  local after = rec[LOST]
+  rec[LOST], rec[MORE] = string.byte(raw, after) or 0, after < #raw and string.sub(raw, after + 1) or ''
   return rec
 end
 
 local function pack_record(rec)
   local text = struct.pack(RECORD, unpack(rec, V, TELL_ERROR))
-  return rec[MORE] == '' and text or text .. rec[MORE]
+  return rec[LOST] == 0 and rec[MORE] == '' and text or text .. string.char(rec[LOST]) .. rec[MORE]
 end
 
 local function trim()
@@ -239,13 +244,14 @@ end
 -- Reads the records of n jobs. Not 0 when the store is not the one that the caller knows, or its gate is closed and the
 -- caller may not pass then; nothing may be written.
 local function open_frame(n, may_pass)
-  local store = redis.call('HMGET', KEYS[1], 'inc', 'commit', 'gate', 'base')
+  local store = redis.call('HMGET', KEYS[1], 'inc', 'commit', 'gate', 'base', 'watched')
   if not store[1] then return 1 end
   commit = tonumber(store[2])
   if commit < seen then return 6 end
   if store[1] ~= incarnation then return 2 end
   if store[3] then gate = tonumber(store[3]) end
   if store[4] then base = tonumber(store[4]) end
+  watched = store[5]
   if gate == CLOSED and not may_pass then return 5 end
   if n > 0 then
     local raw = redis.call('MGET', unpack(KEYS, FIRST_JOB + 1, FIRST_JOB + n))

@@ -3,7 +3,7 @@
 -- Item: {id, what, status, contract, gen, rev, epoch, attempt, charged, max retries, start failures, due, started, deadline,
 --   created (0 = not known: the next claim knows), finish by, ended, promise, cancel, queue, type, key, trace, carrier, session,
 --   code, notify, summary, position of the run key of its session (0 = none), session that an older copy has of it,
---   position of that one's run key (0 = none)}; times in ms
+--   position of that one's run key (0 = none), lost attempts}; times in ms
 -- What: 1 a record    2 its record was deleted    3 the message that carries it is gone, if it is the carrier of the item
 -- Result: {0} written    {1} nothing to write: the data set knows as much, or more
 -- Reply code 5: the gate is not closed, or somebody else makes the data set whole.
@@ -42,7 +42,7 @@ for i = 1, #items do
       rec[STATUS], rec[CONTRACT], rec[GEN], rec[REV], rec[EPOCH] = it[3], it[4], it[5], rev, it[7]
       rec[ATTEMPT], rec[CHARGED], rec[STARTFAILS], rec[DUE], rec[STARTED] = it[8], it[9], it[11], it[12], it[13]
       rec[DEADLINE], rec[ENDED], rec[PROMISE], rec[CANCEL] = it[14], it[17], it[18], it[19]
-      rec[SESSION], rec[CODE] = it[25], it[26]
+      rec[SESSION], rec[CODE], rec[LOST] = it[25], it[26], math.min(it[32], 255)
       if is_running(rec) and it[29] > 0 then
         local member = id .. ':' .. text_of[rec[EPOCH]]
         redis.call('SADD', KEYS[it[29]], member)

@@ -9,7 +9,7 @@ use surety_common::{
 };
 
 use super::{
-    Case, id,
+    Case, LOST_LIMIT, id,
     promise::{OVERSTAY, Promise, RECEIPT_WITHIN_MS, Times},
     receipt,
 };
@@ -170,7 +170,7 @@ impl Case {
                 DueAct::Overdue => is_open && finish_by <= now && take(Input::Overdue, 0),
                 DueAct::Overstayed(d) => {
                     let at_ms = now + ms(d);
-                    runs && deadline <= now && take(Input::Overstayed { at_ms }, 0)
+                    runs && deadline <= now && take(Input::Overstayed { at_ms, limit: LOST_LIMIT }, 0)
                 }
                 DueAct::Missed(d) => runs && by <= now && take(Input::Missed, ms(d)),
                 DueAct::Tell(d) => {

@@ -9,6 +9,7 @@
 --   take(sc, member, item)    it starts: HELD, or a number above 0 when this very call made its hold
 --   may_adopt(sc, member)     whether `adopt` may be done (where it may not always)
 --   adopt(sc, member)         the attempt that was granted has it now, whoever made it: the same
+--   report(sc, member, mark, outcome)   how something ended that did not ask (where a kind has it)
 --   queue(sc, member, arrival, ack)      joins the line; how many are before it
 --   turn, book, decline       what follows from QUEUE and BOOK; another guard of the job said no (where a kind has them)
 --   drop(sc, member, token, outcome, mark)   what the token made is given back
@@ -23,8 +24,8 @@ local RATE, CONCURRENCY, LOCK, PAUSE, CRASH_LOOP, BREAKER, LOOP = 1, 2, 3, 4, 5,
 -- How a start is refused. WAIT: a slot is booked already. BOOK: one could be. QUEUE: in line. STOP: for ever.
 local WAIT, BOOK, QUEUE, STOP = 1, 2, 3, 4
 local HELD = 0
--- How what is dropped has ended. UNDONE: it never ran.
-local UNDONE, WENT_WELL, WENT_WRONG, CRASHED, NEUTRAL = 0, 1, 2, 3, 4
+-- How what is dropped has ended. UNDONE: it never ran. TAKEN: lost, with its session.
+local UNDONE, WENT_WELL, WENT_WRONG, CRASHED, NEUTRAL, TAKEN = 0, 1, 2, 3, 4, 5
 -- Sleepers that one call wakes at most; a reaper goes on at once.
 local MOST_WAKES = 200
 

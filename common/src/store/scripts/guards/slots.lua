@@ -7,6 +7,10 @@
 -- Rule: while somebody waits, no slot is free; so nobody overtakes.
 
 local Slots = { fields = { 'fence' } }
+
+-- A script has room for 200 locals: what only this kind needs ends with it.
+do
+
 local OFFER, OFFER_BYTE = '?', 63
 -- Wakes of one offer.
 local OFFER_TRIES = 5
@@ -227,4 +231,6 @@ function Slots.write(sc)
   in_slices('HDEL', sc.hold, hdel)
   in_slices('HSET', sc.hold, hset)
   if sc.changed then set(sc, 'fence', string.format('%.0f', sc.fence)) end
+end
+
 end

@@ -1,0 +1,233 @@
+//! The crash-loop guard that every type has, and the limit of lost attempts, with real workers and servers.
+
+use surety_common::{
+    connect::Connected,
+    domain::Status,
+    store::{ClaimItem, ClaimReply, WatchItem},
+};
+use surety_tests::{
+    scrape::{Scrape, address},
+    witness::{Witness, dead_letters, id, kinds, settled, wait_logged},
+    world::{World, wait},
+};
+
+use super::scripts::{World as Scripts, claim};
+
+/// Dies by a signal until `$W.mended` is there.
+const CRASHES: &str = "[ -e $W.mended ] || kill -SEGV $$";
+/// Nothing is wrong with it.
+const FINE: &str = ":";
+
+fn job(kind: &str) -> String {
+    format!(r#"{{"type":"{kind}","retry":{{"max_retries":0}}}}"#)
+}
+
+fn guard(threshold: u32, open: &str) -> String {
+    format!(
+        "[guards]\ncrash_except = []\ncrash_threshold = {threshold}\ncrash_window = \"30s\"\ncrash_open = \"{open}\"\ncrash_longest = \"4s\"\n"
+    )
+}
+
+async fn scopes(c: &Connected) -> Vec<String> {
+    c.store.scopes().await.unwrap().into_iter().map(|s| s.scope.label).collect()
+}
+
+/// A number that the only scope keeps.
+async fn kept(c: &Connected, field: &str) -> Option<u64> {
+    c.store.scopes().await.unwrap().first()?.fields.get(field)?.parse().ok()
+}
+
+#[tokio::test]
+async fn a_claim_of_a_type_that_is_watched_asks_first_and_an_older_word_counts_for_nothing() {
+    let w = Scripts::start().await;
+    let now = w.store.now_ms().await.unwrap();
+    let word = |kind: &str, until_ms, said_ms| WatchItem { job_type: kind.into(), until_ms, said_ms };
+    w.store.watch(0, &[word("t", now + 60_000, now), word("u", now + 60_000, now)]).await.unwrap();
+    let ask_first =
+        |r: &ClaimReply| matches!(r, ClaimReply::AskFirst { for_ms } if (1..=60_000).contains(for_ms));
+    assert!(ask_first(&w.claim(&[claim("a")]).await[0]));
+    let other = ClaimItem { job_type: "fine".into(), ..claim("b") };
+    assert!(matches!(w.claim(&[other]).await[0], ClaimReply::Granted(_)));
+    let asked = ClaimItem { has_asked: true, ..claim("a") };
+    assert!(matches!(w.claim(&[asked]).await[0], ClaimReply::Granted(_)));
+    w.store.watch(0, &[word("t", 0, now - 1)]).await.unwrap();
+    assert!(ask_first(&w.claim(&[claim("c")]).await[0]), "that was said before");
+    w.store.watch(0, &[word("t", 0, now + 1)]).await.unwrap();
+    assert!(matches!(w.claim(&[claim("c")]).await[0], ClaimReply::Granted(_)));
+    w.store.watch(0, &[word("t", now + 60_000, now)]).await.unwrap();
+    assert!(matches!(w.claim(&[claim("d")]).await[0], ClaimReply::Granted(_)), "that was said before, too");
+    let u = ClaimItem { job_type: "u".into(), ..claim("e") };
+    assert!(ask_first(&w.claim(&[u]).await[0]), "the other one is not touched");
+}
+
+// Shows: S-08
+#[tokio::test]
+async fn a_type_that_crashes_is_suppressed_and_probed_and_no_other_type_ever_asks() {
+    let witness = Witness::default();
+    let handlers = witness.handler("boom", CRASHES) + &witness.handler("fine", FINE);
+    let world = World::with(&(handlers + &guard(4, "400ms"))).await;
+    let c = world.connect().await;
+    let mut worker = world.worker(&[], &[("SURETY_TELEMETRY_LISTEN", "127.0.0.1:0")]);
+    let at = address(&mut worker).await;
+    let mut reaper = world.reaper(&[]);
+    world.publish("default", "fine1", &job("fine")).await;
+    assert_eq!(world.ended(&c, "fine1").await.status, Status::Done);
+    for n in 0..4 {
+        assert_eq!(scopes(&c).await.is_empty(), n == 0, "nothing is asked before something crashes");
+        world.publish("default", &format!("boom{n}"), &job("boom")).await;
+        assert_eq!(world.ended(&c, &format!("boom{n}")).await.code, "signal");
+        wait("the crash to be counted", async || !scopes(&c).await.is_empty()).await;
+    }
+    assert!(kept(&c, "told").await > Some(0), "it is watched");
+    for n in 4..8 {
+        world.publish("default", &format!("boom{n}"), &job("boom")).await;
+    }
+    let refused = world.status(&c, "boom7", Status::Deferred).await;
+    assert_eq!((refused.code.as_str(), refused.attempt, refused.charged), ("crash_loop", 0, 0));
+    wait("the deferrals to be counted", async || {
+        Scrape::of(at).await.sum("surety_deferrals_total", &[("reason", "crash_loop")]) >= Some(1.0)
+    })
+    .await;
+    world.publish("default", "fine2", &job("fine")).await;
+    assert_eq!(world.ended(&c, "fine2").await.status, Status::Done);
+    wait_logged(&world, "a probe that crashes", async || !witness.of("boom4").is_empty()).await;
+    assert_eq!(world.ended(&c, "boom4").await.code, "signal");
+    witness.touch("mended");
+    for n in 5..8 {
+        assert_eq!(world.ended(&c, &format!("boom{n}")).await.status, Status::Done, "boom{n}");
+    }
+    settled(&world, &c).await;
+    assert!(!scopes(&c).await.contains(&"fine".to_owned()));
+    wait("nothing to be left", async || scopes(&c).await.is_empty()).await;
+    world.publish("default", "calm", &job("boom")).await;
+    assert_eq!(world.ended(&c, "calm").await.status, Status::Done);
+    assert!(scopes(&c).await.is_empty(), "a type that is calm does not ask");
+    let h = world.history(&c).await;
+    h.check().unwrap();
+    let said = &h.jobs["boom7"].events[0].data;
+    assert_eq!((said["reason"].as_str(), said["guard"].as_str()), (Some("crash_loop"), Some("boom")));
+    assert_eq!(worker.stop().await, Some(0));
+    assert_eq!(reaper.stop().await, Some(0));
+}
+
+// Shows: S-03
+#[tokio::test]
+async fn what_has_crashed_is_known_after_everything_was_restarted_in_the_window_and_so_is_a_suppression() {
+    let witness = Witness::default();
+    let mut world = World::with(&(witness.handler("boom", CRASHES) + &guard(4, "10s"))).await;
+    let c = world.connect().await;
+    for round in 0..2 {
+        let mut worker = world.worker(&[], &[]);
+        let mut reaper = world.reaper(&[]);
+        for n in 0..2 {
+            let name = format!("boom{round}{n}");
+            world.publish("default", &name, &job("boom")).await;
+            assert_eq!(world.ended(&c, &name).await.code, "signal");
+        }
+        settled(&world, &c).await;
+        // A worker that is stopped has told the guard what crashed.
+        assert_eq!(worker.stop().await, Some(0));
+        assert_eq!(reaper.stop().await, Some(0));
+        world.redis.kill9().await.unwrap();
+        world.redis.restart().await.unwrap();
+        wait("redis", async || c.store.now_ms().await.is_ok()).await;
+    }
+    witness.touch("mended");
+    world.publish("default", "after", &job("boom")).await;
+    let mut worker = world.worker(&[], &[]);
+    let r = world.until(&c, "after", |r| r.status == Status::Deferred || r.started_ms > 0).await;
+    assert_eq!((r.status, r.code.as_str()), (Status::Deferred, "crash_loop"), "it is four of both times");
+    let mut reaper = world.reaper(&[]);
+    assert_eq!(world.ended(&c, "after").await.status, Status::Done);
+    settled(&world, &c).await;
+    assert_eq!(worker.stop().await, Some(0));
+    assert_eq!(reaper.stop().await, Some(0));
+}
+
+// Shows: J-08
+#[tokio::test]
+async fn a_start_that_fails_for_ever_is_tried_a_few_times_and_then_suppressed_without_a_charge() {
+    let missing = "[handlers.missing]\ncommand = [\"/no/such/program\"]\n";
+    let world = World::with(&(guard(4, "4s") + missing)).await;
+    let c = world.connect().await;
+    let mut worker = world.worker(&[], &[]);
+    let mut reaper = world.reaper(&[]);
+    world.publish("default", "a", &job("missing")).await;
+    let r = world.until(&c, "a", |r| r.code == "crash_loop").await;
+    assert_eq!((r.status, r.attempt, r.charged), (Status::Deferred, 0, 0));
+    let tries = |kinds: &[String]| kinds.iter().filter(|k| *k == "started").count();
+    assert_eq!(tries(&kinds(&world, &c, "a").await), 4);
+    // The probe fails, too: it is suppressed again, for as long as it may be.
+    wait_logged(&world, "a probe", async || tries(&kinds(&world, &c, "a").await) == 5).await;
+    let suppressed = async || {
+        let now = kinds(&world, &c, "a").await;
+        tries(&now) == 5 && world.until(&c, "a", |_| true).await.code == "crash_loop"
+    };
+    wait_logged(&world, "the suppression after it", suppressed).await;
+    assert_eq!(c.store.record(&id("a")).await.unwrap().unwrap().charged, 0);
+    assert_eq!(worker.stop().await, Some(0));
+    assert_eq!(reaper.stop().await, Some(0));
+}
+
+#[tokio::test]
+async fn a_job_that_was_lost_too_often_is_buried_whatever_its_budget() {
+    let witness = Witness::default();
+    let config =
+        witness.handler("work", "until [ -e $W.go ]; do sleep 0.02; done") + "[guards]\nlost_limit = 2\n";
+    let world = World::with(&config).await;
+    let c = world.connect().await;
+    let mut reaper = world.reaper(&[]);
+    world.publish("default", "a", r#"{"type":"work","retry":{"max_retries":20,"backoff":["50ms"]}}"#).await;
+    for n in 1..=2 {
+        let mut worker = world.worker(&["--state-dir", &world.path(&format!("s{n}"))], &[]);
+        wait_logged(&world, "an attempt", async || witness.executions("a") == n).await;
+        worker.kill9().await;
+        world.until(&c, "a", |r| r.lost == u32::try_from(n).unwrap()).await;
+    }
+    let r = world.ended(&c, "a").await;
+    assert_eq!((r.status, r.code.as_str(), r.charged), (Status::Failed, "lost", 2));
+    assert_eq!(kinds(&world, &c, "a").await, ["started", "lost", "started", "finished"]);
+    let h = world.history(&c).await;
+    h.check().unwrap();
+    let receipt = &h.jobs["a"].events[3].data["receipt"];
+    assert_eq!(receipt["error_code"], "lost");
+    let message = receipt["message"].as_str().unwrap();
+    assert!(message.contains("2 attempts were lost") && message.contains("guards.lost_limit"), "{message}");
+    wait("the dead letter", async || dead_letters(&world).await.len() == 1).await;
+    assert_eq!(reaper.stop().await, Some(0));
+}
+
+// Shows: S-06
+#[tokio::test]
+async fn a_probe_whose_worker_dies_opens_the_gate_again_and_the_next_one_is_tried() {
+    let witness = Witness::default();
+    let handler = witness.handler(
+        "fetch",
+        "if [ $SURETY_JOB_ID = first ]; then exit 1; fi; until [ -e $W.go-$SURETY_JOB_ID ]; do sleep 0.02; done",
+    );
+    let rule = "[guards.breaker.all]\nscope = \"{type}\"\nsample = 1\nopen = \"300ms\"\n";
+    let world = World::with(&(handler + rule)).await;
+    let c = world.connect().await;
+    let mut reaper = world.reaper(&[]);
+    let mut one = world.worker(&[], &[]);
+    world.publish("default", "first", &job("fetch")).await;
+    assert_eq!(world.ended(&c, "first").await.status, Status::Failed);
+    for name in ["probe", "next"] {
+        world.publish("default", name, &job("fetch")).await;
+        let was_refused = |r: &surety_common::store::Record| r.code == "circuit_open" || r.started_ms > 0;
+        world.until(&c, name, was_refused).await;
+    }
+    witness.started("probe", 1).await;
+    assert!(witness.of("next").is_empty(), "one probe");
+    one.kill9().await;
+    let mut two = world.worker(&["--state-dir", &world.path("s2")], &[]);
+    assert_eq!(world.ended(&c, "probe").await.code, "attempts_exhausted");
+    // Its death is a failure.
+    wait("the gate to be open again", async || kept(&c, "level").await == Some(2)).await;
+    witness.started("next", 1).await;
+    witness.touch("go-next");
+    assert_eq!(world.ended(&c, "next").await.status, Status::Done);
+    settled(&world, &c).await;
+    assert_eq!(two.stop().await, Some(0));
+    assert_eq!(reaper.stop().await, Some(0));
+}
