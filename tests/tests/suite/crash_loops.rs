@@ -197,6 +197,44 @@ async fn a_job_that_was_lost_too_often_is_buried_whatever_its_budget() {
     assert_eq!(reaper.stop().await, Some(0));
 }
 
+#[tokio::test]
+async fn the_death_of_a_worker_counts_once_whatever_it_ran_and_two_deaths_suppress_the_type() {
+    let witness = Witness::default();
+    let handler = witness.handler("work", "until [ -e $W.go ]; do sleep 0.02; done");
+    let world = World::with(&(handler + &guard(2, "3s"))).await;
+    let c = world.connect().await;
+    let mut reaper = world.reaper(&[]);
+    for name in ["a", "b"] {
+        let body = r#"{"type":"work","retry":{"max_retries":20,"backoff":["50ms"]}}"#;
+        world.publish("default", name, body).await;
+    }
+    for n in 1..=2 {
+        let mut worker = world.worker(&["--state-dir", &world.path(&format!("s{n}"))], &[]);
+        for name in ["a", "b"] {
+            wait_logged(&world, "an attempt", async || witness.executions(name) == n).await;
+        }
+        worker.kill9().await;
+        for name in ["a", "b"] {
+            world.until(&c, name, |r| r.lost == u32::try_from(n).unwrap()).await;
+        }
+        // The first is an attempt that nobody had asked for, and is told by who takes it back; the second held a place.
+        let openings = async || kept(&c, "level").await;
+        wait_logged(&world, "the death to be counted", async || openings().await == Some(n as u64 - 1)).await;
+    }
+    let mut worker = world.worker(&["--state-dir", &world.path("s3")], &[]);
+    for name in ["a", "b"] {
+        world.until(&c, name, |r| r.code == "crash_loop").await;
+    }
+    witness.touch("go");
+    for name in ["a", "b"] {
+        assert_eq!(world.ended(&c, name).await.status, Status::Done);
+        assert_eq!(witness.executions(name), 3);
+    }
+    settled(&world, &c).await;
+    assert_eq!(worker.stop().await, Some(0));
+    assert_eq!(reaper.stop().await, Some(0));
+}
+
 // Shows: S-06
 #[tokio::test]
 async fn a_probe_whose_worker_dies_opens_the_gate_again_and_the_next_one_is_tried() {
