@@ -31,7 +31,7 @@ test: servers ## run every test, against real servers
 	$(CARGO) test --workspace --locked
 
 # Those that look at what Redis has, whatever runs on it. cluster:: runs on one by itself.
-CLUSTER_SUITES := scripts:: model:: clocks:: guards:: pauses:: waiting::
+CLUSTER_SUITES := scripts:: model:: clocks:: guards:: locks:: lock_model:: pauses:: waiting::
 
 test-cluster: servers ## run what concerns Redis once more, on a cluster of three masters
 	$(CARGO) build --workspace --all-targets --locked

@@ -63,6 +63,11 @@ say end $$
         std::fs::exists(format!("{}.{name}", self.path.display())).unwrap()
     }
 
+    /// What handlers wrote into the file `$W.<name>`.
+    pub fn written(&self, name: &str) -> String {
+        std::fs::read_to_string(format!("{}.{name}", self.path.display())).unwrap_or_default()
+    }
+
     /// All lines so far.
     pub fn text(&self) -> String {
         std::fs::read_to_string(&self.path).unwrap_or_default()

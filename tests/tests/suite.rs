@@ -28,6 +28,9 @@ mod suite {
     mod intake;
     mod keepers;
     mod lineage;
+    mod lock_model;
+    mod locks;
+    mod locks_cli;
     mod logins;
     mod logs;
     mod loop_guard;

@@ -28,6 +28,14 @@ pub(crate) fn begin(w: &Arc<Shared>, p: u32, job: InHand, grant: Grant, is_inlin
         w.tracker.spawn(async move { adopt(&w2, p, job, grant).await });
         return;
     }
+    if job.pass.as_ref().is_some_and(|pass| pass.is_over()) {
+        let w2 = w.clone();
+        w.tracker.spawn(async move {
+            tracing::warn!(job_id = %job.decoded.job.id, "granted after what the guards gave may have ended; given back");
+            hand_back(&w2, p, job, &grant).await;
+        });
+        return;
+    }
     let Some(stop) = w.enter(&job.decoded.job.id, grant.epoch, p, job.held.d.carrier()) else {
         let w2 = w.clone();
         w.tracker.spawn(async move {
@@ -40,7 +48,7 @@ pub(crate) fn begin(w: &Arc<Shared>, p: u32, job: InHand, grant: Grant, is_inlin
         stop.fence.cancel();
     }
     if let Some(pass) = &job.pass {
-        guards::keep(w, pass);
+        guards::keep(w, pass, &stop.lock);
     }
     fault::point("claimed");
     // Boxed, so that what is spawned is moved as a pointer.
@@ -108,6 +116,7 @@ async fn execute(w: &Arc<Shared>, p: u32, job: &InHand, grant: &Grant, stop: Sto
             job: document.clone(),
             attempt: grant.attempt,
             epoch: grant.epoch,
+            locks: Arc::new(job.pass.as_ref().map(|pass| pass.locks()).unwrap_or_default()),
             stop: CancellationToken::new(),
             reports: Reports {
                 groups: w.reports.clone(),

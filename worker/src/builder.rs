@@ -13,6 +13,7 @@ use surety_common::{
     store::StoreError,
     telemetry::{ListenError, Server},
     tell::SubjectSink,
+    tend,
     watch::CrashLoop,
 };
 use tokio::sync::{Notify, watch};
@@ -204,11 +205,20 @@ async fn recover(c: &Connected, state: &LocalState, settings: &Settings) -> Resu
         }
         for p in 0..c.store.keys().partitions() {
             while take_back(c, p, &left.session, &crash_loop).await?.is_none_or(|r| r.is_partial) {}
+            free(c, p, settings, &left.session).await;
         }
         tracing::info!(session = %left.session, attempts = left.attempts.len(), "earlier session reconciled");
         left.clear().map_err(failed)?;
     }
     Ok(())
+}
+
+/// Frees what the guards gave to attempts of a dead session. What fails is tended by a reaper, at its own time.
+async fn free(c: &Connected, p: u32, settings: &Settings, session: &SessionId) {
+    let hold_ms = u64::try_from(settings.lease.ttl.as_millis()).unwrap_or(u64::MAX);
+    if let Err(e) = tend::sweep(c, p, hold_ms, 100, session).await {
+        tracing::warn!(%session, error = %e, "what the guards gave to the earlier session ends by itself");
+    }
 }
 
 /// Takes attempts of a dead session back. `None`: the store is being rebuilt; after a pause the caller asks again, because only

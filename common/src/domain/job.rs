@@ -1,6 +1,9 @@
 //! A job as somebody asked for it: checked, typed, without a trace of its wire form.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use jiff::Timestamp;
 use serde_json::value::RawValue;
@@ -26,6 +29,10 @@ pub const SUMMARY_CAP: usize = 512;
 pub const META_ENTRIES: usize = 16;
 /// See [`META_ENTRIES`].
 pub const META_CAP: usize = 256;
+/// Most locks of a job, and the most bytes of the name of one.
+pub const LOCKS: usize = 16;
+/// See [`LOCKS`].
+pub const LOCK_CAP: usize = 256;
 
 /// The times of a contract. `None` takes the default of the worker's configuration; 0 on the wire means the same.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -53,6 +60,8 @@ pub struct Job {
     /// Public one-line description.
     pub summary: Option<String>,
     pub meta: BTreeMap<String, String>,
+    /// Names of what no other attempt may hold while it runs.
+    pub locks: BTreeSet<String>,
     /// The line it comes from; `None`: no handler enqueued it.
     pub lineage: Option<Lineage>,
     pub retry: RetryPolicy,

@@ -74,6 +74,8 @@ pub enum GuardOutcome {
     Neutral = 4,
     /// Lost with the session that held it: counted once for each session.
     Lost = 5,
+    /// It never ran, and what can be kept for it is: it waits for the rest.
+    Kept = 6,
 }
 
 /// One thing to do. `scopes`: positions in the list of the call.
@@ -89,12 +91,14 @@ pub struct GuardItem {
 #[derive(Debug, Clone)]
 pub enum GuardAct {
     /// Whether it may start. `arrival_ms`: its place in a line; `ack_subject`: its delivery, to be woken; `work`: fingerprint of
-    /// what it asks for, where its loop guard is asked, else empty.
-    Ask { arrival_ms: u64, ack_subject: String, work: String },
+    /// what it asks for, where its loop guard is asked, else empty; `keeps`: it was woken in vain too often, and what it could
+    /// have is kept for it while it waits for the rest (the scopes are in the order of all).
+    Ask { arrival_ms: u64, ack_subject: String, work: String, keeps: bool },
     /// Gives back what `token` made. `mark`: the number that a rate limit gave.
     Release { token: String, mark: Option<u64>, outcome: GuardOutcome },
-    /// Keeps what `token` made. `may_restore`: the data set was lost since, so what is gone may be held again.
-    Renew { token: String, may_restore: bool },
+    /// Keeps what `token` made. `may_restore`: the data set was lost since, so what is gone may be held again, `number` being what
+    /// was given with it (a lock's fencing token).
+    Renew { token: String, may_restore: bool, number: u64 },
     /// The attempt was granted: what another delivery of the job made is this one's now.
     Adopt,
     /// Whether its turn came since it joined the line.
@@ -296,9 +300,9 @@ pub(super) fn read_params(text: &str) -> Option<(GuardKind, [u64; 4])> {
 /// What is the same for many: op, text, flag.
 fn header(act: &GuardAct) -> (u8, &str, u8) {
     match act {
-        GuardAct::Ask { work, .. } => (1, work, 0),
+        GuardAct::Ask { work, keeps, .. } => (1, work, u8::from(*keeps)),
         GuardAct::Release { token, outcome, .. } => (2, token, *outcome as u8),
-        GuardAct::Renew { token, may_restore } => (3, token, u8::from(*may_restore)),
+        GuardAct::Renew { token, may_restore, .. } => (3, token, u8::from(*may_restore)),
         GuardAct::Adopt => (4, "", 0),
         GuardAct::Check => (6, "", 0),
         GuardAct::Open => (8, "", 0),
@@ -326,6 +330,7 @@ fn pack_items(packed: &mut Packer, items: &[GuardItem]) {
             match &item.act {
                 GuardAct::Ask { arrival_ms, ack_subject, .. } => packed.text(ack_subject).u48(*arrival_ms),
                 GuardAct::Release { mark: Some(mark), .. } => packed.text(&mark.to_string()).u48(0),
+                GuardAct::Renew { number, .. } => packed.text("").u48(*number),
                 _ => packed.text("").u48(0),
             };
         }

@@ -15,6 +15,7 @@ pub mod guards;
 mod identity;
 pub mod keys;
 mod link;
+pub mod locks;
 mod login;
 pub mod look;
 pub mod open;

@@ -37,7 +37,7 @@ pub fn explain(f: Facts) -> Why {
         promise,
         deadlines,
         attempts,
-        locks: Vec::new(),
+        locks: f.locks.into_iter().map(|l| l.name).collect(),
         carrier,
         unknown: f.unknown,
         asked_at: iso(f.now_ms),

@@ -4,6 +4,7 @@ use crate::{
     broker::queues::LaneState,
     domain::{JobId, pause::Pause},
     guard_view::GuardView,
+    locks::LockView,
     store::{Record, SessionInfo},
     view::JobView,
     wire::event::Event,
@@ -62,6 +63,14 @@ pub struct GuardFacts {
     pub before: Option<u64>,
 }
 
+/// A lock that the job names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LockFacts {
+    pub name: String,
+    /// `None` where nobody holds it and nobody waits.
+    pub now: Option<LockView>,
+}
+
 /// Everything that was found out.
 #[derive(Debug, Clone)]
 pub struct Facts {
@@ -80,6 +89,8 @@ pub struct Facts {
     pub carrier: Option<CarrierFacts>,
     /// `None` where no guard deferred it.
     pub guard: Option<GuardFacts>,
+    /// The locks that its document names, in its order; none where its message is gone.
+    pub locks: Vec<LockFacts>,
     /// The last entry of the job still waits in the outbox.
     pub is_unjournaled: bool,
     /// Its events, in the order of their revisions; the last ones, where there are many.

@@ -3,7 +3,7 @@
 use super::{Facts, Gate, GateCode, GuardFacts};
 use crate::{
     clock::{format_span, iso_millis},
-    domain::{Contract, Status, pause::Target},
+    domain::{Contract, Status, guard::GuardKind, pause::Target},
     store::Record,
 };
 use std::time::Duration;
@@ -175,7 +175,8 @@ fn waiting(f: &Facts, r: &Record, out: &mut Vec<Gate>) {
     }
     paused(f, out);
     if let Some(g) = &f.guard {
-        out.push(guarded(f, r, g));
+        let by_lock = super::locks::busy(f).filter(|_| g.reason == GuardKind::Lock.reason());
+        out.push(by_lock.unwrap_or_else(|| guarded(f, r, g)));
     }
     if r.due_ms > f.now_ms && f.guard.is_none() {
         let why = match (r.status, r.code.as_str()) {

@@ -6,6 +6,7 @@ use std::{collections::BTreeMap, time::Duration};
 use super::{
     CarrierFacts, Facts, GuardFacts, MessageFacts, OwnerFacts, QueueFacts, Why,
     explain::{EVENTS_SHOWN, explain},
+    locks,
 };
 use crate::{
     broker::place::Carrier,
@@ -52,6 +53,7 @@ pub async fn gather(c: &Connected, id: &JobId, overstay: Duration) -> Result<Opt
         queue: None,
         carrier: None,
         guard: None,
+        locks: Vec::new(),
         is_unjournaled: false,
         events: Vec::new(),
         is_cut: false,
@@ -73,6 +75,8 @@ pub async fn gather(c: &Connected, id: &JobId, overstay: Duration) -> Result<Opt
         });
     }
     whereabouts(c, &mut f).await;
+    let read = locks::read(c, std::mem::take(&mut f.locks)).await;
+    note(&mut f.unknown, "its locks", read, |l| f.locks = l);
     let (queue, from_ms) = journal_part(&seen);
     let mut story =
         Story { job: id.clone(), attempts: BTreeMap::new(), last: BTreeMap::new(), is_cut: false };
@@ -170,6 +174,7 @@ async fn whereabouts(c: &Connected, f: &mut Facts) {
             return;
         }
     };
+    f.locks = found.message.as_ref().map(|m| locks::named(&m.payload)).unwrap_or_default();
     f.carrier = Some(CarrierFacts {
         name,
         message: found.message.map(|m| MessageFacts {

@@ -7,13 +7,14 @@ mod explain;
 mod facts;
 mod gate;
 mod gather;
+mod locks;
 #[cfg(test)]
 mod tests;
 
 use serde::Serialize;
 
 pub use explain::explain;
-pub use facts::{CarrierFacts, Facts, GuardFacts, MessageFacts, OwnerFacts, QueueFacts};
+pub use facts::{CarrierFacts, Facts, GuardFacts, LockFacts, MessageFacts, OwnerFacts, QueueFacts};
 pub use gather::{gather, why};
 
 use crate::{view::JobView, wire::event::Event};
@@ -34,7 +35,7 @@ pub struct Why {
     pub deadlines: Vec<Deadline>,
     /// Attempts of this generation, as the journal tells them.
     pub attempts: Vec<AttemptTold>,
-    /// Names of locks that it holds or waits for: none in this release.
+    /// Names of the locks that it holds, or waits for.
     pub locks: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub carrier: Option<CarrierSeen>,

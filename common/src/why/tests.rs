@@ -8,6 +8,7 @@ use crate::{
         pause::{Pause, Target},
     },
     guard_view::GuardView,
+    locks::{LockOwner, LockView},
     store::{Record, SessionInfo},
 };
 
@@ -73,6 +74,7 @@ fn facts(r: Record) -> Facts {
         store_closed: None,
         queue: None,
         guard: None,
+        locks: vec![],
         is_unjournaled: false,
         events: vec![],
         is_cut: false,
@@ -232,6 +234,42 @@ fn a_deferred_job_is_told_its_guard_and_its_slot_or_its_place_in_line() {
     let w = explain(f);
     assert_eq!(w.gate.until, at(NOW + 2500));
     assert!(w.gate.what.ends_with("its slot is in 2s"), "{}", w.gate.what);
+}
+
+#[test]
+fn a_job_that_waits_for_a_lock_is_told_which_and_who_has_it() {
+    let owner = |job: &str| LockOwner {
+        job: job.into(),
+        generation: 1,
+        attempt: Some(2),
+        epoch: Some(9),
+        session: Some("s1".into()),
+        host: Some("h2".into()),
+        pid: Some(7),
+        is_offer: false,
+        held_ms: Some(61_000),
+        until: None,
+    };
+    let lock = |name: &str, job: &str| LockFacts {
+        name: name.into(),
+        now: Some(LockView { name: name.into(), owner: Some(owner(job)), token: 1, waiting: 3 }),
+    };
+    let r = Record { code: "lock_busy".into(), due_ms: NOW - 5, ..record(Status::Deferred) };
+    let mut f = facts(r);
+    // What the journal told last may be another lock by now.
+    let (reason, label) = ("lock_busy".into(), "free".into());
+    f.guard = Some(GuardFacts { reason, label, now: None, before: None });
+    let free = LockFacts { name: "free".into(), now: None };
+    f.locks = vec![free, lock("kept", "a"), lock("repo", "other")];
+    let w = explain(f.clone());
+    assert_eq!(codes(&w), [GateCode::Guarded]);
+    assert_eq!(
+        w.gate.what,
+        "the lock \"repo\" keeps it waiting: job other, attempt 2, at h2, process 7 has it since 1m 1s; 3 wait for it"
+    );
+    assert_eq!(w.locks, ["free", "kept", "repo"]);
+    f.locks.truncate(2);
+    assert!(explain(f).gate.what.starts_with("the guard \"free\" keeps it waiting: lock_busy"));
 }
 
 #[test]

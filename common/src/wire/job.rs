@@ -1,6 +1,9 @@
 //! The job document: what a producer in any language publishes (`docs/protocol.md`, `schema/job.json`).
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use jiff::Timestamp;
 use schemars::JsonSchema;
@@ -12,7 +15,7 @@ use crate::{
     clock::{format_span, parse_span},
     domain::{
         ErrorCode, Job, JobId, QueueName, Requester, RetryPolicy, Terms, TypeName,
-        job::{KEY_CAP, META_CAP, META_ENTRIES, PAYLOAD_CAP, SUMMARY_CAP},
+        job::{KEY_CAP, LOCK_CAP, LOCKS, META_CAP, META_ENTRIES, PAYLOAD_CAP, SUMMARY_CAP},
         text,
     },
 };
@@ -46,6 +49,9 @@ pub struct JobDocument {
     /// Free labels: at most 16 names and values of at most 256 bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub meta: Option<BTreeMap<String, String>>,
+    /// Names of locks, all of which an attempt holds while it runs, and nobody else: at most 16, each once, of 1 to 256 bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub locks: Option<Vec<String>>,
     /// Id of the job whose handler enqueued this one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent: Option<String>,
@@ -121,6 +127,7 @@ const FIELDS: [(&str, &[&str]); 4] = [
             "key",
             "summary",
             "meta",
+            "locks",
             "parent",
             "root",
             "depth",
@@ -241,6 +248,7 @@ pub fn check(doc: JobDocument, id: JobId, queue: QueueName) -> Result<Job, Refus
             }
         }
     }
+    let locks = locks(doc.locks, &mut note);
     let mut span = |field: &str, given: Option<&String>| -> Option<Duration> {
         match parse_span(given?) {
             Ok(d) => (!d.is_zero()).then_some(d),
@@ -302,6 +310,7 @@ pub fn check(doc: JobDocument, id: JobId, queue: QueueName) -> Result<Job, Refus
             key: doc.key,
             summary: doc.summary,
             meta: doc.meta.unwrap_or_default(),
+            locks,
             lineage,
             retry,
             terms,
@@ -310,6 +319,26 @@ pub fn check(doc: JobDocument, id: JobId, queue: QueueName) -> Result<Job, Refus
         }),
         _ => Err(Refused { code: ErrorCode::InvalidJob, problems }),
     }
+}
+
+/// The locks of a document; what is wrong with them is noted.
+fn locks(
+    given: Option<Vec<String>>,
+    note: &mut impl FnMut(&str, &dyn std::fmt::Display),
+) -> BTreeSet<String> {
+    let given = given.unwrap_or_default();
+    if given.len() > LOCKS {
+        note("locks", &format!("{} names; the cap is {LOCKS}", given.len()));
+    }
+    let mut all = BTreeSet::new();
+    for name in given {
+        if name.is_empty() || name.len() > LOCK_CAP || name.contains('\0') {
+            note("locks", &format!("a name must have 1 to {LOCK_CAP} bytes, and no zero among them"));
+        } else if let Some(twice) = all.replace(name) {
+            note("locks", &format!("{:?} is there twice", text::cut(&twice, 80)));
+        }
+    }
+    all
 }
 
 /// The document of a job, as the client publishes it: only what differs from the defaults.
@@ -335,6 +364,7 @@ pub fn document(job: &Job) -> JobDocument {
         key: job.key.clone(),
         summary: job.summary.clone(),
         meta: (!job.meta.is_empty()).then(|| job.meta.clone()),
+        locks: (!job.locks.is_empty()).then(|| job.locks.iter().cloned().collect()),
         parent: None,
         root: None,
         depth: None,
@@ -470,8 +500,24 @@ mod tests {
     }
 
     #[test]
+    fn locks_are_each_named_once_and_not_too_long() {
+        let job = read(r#"{"type":"a","locks":["b","repo:acme/site","ü"]}"#).unwrap();
+        assert_eq!(job.locks.iter().collect::<Vec<_>>(), ["b", "repo:acme/site", "ü"]);
+        let long = "x".repeat(257);
+        let body = format!(r#"{{"type":"a","locks":["a","a","","{long}","\u0000"]}}"#);
+        let e = read(&body).unwrap_err();
+        assert_eq!(e.code, ErrorCode::InvalidJob);
+        assert_eq!(e.problems.len(), 4, "{e}");
+        assert!(e.problems[0].contains("\"a\" is there twice"), "{e}");
+        let many: Vec<String> = (0..17).map(|n| n.to_string()).collect();
+        let e = read(&serde_json::json!({"type": "a", "locks": many}).to_string()).unwrap_err();
+        assert_eq!(e.to_string(), "locks: 17 names; the cap is 16");
+        assert!(read(&serde_json::json!({"type": "a", "locks": many[..16]}).to_string()).is_ok());
+    }
+
+    #[test]
     fn what_the_client_writes_the_worker_reads() {
-        let job = read(r#"{"type":"a","payload":[1,2],"key":"k","meta":{"x":"y"},"parent":"p","root":"r","depth":4,"retry":{"max_retries":1},"contract":{"finish":"90m"}}"#).unwrap();
+        let job = read(r#"{"type":"a","payload":[1,2],"key":"k","meta":{"x":"y"},"locks":["l"],"parent":"p","root":"r","depth":4,"retry":{"max_retries":1},"contract":{"finish":"90m"}}"#).unwrap();
         let body = serde_json::to_vec(&document(&job)).unwrap();
         let again = check(parse(&body).unwrap(), job.id.clone(), job.queue.clone()).unwrap();
         assert_eq!((again.root().as_str(), again.depth()), ("r", 4));

@@ -105,7 +105,8 @@ pub async fn guards(plan: &Plan, crowd: usize, say: &dyn Fn(&str)) -> Result<Gua
         member: format!("nobody-{i}/1"),
         scopes: vec![0],
     };
-    let ask = || GuardAct::Ask { arrival_ms: 0, ack_subject: String::new(), work: String::new() };
+    let ask =
+        || GuardAct::Ask { arrival_ms: 0, ack_subject: String::new(), work: String::new(), keeps: false };
     let taken: Vec<GuardItem> = (0..SLOTS).map(|i| item(&ask, i)).collect();
     let token = bed.c.store.guard(0, None, hold_ms, &scope, &taken).await?.token;
     let client = bed.client().await?;

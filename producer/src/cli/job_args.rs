@@ -33,6 +33,9 @@ pub(super) struct JobArgs {
     /// A free label; may be repeated
     #[arg(long, value_name = "NAME=VALUE")]
     meta: Vec<String>,
+    /// A lock that it holds while it runs, and nobody else; may be repeated: it starts when it has all of them
+    #[arg(long = "lock", value_name = "NAME")]
+    locks: Vec<String>,
     /// Retries after the first attempt, 0 to 1000 [default: 3]
     #[arg(long, value_name = "N")]
     max_retries: Option<u32>,
@@ -95,6 +98,9 @@ impl JobArgs {
                 .split_once('=')
                 .ok_or_else(|| Failure::input(format!("--meta {pair:?} is not NAME=VALUE")))?;
             doc.meta.get_or_insert_default().insert(name.to_owned(), value.to_owned());
+        }
+        if !self.locks.is_empty() {
+            doc.locks.get_or_insert_default().extend(self.locks.iter().cloned());
         }
         if self.max_retries.is_some() || !self.backoff.is_empty() {
             let r: &mut RetryDocument = doc.retry.get_or_insert_default();

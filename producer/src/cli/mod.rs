@@ -14,6 +14,7 @@ mod events;
 pub(crate) mod failure;
 mod guards;
 mod job_args;
+mod locks;
 mod lookup;
 mod members;
 mod pause;
@@ -113,6 +114,7 @@ enum Command {
     Resume(pause::resume::ResumeArgs),
     Workers(workers::WorkersArgs),
     Guards(guards::GuardsArgs),
+    Locks(locks::LocksArgs),
     Doctor(doctor::DoctorArgs),
     Dlq(dlq::DlqArgs),
     Schedule(schedule::ScheduleArgs),
@@ -213,6 +215,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Resume(a) => Box::pin(pause::resume::run(&cx, a)).await,
         Command::Workers(a) => workers::run(&cx, a).await,
         Command::Guards(a) => guards::run(&cx, a).await,
+        Command::Locks(a) => locks::run(&cx, a).await,
         Command::Doctor(a) => doctor::run(&cx, a).await,
         Command::Dlq(a) => dlq::run(&cx, a).await,
         Command::Schedule(a) => schedule::run(&cx, a).await,

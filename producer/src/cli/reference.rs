@@ -9,7 +9,7 @@ use serde_json::Value;
 use surety_common::{cancel::Report, wire::event::Event};
 
 use super::{
-    Cli, EXIT_CODES, audit, batch, dev, dlq, doctor, enqueue, events, guards, pause, provision, purge,
+    Cli, EXIT_CODES, audit, batch, dev, dlq, doctor, enqueue, events, guards, locks, pause, provision, purge,
     queues, replay, schedule, shell, watch, workers,
 };
 use crate::{bench, demo};
@@ -51,6 +51,8 @@ fn shapes() -> Vec<(&'static str, &'static str, Value)> {
         ("workers", "", of::<workers::Answer>()),
         ("guards", "", of::<guards::Answer>()),
         ("guards reset", "", of::<guards::Reset>()),
+        ("locks", "", of::<locks::Answer>()),
+        ("locks release", "", of::<surety_common::locks::Released>()),
         ("doctor", "", of::<doctor::Report>()),
         ("dlq list", "", of::<dlq::Page>()),
         ("dlq show", "", of::<dlq::Shown>()),

@@ -97,6 +97,14 @@ impl JobBuilder {
         self
     }
 
+    /// Adds a lock: an attempt starts when it has all of them, and nobody else has one while it runs. At most 16 names of 1 to
+    /// 256 bytes.
+    #[must_use]
+    pub fn lock(mut self, name: impl Into<String>) -> Self {
+        self.document.locks.get_or_insert_default().push(name.into());
+        self
+    }
+
     /// The job whose handler enqueues this one; it is taken as the root, unless the client knows it better
     /// ([`Client::with_lineage`](super::Client::with_lineage)).
     #[must_use]

@@ -9,7 +9,7 @@ use super::support::{Hand, World};
 
 fn ask(member: &str) -> GuardItem {
     GuardItem {
-        act: GuardAct::Ask { arrival_ms: 1, ack_subject: String::new(), work: String::new() },
+        act: GuardAct::Ask { arrival_ms: 1, ack_subject: String::new(), work: String::new(), keeps: false },
         member: member.to_owned(),
         scopes: vec![0],
     }

@@ -47,7 +47,7 @@ impl Rule for ExpiredSessions {
                     let r = lost_session(&x.c, p, &session, x.batch, &CrashLoop::new(&x.settings)).await?;
                     done.acted += r.lost;
                     if !r.is_alive {
-                        super::guards::sweep(x, p, session.as_str()).await?;
+                        super::guards::sweep(x, p, &session).await?;
                     }
                     if !r.is_alive && !r.is_partial {
                         metrics::reaper().sessions_expired.inc();

@@ -2,10 +2,10 @@
 //! forgotten. What a dead session held is freed at once by [`sweep`].
 
 use surety_common::{
-    connect::Connected,
-    store::{GuardAct, GuardItem, Scope, StoreError},
-    wake::{open, wake},
-    watch::tell,
+    domain::ids::SessionId,
+    store::{Scope, StoreError},
+    tend,
+    wake::open,
 };
 
 use crate::rule::{Context, Done, Look, Rule, Step, Verdict};
@@ -48,7 +48,7 @@ impl Rule for Guards {
                 done.is_partial |= due.len() == x.batch;
                 let scopes: Vec<Scope> = due.into_iter().map(|s| s.scope).collect();
                 let over = super::pauses::over(&x.c, scopes.iter()).await?;
-                let woken = tend(&x.c, p, hold_ms(x), scopes, "").await?;
+                let woken = tend::tend(&x.c, p, hold_ms(x), scopes, None).await?;
                 // That many are woken by one call at most.
                 done.is_partial |= woken >= MOST_WAKES;
                 done.acted += woken;
@@ -66,40 +66,6 @@ fn hold_ms(x: &Context) -> u64 {
 }
 
 /// Frees what a dead session held, in every scope of a partition: before its holds end by themselves.
-pub(crate) async fn sweep(x: &Context, p: u32, session: &str) -> Result<(), StoreError> {
-    let mut skip = 0;
-    loop {
-        // What is tended may move behind the others, or away: a scope that is missed ends by its time.
-        let found = x.c.store.guard_scopes(p, u64::MAX / 4096, skip, x.batch).await?;
-        let n = found.len();
-        let scopes = found.into_iter().map(|s| s.scope).collect();
-        tend(&x.c, p, hold_ms(x), scopes, session).await?;
-        if n < x.batch {
-            return Ok(());
-        }
-        skip += n;
-    }
-}
-
-async fn tend(
-    c: &Connected,
-    p: u32,
-    hold_ms: u64,
-    scopes: Vec<Scope>,
-    session: &str,
-) -> Result<usize, StoreError> {
-    if scopes.is_empty() {
-        return Ok(0);
-    }
-    let item = |place| GuardItem {
-        act: GuardAct::Tend { session: session.to_owned() },
-        member: String::new(),
-        scopes: vec![place],
-    };
-    let items: Vec<GuardItem> = (0u16..).take(scopes.len()).map(item).collect();
-    let answer = c.store.guard(p, None, hold_ms, &scopes, &items).await?;
-    let woken = answer.woken.len();
-    tell(c, &scopes, &answer.watched, answer.now_ms).await;
-    wake(c, p, hold_ms, &scopes, answer.woken).await;
-    Ok(woken)
+pub(crate) async fn sweep(x: &Context, p: u32, session: &SessionId) -> Result<(), StoreError> {
+    tend::sweep(&x.c, p, hold_ms(x), x.batch, session).await
 }

@@ -183,7 +183,7 @@ fn one(value: &str, offer_ms: u64) -> Scope {
 /// The line of a scope is asked for by hand: the test itself holds its slot. Gives the token.
 async fn hold(c: &Connected, scope: &Scope) -> String {
     let p = scope.partition(c.store.keys().partitions());
-    let act = GuardAct::Ask { arrival_ms: 1, ack_subject: String::new(), work: String::new() };
+    let act = GuardAct::Ask { arrival_ms: 1, ack_subject: String::new(), work: String::new(), keeps: false };
     let ask = GuardItem { act, member: "test/1".into(), scopes: vec![0] };
     let answer = c.store.guard(p, None, 600_000, std::slice::from_ref(scope), &[ask]).await.unwrap();
     assert_eq!(answer.replies, [GuardReply::Passes(vec![1])]);

@@ -57,7 +57,8 @@ pub(super) async fn plain(r: &Redis) -> redis::aio::MultiplexedConnection {
 }
 
 pub(super) fn ask(member: &str, arrival_ms: u64, scopes: &[u16]) -> GuardItem {
-    let act = GuardAct::Ask { arrival_ms, ack_subject: format!("ack.{member}"), work: String::new() };
+    let act =
+        GuardAct::Ask { arrival_ms, ack_subject: format!("ack.{member}"), work: String::new(), keeps: false };
     GuardItem { act, member: member.to_owned(), scopes: scopes.to_vec() }
 }
 
@@ -255,13 +256,15 @@ impl Model {
 
     fn renew(&mut self, at: usize, call: &mut Call<'_>, member: &str, token: &str, may_restore: bool) -> u8 {
         let mine = Held { until: call.now + call.hold_ms, by: By::Call(token.to_owned()) };
+        // A lock that another has by now is lost.
+        let is_to_be_had = !self.is_lock() || (may_restore && self.held.len() < self.limit());
         match self.held.get(member) {
             Some(held) if held.by == mine.by => {
                 call.idle.remove(&at);
                 self.held.insert(member.to_owned(), mine);
                 1
             }
-            None if (may_restore || !self.is_lock()) && !self.line.iter().any(|(_, m)| m == member) => {
+            None if is_to_be_had && !self.line.iter().any(|(_, m)| m == member) => {
                 call.idle.remove(&at);
                 self.above |= self.held.len() >= self.limit();
                 self.held.insert(member.to_owned(), mine);
@@ -308,7 +311,7 @@ fn serve(
                     models[*m].drop(*at, call, member, token);
                 }
             }
-            GuardAct::Renew { token, may_restore } => {
+            GuardAct::Renew { token, may_restore, .. } => {
                 let renew =
                     its.iter().map(|(at, m)| models[*m].renew(*at, call, member, token, *may_restore));
                 replies.push(GuardReply::Renewed(renew.collect()));
@@ -469,6 +472,7 @@ impl Case {
                         arrival_ms,
                         ack_subject: format!("ack.{job}.{arrival}"),
                         work: String::new(),
+                        keeps: false,
                     },
                 )
             }
@@ -477,7 +481,7 @@ impl Case {
             }
             Op::Leave { job, scopes } => of(job, scopes, give(OFFER.to_owned())),
             Op::Renew { job, scopes, token: t, may_restore } => {
-                of(job, scopes, GuardAct::Renew { token: token(t), may_restore: *may_restore })
+                of(job, scopes, GuardAct::Renew { token: token(t), may_restore: *may_restore, number: 0 })
             }
             Op::Adopt { job, scopes } => of(job, scopes, GuardAct::Adopt),
             Op::Check { job, scope } => item(GuardAct::Check, &member(*job), &[*scope]),

@@ -197,7 +197,12 @@ async fn ask(store: &Store, limits: &LoopLimits, asks: &[(u8, u8)]) -> Vec<(u64,
     let items: Vec<GuardItem> = asks
         .iter()
         .map(|(member, work)| GuardItem {
-            act: GuardAct::Ask { arrival_ms: 1, ack_subject: String::new(), work: format!("work{work}") },
+            act: GuardAct::Ask {
+                arrival_ms: 1,
+                ack_subject: String::new(),
+                work: format!("work{work}"),
+                keeps: false,
+            },
             member: format!("m{member}/1"),
             scopes: vec![0],
         })

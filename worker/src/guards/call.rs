@@ -3,7 +3,7 @@
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use surety_common::{
-    domain::guard::loops::Over,
+    domain::guard::{GuardKind, loops::Over},
     store::{GuardAct, GuardItem, GuardOutcome, GuardReply, Guarded, Scope, StoreError, Watched, Woken},
     wake, watch,
 };
@@ -143,6 +143,7 @@ async fn call(w: &Arc<Shared>, p: u32, asks: Vec<Asking>, others: Vec<Request>) 
                 arrival_ms: asking.job.held.d.stored_ms,
                 ack_subject: asking.job.held.d.ack_subject.to_string(),
                 work: asking.work.clone(),
+                keeps: keeps(&asking.job),
             },
         });
     }
@@ -214,9 +215,21 @@ async fn answered(
         }
     }
     let mut job = asking.job;
+    let is_patient = keeps(&job);
+    let is_for_long = !matches!(scope.kind, GuardKind::Rate | GuardKind::Concurrency | GuardKind::Lock);
+    if let Some(pass) = job.pass.as_mut().filter(|_| !is_for_long && is_patient) {
+        pass.keeps();
+    }
     job.pass = None;
     let p = w.c.store.keys().partition(&job.decoded.job.id);
     w.lanes.defer(p, Deferral { job, scope: scope.clone(), until, asked_ms: now_ms });
+}
+
+/// A job that came so often and was let in by some of its guards, but never by all at once, keeps what it gets from then on.
+const KEEPS_AFTER: u64 = 8;
+
+fn keeps(job: &InHand) -> bool {
+    job.held.d.delivered > KEEPS_AFTER
 }
 
 /// None of them may start: the store was not to be asked.

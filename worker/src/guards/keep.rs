@@ -6,25 +6,39 @@ use std::{
 };
 
 use surety_common::{
-    domain::ids::SessionId,
-    store::{GuardAct, GuardItem, GuardOutcome, GuardReply, Guarded, StoreError, group::GROUP_CAP},
+    domain::{guard::GuardKind, ids::SessionId},
+    store::{GuardAct, GuardItem, GuardOutcome, GuardReply, Guarded, Scope, StoreError, group::GROUP_CAP},
 };
 
 use super::{
     Hold, Pass, Request,
     call::{Table, after},
+    is_held,
 };
-use crate::shared::Shared;
+use crate::{handler::LostLock, shared::Shared};
+
+/// What an attempt that runs holds.
+struct Held {
+    holds: Vec<Hold>,
+    /// Ends it.
+    lost: LostLock,
+}
+
+impl Held {
+    fn has(&self, hold: &Hold) -> bool {
+        self.holds.iter().any(|h| h.token == hold.token)
+    }
+}
 
 /// State of a renewed hold: it was gone, and is there again.
 const HELD_AGAIN: u8 = 2;
 
 /// What attempts that run hold, by member.
 #[derive(Default)]
-pub(crate) struct Kept(Mutex<HashMap<Arc<str>, Vec<Hold>>>);
+pub(crate) struct Kept(Mutex<HashMap<Arc<str>, Held>>);
 
 impl Kept {
-    fn all(&self) -> MutexGuard<'_, HashMap<Arc<str>, Vec<Hold>>> {
+    fn all(&self) -> MutexGuard<'_, HashMap<Arc<str>, Held>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -32,32 +46,42 @@ impl Kept {
     pub(crate) fn forget(&self, member: &str, holds: &[Hold]) {
         let mut all = self.all();
         let is_of_these = |k: &Hold| holds.iter().any(|h| h.token == k.token);
-        if all.get(member).is_some_and(|kept| kept.iter().any(is_of_these)) {
+        if all.get(member).is_some_and(|kept| kept.holds.iter().any(is_of_these)) {
             all.remove(member);
         }
     }
 
     fn is_kept(&self, hold: &Hold) -> bool {
-        self.all().get(&hold.member).is_some_and(|kept| kept.iter().any(|k| k.token == hold.token))
+        self.all().get(&hold.member).is_some_and(|kept| kept.has(hold))
     }
 
     fn in_partition(&self, p: u32) -> Vec<Hold> {
-        self.all().values().flatten().filter(|h| h.partition == p).cloned().collect()
+        self.all().values().flat_map(|h| &h.holds).filter(|h| h.partition == p).cloned().collect()
     }
 
-    fn is_known_in(&self, p: u32, member: &str, data_set: &Arc<str>) {
+    fn is_known_in(&self, of: &Hold, data_set: &Arc<str>) {
         let mut all = self.all();
-        for hold in all.get_mut(member).into_iter().flatten().filter(|h| h.partition == p) {
+        let holds = all.get_mut(&of.member).map(|h| h.holds.iter_mut());
+        for hold in holds.into_iter().flatten().filter(|h| h.token == of.token) {
             hold.known_in = data_set.clone();
+        }
+    }
+
+    /// A lock of a hold is gone. Nothing follows where its attempt has ended meanwhile and gave it back.
+    fn lose(&self, of: &Hold, lock: &Scope) {
+        let all = self.all();
+        if let Some(held) = all.get(&of.member).filter(|kept| kept.has(of)) {
+            tracing::error!(member = %of.member, lock = lock.label, "a lock was lost: its attempt is killed");
+            held.lost.lose(&lock.label);
         }
     }
 }
 
-/// An attempt runs: what it holds is kept from now on, until its pass is dropped.
-pub(crate) fn keep(w: &Shared, pass: &Pass) {
+/// An attempt runs: what it holds is kept from now on, until its pass is dropped. `lost` is told when it lost a lock.
+pub(crate) fn keep(w: &Shared, pass: &Pass, lost: &LostLock) {
     let holds: Vec<Hold> = pass.holds.iter().filter(|h| h.is_kept()).cloned().collect();
     if !holds.is_empty() {
-        w.guards.kept.all().insert(pass.member.clone(), holds);
+        w.guards.kept.all().insert(pass.member.clone(), Held { holds, lost: lost.clone() });
     }
 }
 
@@ -82,39 +106,52 @@ pub(crate) async fn adopt(w: &Arc<Shared>, session: &SessionId, pass: &mut Pass)
 pub(crate) async fn renew(w: &Arc<Shared>, session: &SessionId, p: u32) -> Result<(), StoreError> {
     let kept = w.guards.kept.in_partition(p);
     let data_set = w.c.store.data_set(p);
-    for holds in kept.chunks(GROUP_CAP) {
+    // One item for each scope: what may have to be held again has a number of its own.
+    let each: Vec<(&Hold, &Scope, u64)> = kept
+        .iter()
+        .flat_map(|h| h.scopes.iter().filter(|(s, _)| is_held(s.kind)).map(move |(s, n)| (h, s, *n)))
+        .collect();
+    for group in each.chunks(GROUP_CAP) {
         let mut table = Table::default();
-        let items: Vec<GuardItem> = holds
+        let items: Vec<GuardItem> = group
             .iter()
-            .map(|h| GuardItem {
-                act: GuardAct::Renew { token: h.token.to_string(), may_restore: h.known_in != data_set },
+            .map(|(h, scope, number)| GuardItem {
+                act: GuardAct::Renew {
+                    token: h.token.to_string(),
+                    may_restore: h.known_in != data_set,
+                    number: *number,
+                },
                 member: h.member.to_string(),
-                scopes: h.scopes.iter().map(|(s, _)| table.place(s)).collect(),
+                scopes: vec![table.place(scope)],
             })
             .collect();
         let answer = w.c.store.guard(p, Some(session), w.hold_ms(), &table.scopes, &items).await?;
-        for (hold, reply) in holds.iter().zip(answer.replies) {
+        for ((hold, scope, _), reply) in group.iter().zip(answer.replies) {
             let GuardReply::Renewed(states) = reply else { continue };
-            w.guards.kept.is_known_in(p, &hold.member, &data_set);
             // Ordering: its attempt ended while this call was on its way, so that it may have come after the release.
             if states.contains(&HELD_AGAIN) && !w.guards.kept.is_kept(hold) {
-                w.lanes.guard(p, Request::release(w, hold.clone(), None, GuardOutcome::Neutral));
+                w.lanes.guard(p, Request::release(w, (*hold).clone(), None, GuardOutcome::Neutral));
                 continue;
             }
-            for ((scope, _), _) in hold.scopes.iter().zip(states).filter(|(_, state)| *state != 1) {
-                let kind = scope.kind.name();
-                tracing::warn!(member = %hold.member, scope = scope.label, kind, "what it held was gone");
+            match states.first() {
+                Some(0) if scope.kind == GuardKind::Lock => w.guards.kept.lose(hold, scope),
+                Some(1) => {}
+                _ => {
+                    let kind = scope.kind.name();
+                    tracing::warn!(member = %hold.member, scope = scope.label, kind, "what it held was gone");
+                }
             }
         }
         after(w, p, &table.scopes, answer.woken, answer.watched, answer.now_ms);
+    }
+    for hold in &kept {
+        w.guards.kept.is_known_in(hold, &data_set);
     }
     Ok(())
 }
 
 #[cfg(test)]
 mod tests {
-    use surety_common::{domain::guard::GuardKind, store::Scope};
-
     use super::*;
 
     fn hold(token: &str) -> Hold {
@@ -133,7 +170,8 @@ mod tests {
     fn the_end_of_another_delivery_of_a_job_leaves_what_its_attempt_holds() {
         let kept = Kept::default();
         let mine = hold("mine");
-        kept.all().insert(mine.member.clone(), vec![mine.clone()]);
+        let held = Held { holds: vec![mine.clone()], lost: LostLock::default() };
+        kept.all().insert(mine.member.clone(), held);
         for other in [vec![], vec![hold("other")]] {
             kept.forget("a/1", &other);
             assert!(kept.is_kept(&mine), "a slot of an attempt that runs is not renewed any more");

@@ -53,17 +53,23 @@ impl Guards {
         CrashLoop::new(&self.live.now()).scope(kind)
     }
 
-    /// The scopes of a job, in the order of their rules.
+    /// The scopes of a job: those of the rules, in their order, and its locks.
     fn scopes(&self, job: &Job) -> Vec<Scope> {
         let now = self.live.now();
         let rules = now.guard_rules.iter().filter(|r| r.is_for(job));
-        rules.filter_map(|r| scope(&now, r, job)).collect()
+        let lock = |name: &String| Scope::new(GuardKind::Lock, "", name, [1, offer_ms(&now), 0, 0]);
+        rules.filter_map(|r| scope(&now, r, job)).chain(job.locks.iter().map(lock)).collect()
     }
+}
+
+/// How long an offered slot stands (ms).
+fn offer_ms(now: &Settings) -> u64 {
+    u64::try_from(now.guards.offer.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn scope(now: &Settings, rule: &GuardRule, job: &Job) -> Option<Scope> {
     let value = rule.scope.render(job)?;
-    let offer_ms = u64::try_from(now.guards.offer.as_millis()).unwrap_or(u64::MAX);
+    let offer_ms = offer_ms(now);
     let params = match rule.limits {
         Limits::Rate(r) => [r.interval_us, r.tolerance_us, 0, 0],
         Limits::Concurrency(slots) => [slots, offer_ms, 0, 0],
@@ -135,6 +141,7 @@ fn by_partition(w: &Shared, scopes: Vec<Scope>) -> Vec<(u32, Vec<Scope>)> {
     }
     // Everybody asks in the same order, so that no two jobs keep each other from both.
     rest.sort_by_key(|(p, _)| std::cmp::Reverse(*p));
+    rest.iter_mut().for_each(|(_, here)| here.sort_by(|a, b| a.hash.cmp(&b.hash)));
     rest
 }
 

@@ -3,12 +3,17 @@
 use std::sync::Arc;
 
 use surety_common::{
+    clock::boot_ms,
     domain::guard::GuardKind,
     store::{GuardOutcome, Scope, guards::member},
 };
 
 use super::{Request, is_held};
-use crate::{hand::InHand, handler::Ended, shared::Shared};
+use crate::{
+    hand::InHand,
+    handler::{Ended, Locks},
+    shared::Shared,
+};
 
 /// What one call gave, in one partition.
 #[derive(Debug, Clone)]
@@ -42,6 +47,8 @@ pub(crate) struct Pass {
     pub(crate) has_asked: bool,
     /// That guard, where it was not asked and has to be told: with the name under which it is told once.
     report: Option<(Scope, String)>,
+    /// When it began to ask (boot-time clock, ms).
+    since: u64,
 }
 
 impl Pass {
@@ -55,6 +62,7 @@ impl Pass {
             outcome: GuardOutcome::Undone,
             has_asked: false,
             report: None,
+            since: boot_ms(),
         }
     }
 
@@ -75,6 +83,24 @@ impl Pass {
                 scopes: made.into(),
             });
         }
+    }
+
+    /// The job waits for something else: what can be kept for it is, when this is dropped.
+    pub(crate) fn keeps(&mut self) {
+        self.outcome = GuardOutcome::Kept;
+    }
+
+    /// Whether the claim took so long that what is held may have ended meanwhile: the rule of the session's lease.
+    pub(crate) fn is_over(&self) -> bool {
+        let lease = &self.w.settings.lease;
+        let trusted = u64::try_from(lease.ttl.saturating_sub(lease.margin).as_millis()).unwrap_or(0);
+        self.holds.iter().any(Hold::is_kept) && boot_ms() >= self.since + trusted
+    }
+
+    /// The locks in it, each with its fencing token.
+    pub(crate) fn locks(&self) -> Locks {
+        let all = self.holds.iter().flat_map(|h| h.scopes.iter());
+        all.filter(|(s, _)| s.kind == GuardKind::Lock).map(|(s, n)| (s.label.clone(), *n)).collect()
     }
 
     fn holds(&self, scope: &Scope) -> bool {
@@ -113,6 +139,7 @@ fn outcome(ended: &Ended) -> GuardOutcome {
         Ended::NotStarted { .. } => GuardOutcome::Crashed,
         Ended::Failed { code, .. } => match code {
             C::Signal | C::Oom | C::PidsLimit | C::Lost => GuardOutcome::Crashed,
+            C::LockLost => GuardOutcome::Neutral,
             _ => GuardOutcome::WentWrong,
         },
         // Its lease was taken: it is lost.

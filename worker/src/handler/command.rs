@@ -18,7 +18,7 @@ use surety_common::{
 };
 
 use super::{
-    Attempt, Detail, Ended,
+    Attempt, Detail, Ended, Stop,
     control::{Heard, Line},
 };
 use crate::{
@@ -61,6 +61,10 @@ impl CommandHandler {
         // For the handler's information only; the keeper measures the limit itself.
         let deadline = surety_common::clock::wall_now() + a.timeout;
         set("SURETY_DEADLINE", deadline.to_string());
+        if !a.context.locks().is_empty() {
+            // Texts and numbers always serialize.
+            set("SURETY_LOCKS", serde_json::to_string(a.context.locks()).unwrap_or_default());
+        }
         if let Some(l) = &job.lineage {
             set(caller::PARENT, l.parent().to_string());
         }
@@ -120,10 +124,15 @@ impl CommandHandler {
         if let Err(e) = self.state.end(&a.session, a.context.id(), a.context.epoch) {
             tracing::warn!(job_id = %a.context.id(), error = %e, "cannot remove the local attempt record");
         }
-        Self::judge(config, heard, exit, a.timeout)
+        Self::judge(config, heard, exit, a.timeout, &a.stop)
     }
 
-    fn judge(config: &Handler, heard: Heard, exit: Exit, timeout: Duration) -> Ended {
+    fn judge(config: &Handler, heard: Heard, exit: Exit, timeout: Duration, stop: &Stop) -> Ended {
+        // It is killed as a fenced one is; but its lease is good, so it has a say.
+        let is_killed = exit.cause == Cause::Stopped(StopReason::Fenced) && !stop.fence.is_cancelled();
+        if let Some((code, class, message)) = stop.lock.failure().filter(|_| is_killed) {
+            return Ended::Failed { code, class, message, detail: detail(&heard, exit) };
+        }
         let end = match (&exit.cause, exit.status) {
             (Cause::Stopped(StopReason::Shutdown), _) => return Ended::Stopped,
             (Cause::Stopped(StopReason::Cancelled), _) => return Ended::Cancelled,
@@ -149,16 +158,20 @@ impl CommandHandler {
                 code,
                 class,
                 message: message(code, &exit, &heard, timeout),
-                detail: Detail {
-                    exit_code: if let ExitStatusKind::Code(c) = exit.status { Some(c) } else { None },
-                    signal: if let ExitStatusKind::Signal(s) = exit.status { Some(s) } else { None },
-                    iteration: heard.said.iteration.map(|(n, _)| n),
-                    stdout_tail: exit.stdout_tail,
-                    stderr_tail: exit.stderr_tail,
-                    output_truncated: exit.output_truncated,
-                },
+                detail: detail(&heard, exit),
             },
         }
+    }
+}
+
+fn detail(heard: &Heard, exit: Exit) -> Detail {
+    Detail {
+        exit_code: if let ExitStatusKind::Code(c) = exit.status { Some(c) } else { None },
+        signal: if let ExitStatusKind::Signal(s) = exit.status { Some(s) } else { None },
+        iteration: heard.said.iteration.map(|(n, _)| n),
+        stdout_tail: exit.stdout_tail,
+        stderr_tail: exit.stderr_tail,
+        output_truncated: exit.output_truncated,
     }
 }
 
@@ -167,7 +180,7 @@ async fn follow(running: &RunningAttempt, a: &Attempt) -> (Heard, Exit) {
     let mut heard = Heard::default();
     let stopper = running.stopper();
     let mut lines_open = true;
-    let mut stopping = false;
+    let (mut stopping, mut killing) = (false, false);
     loop {
         tokio::select! {
             line = running.next_line(), if lines_open => match line {
@@ -191,8 +204,13 @@ async fn follow(running: &RunningAttempt, a: &Attempt) -> (Heard, Exit) {
                 },
             },
             exit = running.wait(), if !lines_open => return (heard, exit),
-            () = a.stop.fence.cancelled(), if !stopping => {
-                stopping = true;
+            // At once, also where it was asked to stop and takes its time.
+            () = a.stop.fence.cancelled(), if !killing => {
+                (stopping, killing) = (true, true);
+                stopper.stop(StopReason::Fenced);
+            }
+            () = a.stop.lock.lost(), if !killing => {
+                (stopping, killing) = (true, true);
                 stopper.stop(StopReason::Fenced);
             }
             () = a.stop.cancel.cancelled(), if !stopping => {

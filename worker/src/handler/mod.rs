@@ -4,13 +4,20 @@ pub(crate) mod command;
 pub(crate) mod control;
 mod rust;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use serde_json::value::RawValue;
 use surety_common::domain::{ErrorCode, FailureClass, Job, JobId, Lineage};
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use rust::RustHandler;
+
+/// Locks by name, each with its fencing token.
+pub(crate) type Locks = BTreeMap<String, u64>;
 
 /// What a Rust handler is given.
 #[derive(Debug, Clone)]
@@ -20,6 +27,7 @@ pub struct JobContext {
     pub attempt: u32,
     /// Fencing token of this attempt: grows with every attempt of the job.
     pub epoch: u64,
+    pub(crate) locks: Arc<Locks>,
     pub(crate) stop: CancellationToken,
     pub(crate) reports: control::Reports,
 }
@@ -52,7 +60,13 @@ impl JobContext {
             .map_err(|e| HandlerError::give_up(format!("payload: {e}")))
     }
 
-    /// Resolves when the attempt should stop: time limit, cancel, shutdown, lost lease. The future of the handler is dropped soon
+    /// The locks that this attempt holds, each with its fencing token: a number that grows with every holder of the lock, so
+    /// that whatever is protected by it can refuse what comes from an earlier one.
+    pub fn locks(&self) -> &BTreeMap<String, u64> {
+        &self.locks
+    }
+
+    /// Resolves when the attempt should stop: time limit, cancel, shutdown, lost lease, lost lock. The future of the handler is dropped soon
     /// after; in-process code cannot be killed, only asked.
     pub async fn stopped(&self) {
         self.stop.cancelled().await;
@@ -138,6 +152,35 @@ pub(crate) struct Stop {
     pub(crate) fence: CancellationToken,
     /// The job is to be cancelled: stop, then say so.
     pub(crate) cancel: CancellationToken,
+    /// A lock is lost: die at once, then say so.
+    pub(crate) lock: LostLock,
+}
+
+/// Says which lock of an attempt was lost, once one was.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct LostLock {
+    is_lost: CancellationToken,
+    name: Arc<OnceLock<String>>,
+}
+
+impl LostLock {
+    /// The attempt does not hold this lock any more. Of several the first counts.
+    pub(crate) fn lose(&self, name: &str) {
+        self.name.get_or_init(|| name.to_owned());
+        self.is_lost.cancel();
+    }
+
+    /// Resolves when a lock is lost.
+    pub(crate) async fn lost(&self) {
+        self.is_lost.cancelled().await;
+    }
+
+    /// How the attempt ends by it, if one was lost.
+    pub(crate) fn failure(&self) -> Option<(ErrorCode, FailureClass, String)> {
+        let name = self.name.get()?;
+        let message = format!("the lock {name:?} was lost: another may hold it");
+        Some((ErrorCode::LockLost, ErrorCode::LockLost.class(), message))
+    }
 }
 
 /// One attempt, as handlers see it.

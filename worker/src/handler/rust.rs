@@ -27,7 +27,7 @@ impl RustHandler {
         Self(Arc::new(move |c| Box::pin(run(c))))
     }
 
-    /// Runs the handler. At the time limit, at an abort and at a fence its future is dropped; a panic is a failure.
+    /// Runs the handler. At the time limit, at an abort, at a fence and when a lock is lost its future is dropped; a panic is a failure.
     pub(crate) async fn run(&self, a: Attempt) -> Ended {
         let ask = a.context.stop.clone();
         let work = AssertUnwindSafe((self.0)(a.context)).catch_unwind();
@@ -55,6 +55,13 @@ impl RustHandler {
                     failed(ErrorCode::HandlerError, FailureClass::Retryable, format!("the handler panicked: {text}"))
                 }
             },
+            () = a.stop.lock.lost() => {
+                ask.cancel();
+                match a.stop.lock.failure() {
+                    Some((code, class, message)) => failed(code, class, message),
+                    None => Ended::Stopped,
+                }
+            }
             () = a.stop.abort.cancelled() => {
                 ask.cancel();
                 Ended::Stopped

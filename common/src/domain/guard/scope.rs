@@ -5,7 +5,7 @@ use std::fmt;
 use crate::domain::Job;
 
 /// Longest rendered scope (bytes); a longer one is told apart by its hash all the same, and shown cut.
-pub const SHOWN: usize = 200;
+pub const SHOWN: usize = 256;
 
 /// One piece of a template.
 #[derive(Debug, Clone, PartialEq, Eq)]

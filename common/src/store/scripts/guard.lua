@@ -3,9 +3,10 @@
 -- ARGV[1] adds: [6] for how long a hold lasts unless renewed (ms), [7] number of scopes.
 -- ARGV[3] packed: the scopes (kind, a, b, c, d, hash, label), then the items.
 -- Item: op, text, flag, scopes (two bytes each, base 255, from 1), number of members; then for each: member, more, number.
---   1 ask     text: what it asks for (loops); more: ack subject; number: arrival (ms)
+--   1 ask     text: what it asks for (loops); more: ack subject; number: arrival (ms); flag: 1 = it was woken in vain
+--             too often, and keeps what it gets
 --   2 release text: token; more: the mark that `take` gave or ''; flag: how it ended
---   3 renew   text: token; flag: 1 = may hold again what is gone
+--   3 renew   text: token; flag: 1 = may hold again what is gone; number: what was given with it
 --   4 adopt   the attempt was granted: what others made for it is its own
 --   5 tend    text: a session that is dead, or ''
 --   6 check   whether its turn came since it joined the line
@@ -35,7 +36,7 @@ for s = 1, n_scopes do
   local k = FIRST_JOB + 1 + 4 * (s - 1)
   hashes[s] = hash
   scopes[s] = { place = s, kind = kind, a = a, b = b, c = c, d = d, hash = hash, label = label, state = KEYS[k + 1],
-    hold = KEYS[k + 2], wait = KEYS[k + 3], asleep = KEYS[k + 4], members = {}, sets = {}, of = KINDS[kind] }
+    hold = KEYS[k + 2], wait = KEYS[k + 3], asleep = KEYS[k + 4], store = KEYS[1], members = {}, sets = {}, of = KINDS[kind] }
 end
 
 -- An item is for all members to whom the same is done; `member`, `more` and `number` of it are those of the one whose turn it is.
@@ -93,7 +94,7 @@ local function passes(a, b)
 end
 
 local function ask(item)
-  local member, refused, by, number, limit = item.member, nil, nil, nil, nil
+  local member, refused, by, number, at, limit = item.member, nil, nil, nil, 0, nil
   local keeper = item.keeper
   if keeper then item.was_counted, item.is_second = keeper.of.has(keeper, member) end
   for j = 1, #item do
@@ -101,7 +102,7 @@ local function ask(item)
     -- What stops comes first; a booked slot before a line; a line before a slot that could be booked, the latest of those.
     local rank = how == STOP and 4 or how == WAIT and 3 or how == QUEUE and 2 or how == BOOK and 1 or 0
     if rank > (refused or 0) or (rank > 0 and rank == refused and rank ~= 2 and ms > number) then
-      refused, by, number, limit = rank, item[j], ms, which
+      refused, by, number, at, limit = rank, item[j], ms, j, which
     end
   end
   if not refused then
@@ -113,9 +114,15 @@ local function ask(item)
     for j = 1, #item do answer[j + 1] = item[j].of.take(item[j], member, item) end
     return answer
   end
+  -- What comes before a line in the order that everybody keeps, and all that is there when a slot was booked, it may keep.
+  local keeps = item.flag == 1 and (by.of == Slots and at or by.of == Rate and #item + 1) or 0
   for j = 1, #item do
     local sc = item[j]
-    if sc.of.decline and not (refused == 2 and sc == by) then sc.of.decline(sc, member) end
+    if j < keeps and sc.of.reserve then
+      sc.of.reserve(sc, member, nil, by.of == Rate and number)
+    elseif sc.of.decline and not (refused == 2 and sc == by) then
+      sc.of.decline(sc, member)
+    end
   end
   if refused == 4 then return { 3, by.place, number, limit } end
   if refused == 2 then
@@ -131,10 +138,17 @@ local function done(item, member)
     answer = gate == RESTORED and { 4 } or ask(item)
   elseif op == 2 then
     local mark = item.more ~= '' and tonumber(item.more) or nil
-    for j = 1, #item do item[j].of.drop(item[j], member, item.text, item.flag, mark) end
+    for j = 1, #item do
+      local of = item[j].of
+      if item.flag == KEPT and of.reserve then
+        of.reserve(item[j], member, item.text)
+      else
+        of.drop(item[j], member, item.text, item.flag == KEPT and UNDONE or item.flag, mark)
+      end
+    end
   elseif op == 3 then
     answer = { 5 }
-    for j = 1, #item do answer[j + 1] = item[j].of.renew(item[j], member, item.text, item.flag == 1) end
+    for j = 1, #item do answer[j + 1] = item[j].of.renew(item[j], member, item) end
   elseif op == 4 then
     local may = true
     for j = 1, #item do may = may and (not item[j].of.may_adopt or item[j].of.may_adopt(item[j], member)) end

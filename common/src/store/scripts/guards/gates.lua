@@ -274,7 +274,8 @@ do
     let_go(sc)
   end
 
-  function Gates.renew(sc, member, token)
+  function Gates.renew(sc, member, item)
+    local token = item.text
     local value = sc.held[member]
     if not value then
       put(sc, member, now + hold_ms, 0, token)

@@ -1,12 +1,13 @@
 -- Slots: at most `a` attempts of a scope at once; a lock is a scope with one slot and a counter that only grows.
--- Params: a = slots, b = how long an offer stands (ms). State: `fence` (locks).
+-- Params: a = slots, b = how long an offer stands (ms). State (locks): `fence`, the last fencing token; `since`, when that was.
 -- `hold`: hash member -> until (six bytes, ms) .. token; the token is that of the call which created it, or of an offer: "?", how
 -- often it was made (a digit), ack subject. `wait`: zset member -> arrival. `asleep`: hash member -> ack subject.
 -- An offer is a slot that came free and is kept for a waiter whose carrier was woken. A wake may be lost (whoever sent it died, the
 -- nak met the sleeper's own): so it is repeated while the offer stands, and when it ends: the waiter then comes by itself.
+-- Made no times: what is kept for a job that waits for something else; nobody is woken for it.
 -- Rule: while somebody waits, no slot is free; so nobody overtakes.
 
-local Slots = { fields = { 'fence' } }
+local Slots = { fields = { 'fence', 'since' } }
 
 -- A script has room for 200 locals: what only this kind needs ends with it.
 do
@@ -14,10 +15,13 @@ do
 local OFFER, OFFER_BYTE = '?', 63
 -- Wakes of one offer.
 local OFFER_TRIES = 5
+-- What a job keeps while it waits for something else ends after this long (ms), and is looked at before: the job may be over.
+local KEPT_FOR, LOOKED_AT = 3600000, 30000
 
 local function held_until(value) return (struct.unpack('<I6', value)) end
 local function token_of(value) return string.sub(value, 7) end
 local function is_offer(value) return string.byte(value, 7) == OFFER_BYTE end
+local function is_reserved(value) return is_offer(value) and string.byte(value, 8) == 48 end
 
 -- What this call gives, the same to everybody.
 local own_until = now + hold_ms
@@ -85,6 +89,13 @@ local function offer_again(sc, member, value)
   end
 end
 
+-- Not woken, for want of an ack subject; but who has its outcome already leaves its place.
+local function look_again(sc, member, until_)
+  if until_ <= now then return free(sc, member) end
+  if #wakes < MOST_WAKES then wake(sc, member, '') end
+  look_at(sc, math.min(until_, now + LOOKED_AT))
+end
+
 -- Takes away what nobody holds any more: not renewed in time, or of the session that is named.
 local function reclaim(sc, of_session)
   local all = redis.call('HGETALL', sc.hold)
@@ -98,7 +109,13 @@ local function reclaim(sc, of_session)
     if value then
       local until_ = held_until(value)
       if is_offer(value) then
-        if until_ <= now then offer_again(sc, member, value) else look_at(sc, until_) end
+        if is_reserved(value) then
+          look_again(sc, member, until_)
+        elseif until_ <= now then
+          offer_again(sc, member, value)
+        else
+          look_at(sc, until_)
+        end
       elseif until_ <= now or (theirs and string.sub(value, -#theirs) == theirs) then
         free(sc, member)
       else
@@ -142,6 +159,20 @@ end
 -- What another delivery held may be gone since, and somebody else have the slot.
 function Slots.may_adopt(sc, member) return not Slots.judge(sc, member) end
 
+-- Above every token that this lock ever gave, wherever that may have gone: an idle lock leaves nothing behind but the highest of
+-- all that are forgotten (`fence` of the store); a data set that was lost, a base in time. Not by the clock alone: it may be set back.
+local function next_fence(sc)
+  local above = math.max(sc.fence, base)
+  if sc.fence == 0 then above = math.max(above, tonumber(redis.call('HGET', sc.store, 'fence') or 0)) end
+  return math.max(above + 1, now)
+end
+
+local function remember_fence(sc)
+  if sc.fence > tonumber(redis.call('HGET', sc.store, 'fence') or 0) then
+    redis.call('HSET', sc.store, 'fence', string.format('%.0f', sc.fence))
+  end
+end
+
 -- Whoever was granted the attempt has the slot, whoever created it.
 function Slots.adopt(sc, member)
   local value = sc.held[member]
@@ -151,9 +182,8 @@ function Slots.adopt(sc, member)
   sc.given[member] = true
   if sc.kind ~= LOCK then return 1 end
   if is_repeated then return sc.fence end
-  -- Above every counter of before, also where those are forgotten: an idle lock leaves nothing behind.
-  sc.fence = math.max(sc.fence + 1, now)
-  sc.changed = true
+  sc.fence, sc.changed = next_fence(sc), true
+  set(sc, 'since', now)
   return sc.fence
 end
 
@@ -184,6 +214,17 @@ function Slots.decline(sc, member)
   end
 end
 
+-- A line that moves only where several locks are free at once would be passed by for ever by who needs one of them: so they are
+-- kept. Everybody keeps only what comes before what it waits for, in one order: nobody waits in a circle.
+function Slots.reserve(sc, member, token, slot)
+  local value = sc.held[member]
+  local is_its = value and (token and token_of(value) == token or not token and is_offer(value))
+  if not is_its and (value or sc.n >= sc.a or sc.waiting > 0) then return end
+  leave_queue(sc, member)
+  put(sc, member, slot and slot + sc.b or now + KEPT_FOR, OFFER .. '0')
+  look_at(sc, now + LOOKED_AT)
+end
+
 function Slots.drop(sc, member, token)
   local value = sc.held[member]
   if value and (token == OFFER and is_offer(value) or string.find(value, token, 7, true) == 7 and #value == 6 + #token) then
@@ -195,24 +236,25 @@ function Slots.drop(sc, member, token)
 end
 
 -- 1 renewed, 0 it is gone, 2 it was gone and is held again. An attempt that runs does have a slot, whatever the limit says; a
--- lock is held again only after a loss of data. Who stands in line runs no more.
-function Slots.renew(sc, member, token, may_restore)
-  local value = sc.held[member]
+-- lock is held again only after a loss of data, and where nobody else has it. Who stands in line runs no more.
+function Slots.renew(sc, member, item)
+  local value, token = sc.held[member], item.text
   if value and token_of(value) == token then
     put(sc, member, now + hold_ms, token)
     return 1
   end
-  if not value and (may_restore or sc.kind ~= LOCK) and not redis.call('ZSCORE', sc.wait, member) then
-    put(sc, member, now + hold_ms, token)
-    return 2
-  end
-  return 0
+  local is_lost = sc.kind == LOCK and (item.flag ~= 1 or sc.n >= sc.a)
+  if value or is_lost or redis.call('ZSCORE', sc.wait, member) then return 0 end
+  put(sc, member, now + hold_ms, token)
+  if sc.kind == LOCK then sc.fence, sc.changed = math.max(sc.fence, item.number), true end
+  return 2
 end
 
 function Slots.tend(sc, of_session)
   reclaim(sc, of_session)
   promote(sc)
   sc.is_idle = sc.n == 0 and sc.waiting == 0
+  if sc.is_idle then remember_fence(sc) end
 end
 
 function Slots.write(sc)
