@@ -118,7 +118,7 @@ async fn what_cannot_be_scheduled_is_refused_in_one_line() {
         (&["--at", "2030-01-01T00:00:00"], "write it like 2027-01-01T09:30:00Z"),
         (&["--in", "0s"], "not in the future"),
         (&["--in", "5"], "not a duration"),
-        (&["--in", "99999999h"], "longer than time can be told"),
+        (&["--in", "99999999h"], "longer than a hundred years"),
         (&["--in", "1h", "--at", "2030-01-01T00:00:00Z"], "cannot be used with"),
         (&["--in", "1h", "--queue", "defualt"], "did you mean \"default\"?"),
     ] {

@@ -3,7 +3,11 @@
 use std::{collections::BTreeSet, process::Stdio};
 
 use serde_json::Value;
-use surety_common::broker::journal::Entry;
+use surety_common::{
+    broker::journal::Entry,
+    domain::guard::GuardKind,
+    store::{GuardAct, GuardItem, Scope},
+};
 use tokio::io::{AsyncBufReadExt, BufReader};
 
 use super::support::{Hand, Said, World};
@@ -201,6 +205,25 @@ async fn json_is_what_the_reference_says() {
     };
     c.broker.journal(&c.publisher, &entry).await.unwrap().stored().await.unwrap();
     compare("audit", "", &run(&["audit"]).await.exits(1));
+
+    compare("pause", "", &run(&["pause", "--type", "thumbnail", "--reason", "r", "--for", "1h"]).await);
+    compare("pause", "With --list", &run(&["pause", "--list"]).await);
+    compare("resume", "", &run(&["resume", "--type", "thumbnail"]).await);
+    let rate = Scope::new(GuardKind::Rate, "api", "acme", [600_000_000, 0, 0, 0]);
+    let lock = Scope::new(GuardKind::Lock, "", "repo", [1, 5000, 0, 0]);
+    let ask = |scope: Scope| {
+        let act =
+            GuardAct::Ask { arrival_ms: 1, ack_subject: String::new(), work: String::new(), keeps: false };
+        let item = GuardItem { act, member: "a/1".to_owned(), scopes: vec![0] };
+        let store = c.store.clone();
+        async move { store.guard(0, None, 60_000, &[scope], &[item]).await.unwrap() }
+    };
+    ask(rate).await;
+    ask(lock).await;
+    compare("guards", "", &run(&["guards"]).await);
+    compare("guards reset", "", &run(&["guards", "reset", "api: acme"]).await);
+    compare("locks", "", &run(&["locks"]).await);
+    compare("locks release", "", &run(&["locks", "release", "repo", "--force"]).await);
 
     // These start servers of their own, and their own tests read what they write.
     let elsewhere = ["dev", "bench", "demo"];

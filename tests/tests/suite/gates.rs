@@ -14,7 +14,7 @@ use surety_common::{
 };
 use surety_tests::{
     scrape::{Scrape, address},
-    witness::{Witness, kinds, settled},
+    witness::{Witness, id, kinds, settled},
     world::{World, wait},
 };
 
@@ -29,7 +29,7 @@ async fn call(w: &Scripts, scope: &Scope, member: &str, act: GuardAct) -> Guarde
 }
 
 fn ask(arrival_ms: u64) -> GuardAct {
-    GuardAct::Ask { arrival_ms, ack_subject: format!("ack.{arrival_ms}"), work: String::new() }
+    GuardAct::Ask { arrival_ms, ack_subject: format!("ack.{arrival_ms}"), work: String::new(), keeps: false }
 }
 
 fn tend() -> GuardAct {
@@ -127,8 +127,19 @@ async fn a_bad_target_is_paused_a_good_one_goes_on_and_a_probe_that_succeeds_end
     .await;
     world.publish("default", "good", &call_of("good")).await;
     assert_eq!(world.ended(&c, "good").await.status, Status::Done);
-    let started = || (0..10).filter(|n| !witness.of(&format!("bad{n}")).is_empty()).count();
-    wait("a probe that fails", async || started() > 4).await;
+    let has_failed = async |n: u32| {
+        let record = c.store.record(&id(&format!("bad{n}"))).await.ok().flatten();
+        record.is_some_and(|r| r.status == Status::Failed)
+    };
+    wait("a probe that fails", async || {
+        for n in 4..10 {
+            if has_failed(n).await {
+                return true;
+            }
+        }
+        false
+    })
+    .await;
     witness.touch("mended");
     for n in 0..10 {
         world.ended(&c, &format!("bad{n}")).await;

@@ -148,7 +148,7 @@ impl Model {
         use GuardOutcome as O;
         let is_breaker = kind(&self.gate) == GuardKind::Breaker;
         let is_bad = match outcome {
-            O::Undone | O::Neutral => return,
+            O::Undone | O::Neutral | O::Kept => return,
             O::WentWell => false,
             O::WentWrong => is_breaker,
             O::Crashed | O::Lost => true,
@@ -281,6 +281,7 @@ async fn drive(w: &Scripts, n: usize, gate: Gate, ops: &[Op]) -> Result<(), Test
                     arrival_ms: member,
                     ack_subject: format!("ack.{member}"),
                     work: String::new(),
+                    keeps: false,
                 };
                 send(w, &scope, &sessions[session], member, act).await
             }
