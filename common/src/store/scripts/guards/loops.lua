@@ -20,6 +20,14 @@ function Loops.load(sc, state)
   end
 end
 
+-- Workers may not delete keys: emptied, they are gone.
+local function empty(sc)
+  redis.call('ZREMRANGEBYSCORE', sc.wait, '-inf', '+inf')
+  local all, works = redis.call('HGETALL', sc.hold), {}
+  for i = 1, #all, 2 do works[#works + 1] = all[i] end
+  in_slices('HDEL', sc.hold, works)
+end
+
 local function of_work(sc, work)
   local n = sc.works[work]
   if not n then
@@ -53,7 +61,7 @@ function Loops.renew() return 1 end
 function Loops.turn() return true end
 
 local function forget(sc)
-  redis.call('DEL', sc.wait, sc.hold)
+  empty(sc)
   sc.is_over, sc.is_idle, sc.n, sc.counted, sc.works = true, true, 0, {}, {}
 end
 
@@ -68,7 +76,7 @@ Loops.reset = forget
 function Loops.write(sc)
   if #sc.add > 0 then
     if sc.is_over then
-      redis.call('DEL', sc.wait, sc.hold)
+      empty(sc)
       sc.since = now
       set(sc, 'since', string.format('%.0f', now))
     end
