@@ -561,7 +561,7 @@ impl Case {
 
     async fn same(&self, m: &Model) -> Result<(), TestCaseError> {
         let mut c = self.plain.clone();
-        let [state, hold, wait, asleep] = self.store.keys().guard(0, &m.scope.hash);
+        let [_, hold, wait, asleep] = self.store.keys().guard(0, &m.scope.hash);
         let held: BTreeMap<String, Vec<u8>> = c.hgetall(hold).await.unwrap();
         let read = |v: &Vec<u8>| {
             let mut until = [0; 8];
