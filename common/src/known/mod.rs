@@ -2,7 +2,7 @@
 //! (`docs/redis-loss.md`), and for one record that cannot be read ([`crate::mend`]).
 //!
 //! 1. [`fold`]: what the journal says of each job, with little memory. Pure.
-//! 2. [`record`]: from that, and from what the job's message says, to a record.
+//! 2. [`mod@record`]: from that, and from what the job's message says, to a record.
 
 pub mod fold;
 pub mod record;
