@@ -100,7 +100,8 @@ async def main() -> int:
     except (Error, OSError) as error:
         say(f"no NATS at {a.nats}: {error}")
         return 2
-    js = nc.jetstream()
+    # A broker that is busy may take its time to describe a stream and to make a consumer.
+    js = nc.jetstream(timeout=30)
 
     # Remembered before the first publish, so that no outcome is missed.
     info = await js.stream_info(f"{a.namespace.upper()}_EVENTS")

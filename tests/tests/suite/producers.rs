@@ -81,8 +81,9 @@ async fn a_python_script_written_from_the_protocol_enqueues_jobs_and_reads_their
 
     // What a handler refuses for good is an outcome too, and the script hears of it.
     let out = run(&["--type", "words", "--payload", r#"{"text":7}"#]).await.unwrap();
-    assert_eq!(out.status.code(), Some(1));
-    let receipt: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+    let said = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert_eq!(out.status.code(), Some(1), "{said}");
+    let receipt: serde_json::Value = serde_json::from_slice(&out.stdout).expect(&said);
     assert_eq!(
         (receipt["outcome"].as_str(), receipt["error_code"].as_str()),
         (Some("failed"), Some("handler_error"))
