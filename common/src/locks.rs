@@ -183,9 +183,13 @@ pub async fn release(
         return Ok(answer(false, Some(owner), lock.waiting, text));
     }
     let item = GuardItem {
-        act: GuardAct::Release { token: holder.token.clone(), mark: None, outcome: GuardOutcome::Neutral },
-        member: holder.member.clone(),
-        scopes: vec![0],
+        act: GuardAct::Release {
+            token: holder.token.as_str().into(),
+            mark: None,
+            outcome: GuardOutcome::Neutral,
+        },
+        member: holder.member.as_str().into(),
+        scopes: vec![0].into(),
     };
     let scopes = [lock.scope.clone()];
     let done = c.store.guard(lock.partition, None, hold_ms, &scopes, &[item]).await?;

@@ -23,9 +23,9 @@ pub async fn tend(
         return Ok(0);
     }
     let item = |place| GuardItem {
-        act: GuardAct::Tend { session: session.map(|s| s.as_str().to_owned()).unwrap_or_default() },
-        member: String::new(),
-        scopes: vec![place],
+        act: GuardAct::Tend { session: session.map(|s| s.as_str().into()).unwrap_or_default() },
+        member: "".into(),
+        scopes: vec![place].into(),
     };
     let items: Vec<GuardItem> = (0u16..).take(scopes.len()).map(item).collect();
     let answer = c.store.guard(p, None, hold_ms, &scopes, &items).await?;

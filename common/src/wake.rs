@@ -23,14 +23,15 @@ pub async fn wake(c: &Connected, p: u32, hold_ms: u64, scopes: &[Scope], mut wok
         let mut items = Vec::new();
         for (sleeper, record) in woken.iter().zip(records) {
             if record.as_ref().is_some_and(|r| is_over(r, &sleeper.member)) {
+                let place = u16::try_from(sleeper.scope).unwrap_or(u16::MAX);
                 items.push(GuardItem {
                     act: GuardAct::Release {
-                        token: OFFER.to_owned(),
+                        token: OFFER.into(),
                         mark: None,
                         outcome: GuardOutcome::Neutral,
                     },
-                    member: sleeper.member.clone(),
-                    scopes: vec![u16::try_from(sleeper.scope).unwrap_or(u16::MAX)],
+                    member: sleeper.member.as_str().into(),
+                    scopes: vec![place].into(),
                 });
             } else if let Err(e) = give_back(c, sleeper, record.as_ref()).await {
                 tracing::warn!(member = sleeper.member, error = %e, "not woken; it comes back by itself");
@@ -39,7 +40,9 @@ pub async fn wake(c: &Connected, p: u32, hold_ms: u64, scopes: &[Scope], mut wok
         if items.is_empty() {
             return;
         }
-        woken = match c.store.guard(p, None, hold_ms, scopes, &items).await {
+        let answer = c.store.guard(p, None, hold_ms, scopes, &items).await;
+        drop(items);
+        woken = match answer {
             Ok(answer) => answer.woken,
             Err(e) => {
                 tracing::warn!(error = %e, "places of jobs that have ended stay taken until their offers end");
@@ -55,7 +58,7 @@ pub async fn open(c: &Connected, slot: &Slot) -> Result<usize, StoreError> {
     let p = scope.first().map_or(0, |s| s.partition(c.store.keys().partitions()));
     let mut n = 0;
     loop {
-        let item = GuardItem { act: GuardAct::Open, member: String::new(), scopes: vec![0] };
+        let item = GuardItem { act: GuardAct::Open, member: "".into(), scopes: vec![0].into() };
         let woken = c.store.guard(p, None, 0, &scope, &[item]).await?.woken;
         if woken.is_empty() {
             return Ok(n);

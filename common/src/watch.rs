@@ -42,11 +42,11 @@ impl CrashLoop {
 pub async fn lost(c: &Connected, guard: &CrashLoop, types: &BTreeSet<&str>, name: &str) {
     let hold_ms = guard.hold_ms;
     for scope in types.iter().filter_map(|t| guard.scope(t)) {
-        let act = GuardAct::Report { mark: name.to_owned(), outcome: GuardOutcome::Crashed };
+        let act = GuardAct::Report { mark: name.into(), outcome: GuardOutcome::Crashed };
         let p = scope.partition(c.store.keys().partitions());
         let scopes = [scope];
         // A member that holds nothing.
-        let item = GuardItem { act, member: "-".to_owned(), scopes: vec![0] };
+        let item = GuardItem { act, member: "-".into(), scopes: vec![0].into() };
         match c.store.guard(p, None, hold_ms, &scopes, &[item]).await {
             Ok(answer) => {
                 tell(c, &scopes, &answer.watched, answer.now_ms).await;

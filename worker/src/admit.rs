@@ -13,7 +13,7 @@ use surety_common::{
 
 use crate::{
     guards,
-    hand::{Held, InHand, Settle, Slot},
+    hand::{Carried, Held, Settle, Slot},
     meter::Reason,
     pauses::Verdict,
     session::Session,
@@ -54,7 +54,7 @@ pub(crate) fn admit(w: &Arc<Shared>, session: &Arc<Session>, queue: &QueueName, 
     }
     let p = w.c.store.keys().partition(&decoded.job.id);
     let timeout = w.timeout(&decoded.job);
-    let job = InHand { held, decoded, handler, timeout, adopt: String::new(), pass: None };
+    let job = Box::new(Carried { held, decoded, handler, timeout, adopt: String::new(), pass: None });
     match verdict {
         Verdict::Paused(pause) => guards::hold(w, job, &pause),
         Verdict::Free | Verdict::Unknown => guards::start(w, p, job),

@@ -80,8 +80,11 @@ impl Held {
     }
 }
 
-/// A job in hand, to be claimed or running.
-pub(crate) struct InHand {
+/// A job in hand, to be claimed or running. It is large and goes from lane to lane: as a pointer.
+pub(crate) type InHand = Box<Carried>;
+
+/// What is in hand with a job.
+pub(crate) struct Carried {
     pub(crate) held: Held,
     pub(crate) decoded: Decoded,
     pub(crate) handler: AnyHandler,

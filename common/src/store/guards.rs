@@ -1,5 +1,7 @@
 //! Guards and locks: one call asks, gives back and renews for many jobs of a partition (`scripts/guard.lua`).
 
+use std::borrow::{Borrow, Cow};
+
 use super::{
     group::GROUP_CAP,
     packed::Packer,
@@ -80,25 +82,25 @@ pub enum GuardOutcome {
 
 /// One thing to do. `scopes`: positions in the list of the call.
 #[derive(Debug, Clone)]
-pub struct GuardItem {
-    pub act: GuardAct,
+pub struct GuardItem<'a> {
+    pub act: GuardAct<'a>,
     /// `<job id>/<generation>`; empty for what is done to a scope: [`GuardAct::Tend`], [`GuardAct::Open`], [`GuardAct::Reset`].
-    pub member: String,
-    pub scopes: Vec<u16>,
+    pub member: Cow<'a, str>,
+    pub scopes: Cow<'a, [u16]>,
 }
 
 /// What to do.
 #[derive(Debug, Clone)]
-pub enum GuardAct {
+pub enum GuardAct<'a> {
     /// Whether it may start. `arrival_ms`: its place in a line; `ack_subject`: its delivery, to be woken; `work`: fingerprint of
     /// what it asks for, where its loop guard is asked, else empty; `keeps`: it was woken in vain too often, and what it could
     /// have is kept for it while it waits for the rest (the scopes are in the order of all).
-    Ask { arrival_ms: u64, ack_subject: String, work: String, keeps: bool },
+    Ask { arrival_ms: u64, ack_subject: Cow<'a, str>, work: Cow<'a, str>, keeps: bool },
     /// Gives back what `token` made. `mark`: the number that a rate limit gave.
-    Release { token: String, mark: Option<u64>, outcome: GuardOutcome },
+    Release { token: Cow<'a, str>, mark: Option<u64>, outcome: GuardOutcome },
     /// Keeps what `token` made. `may_restore`: the data set was lost since, so what is gone may be held again, `number` being what
     /// was given with it (a lock's fencing token).
-    Renew { token: String, may_restore: bool, number: u64 },
+    Renew { token: Cow<'a, str>, may_restore: bool, number: u64 },
     /// The attempt was granted: what another delivery of the job made is this one's now.
     Adopt,
     /// Whether its turn came since it joined the line.
@@ -106,9 +108,9 @@ pub enum GuardAct {
     /// Starts a scope over: nothing was ever counted. Of slots and locks nothing changes.
     Reset,
     /// Something ended that did not ask, or whose holder cannot say so. `mark`: it is counted once under this name.
-    Report { mark: String, outcome: GuardOutcome },
+    Report { mark: Cow<'a, str>, outcome: GuardOutcome },
     /// Looks after scopes: what is over by time, and what a dead session held.
-    Tend { session: String },
+    Tend { session: Cow<'a, str> },
     /// Lets the first of those go that wait in the line of a pause.
     Open,
 }
@@ -231,8 +233,8 @@ impl Store {
         p: u32,
         session: Option<&SessionId>,
         hold_ms: u64,
-        scopes: &[Scope],
-        items: &[GuardItem],
+        scopes: &[impl Borrow<Scope>],
+        items: &[GuardItem<'_>],
     ) -> Result<Guarded, StoreError> {
         let (inc, call, s, keep, look) = self.frame(p, session);
         let token = format!("{call} {s}");
@@ -240,6 +242,7 @@ impl Store {
         keys.push(self.keys().guards(p));
         let mut packed = Packer::with_capacity(64 * scopes.len() + 160 * items.len());
         for scope in scopes {
+            let scope = scope.borrow();
             keys.extend(self.keys().guard(p, &scope.hash));
             packed.byte(scope.kind as u8);
             for n in scope.params {
@@ -298,7 +301,7 @@ pub(super) fn read_params(text: &str) -> Option<(GuardKind, [u64; 4])> {
 }
 
 /// What is the same for many: op, text, flag.
-fn header(act: &GuardAct) -> (u8, &str, u8) {
+fn header<'a>(act: &'a GuardAct<'_>) -> (u8, &'a str, u8) {
     match act {
         GuardAct::Ask { work, keeps, .. } => (1, work, u8::from(*keeps)),
         GuardAct::Release { token, outcome, .. } => (2, token, *outcome as u8),
@@ -313,14 +316,15 @@ fn header(act: &GuardAct) -> (u8, &str, u8) {
 }
 
 /// Packs neighbours to whom the same is done as one.
-fn pack_items(packed: &mut Packer, items: &[GuardItem]) {
-    let is_alike = |a: &GuardItem, b: &GuardItem| a.scopes == b.scopes && header(&a.act) == header(&b.act);
+fn pack_items(packed: &mut Packer, items: &[GuardItem<'_>]) {
+    let is_alike =
+        |a: &GuardItem<'_>, b: &GuardItem<'_>| a.scopes == b.scopes && header(&a.act) == header(&b.act);
     for alike in items.chunk_by(is_alike).flat_map(|c| c.chunks(GROUP_CAP)) {
         let Some(first) = alike.first() else { continue };
         let (op, text, flag) = header(&first.act);
         packed.byte(op).text(text).byte(flag);
         // Two bytes each that are never zero, so that they are a text.
-        for at in &first.scopes {
+        for at in first.scopes.iter() {
             packed.byte((at % 255) as u8 + 1).byte((at / 255) as u8 + 1);
         }
         // At most `GROUP_CAP`.

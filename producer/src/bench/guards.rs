@@ -100,14 +100,10 @@ pub async fn guards(plan: &Plan, crowd: usize, say: &dyn Fn(&str)) -> Result<Gua
     // Its slots are taken, by nobody, for as long as it takes to fill the line.
     let scope = [Scope::new(GuardKind::Concurrency, "key", "crowd", [SLOTS, 5000, 0, 0])];
     let hold_ms = u64::try_from(LIMIT.as_millis() * 4).unwrap_or(u64::MAX);
-    let item = |act: &dyn Fn() -> GuardAct, i: u64| GuardItem {
-        act: act(),
-        member: format!("nobody-{i}/1"),
-        scopes: vec![0],
-    };
-    let ask =
-        || GuardAct::Ask { arrival_ms: 0, ack_subject: String::new(), work: String::new(), keeps: false };
-    let taken: Vec<GuardItem> = (0..SLOTS).map(|i| item(&ask, i)).collect();
+    let item =
+        |act, i: u64| GuardItem { act, member: format!("nobody-{i}/1").into(), scopes: vec![0].into() };
+    let ask = || GuardAct::Ask { arrival_ms: 0, ack_subject: "".into(), work: "".into(), keeps: false };
+    let taken: Vec<GuardItem<'_>> = (0..SLOTS).map(|i| item(ask(), i)).collect();
     let token = bed.c.store.guard(0, None, hold_ms, &scope, &taken).await?.token;
     let client = bed.client().await?;
     let started = Instant::now();
@@ -116,8 +112,9 @@ pub async fn guards(plan: &Plan, crowd: usize, say: &dyn Fn(&str)) -> Result<Gua
     until(&bed, &scope, |s| s.is_some_and(|s| s.waiting as usize >= crowd)).await?;
     let lined_up = crowd as f64 / started.elapsed().as_secs_f64();
     let beside = others(&bed).await?;
-    let release = || GuardAct::Release { token: token.clone(), mark: None, outcome: GuardOutcome::Neutral };
-    let freed: Vec<GuardItem> = (0..SLOTS).map(|i| item(&release, i)).collect();
+    let release =
+        || GuardAct::Release { token: token.as_str().into(), mark: None, outcome: GuardOutcome::Neutral };
+    let freed: Vec<GuardItem<'_>> = (0..SLOTS).map(|i| item(release(), i)).collect();
     let started = Instant::now();
     let answer = bed.c.store.guard(0, None, hold_ms, &scope, &freed).await?;
     wake(&bed.c, 0, hold_ms, &scope, answer.woken).await;

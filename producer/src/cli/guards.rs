@@ -138,7 +138,7 @@ async fn reset(cx: &Context, args: &ResetArgs) -> Result<(), Failure> {
             view(found).now
         )));
     }
-    let item = GuardItem { act: GuardAct::Reset, member: String::new(), scopes: vec![0] };
+    let item = GuardItem { act: GuardAct::Reset, member: "".into(), scopes: vec![0].into() };
     let hold_ms = u64::try_from(cx.settings.lease.ttl.as_millis()).unwrap_or(u64::MAX);
     let scope = [found.scope.clone()];
     let answer = c.store.guard(found.partition, None, hold_ms, &scope, &[item]).await?;

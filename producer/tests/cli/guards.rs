@@ -7,11 +7,11 @@ use surety_common::{
 
 use super::support::{Hand, World};
 
-fn ask(member: &str) -> GuardItem {
+fn ask(member: &str) -> GuardItem<'static> {
     GuardItem {
-        act: GuardAct::Ask { arrival_ms: 1, ack_subject: String::new(), work: String::new(), keeps: false },
-        member: member.to_owned(),
-        scopes: vec![0],
+        act: GuardAct::Ask { arrival_ms: 1, ack_subject: "".into(), work: "".into(), keeps: false },
+        member: member.to_owned().into(),
+        scopes: vec![0].into(),
     }
 }
 

@@ -212,9 +212,8 @@ async fn json_is_what_the_reference_says() {
     let rate = Scope::new(GuardKind::Rate, "api", "acme", [600_000_000, 0, 0, 0]);
     let lock = Scope::new(GuardKind::Lock, "", "repo", [1, 5000, 0, 0]);
     let ask = |scope: Scope| {
-        let act =
-            GuardAct::Ask { arrival_ms: 1, ack_subject: String::new(), work: String::new(), keeps: false };
-        let item = GuardItem { act, member: "a/1".to_owned(), scopes: vec![0] };
+        let act = GuardAct::Ask { arrival_ms: 1, ack_subject: "".into(), work: "".into(), keeps: false };
+        let item = GuardItem { act, member: "a/1".into(), scopes: vec![0].into() };
         let store = c.store.clone();
         async move { store.guard(0, None, 60_000, &[scope], &[item]).await.unwrap() }
     };

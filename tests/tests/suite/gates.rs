@@ -23,21 +23,26 @@ use super::scripts::World as Scripts;
 const HOUR_MS: u64 = 3_600_000;
 
 /// One call with one item on one scope, for the session `s1`.
-async fn call(w: &Scripts, scope: &Scope, member: &str, act: GuardAct) -> Guarded {
-    let item = GuardItem { act, member: member.to_owned(), scopes: vec![0] };
+async fn call(w: &Scripts, scope: &Scope, member: &str, act: GuardAct<'_>) -> Guarded {
+    let item = GuardItem { act, member: member.to_owned().into(), scopes: vec![0].into() };
     w.store.guard(0, Some(&w.session), HOUR_MS, std::slice::from_ref(scope), &[item]).await.unwrap()
 }
 
-fn ask(arrival_ms: u64) -> GuardAct {
-    GuardAct::Ask { arrival_ms, ack_subject: format!("ack.{arrival_ms}"), work: String::new(), keeps: false }
+fn ask(arrival_ms: u64) -> GuardAct<'static> {
+    GuardAct::Ask {
+        arrival_ms,
+        ack_subject: format!("ack.{arrival_ms}").into(),
+        work: "".into(),
+        keeps: false,
+    }
 }
 
-fn tend() -> GuardAct {
-    GuardAct::Tend { session: String::new() }
+fn tend() -> GuardAct<'static> {
+    GuardAct::Tend { session: "".into() }
 }
 
-fn release(token: &str, outcome: GuardOutcome) -> GuardAct {
-    GuardAct::Release { token: token.to_owned(), mark: None, outcome }
+fn release(token: &str, outcome: GuardOutcome) -> GuardAct<'static> {
+    GuardAct::Release { token: token.to_owned().into(), mark: None, outcome }
 }
 
 /// Scopes that a reaper would look at now.
@@ -60,7 +65,7 @@ async fn a_thousand_that_wait_cost_nothing_while_a_gate_is_open_and_are_woken_on
     call(&w, &scope, "bad/1", release(&first.token, GuardOutcome::WentWrong)).await;
     let opened = w.store.now_ms().await.unwrap();
     for from in (0..1000u64).step_by(200) {
-        let item = |n| GuardItem { act: ask(n), member: format!("j{n:04}/1"), scopes: vec![0] };
+        let item = |n| GuardItem { act: ask(n), member: format!("j{n:04}/1").into(), scopes: vec![0].into() };
         let items: Vec<_> = (from..from + 200).map(item).collect();
         let one = std::slice::from_ref(&scope);
         let answer = w.store.guard(0, Some(&w.session), HOUR_MS, one, &items).await.unwrap();

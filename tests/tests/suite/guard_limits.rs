@@ -183,8 +183,8 @@ fn one(value: &str, offer_ms: u64) -> Scope {
 /// The line of a scope is asked for by hand: the test itself holds its slot. Gives the token.
 async fn hold(c: &Connected, scope: &Scope) -> String {
     let p = scope.partition(c.store.keys().partitions());
-    let act = GuardAct::Ask { arrival_ms: 1, ack_subject: String::new(), work: String::new(), keeps: false };
-    let ask = GuardItem { act, member: "test/1".into(), scopes: vec![0] };
+    let act = GuardAct::Ask { arrival_ms: 1, ack_subject: "".into(), work: "".into(), keeps: false };
+    let ask = GuardItem { act, member: "test/1".into(), scopes: vec![0].into() };
     let answer = c.store.guard(p, None, 600_000, std::slice::from_ref(scope), &[ask]).await.unwrap();
     assert_eq!(answer.replies, [GuardReply::Passes(vec![1])]);
     answer.token
@@ -193,8 +193,8 @@ async fn hold(c: &Connected, scope: &Scope) -> String {
 /// Frees it, and wakes nobody, as a worker does that dies right after.
 async fn free_and_die(c: &Connected, scope: &Scope, token: String) {
     let p = scope.partition(c.store.keys().partitions());
-    let act = GuardAct::Release { token, mark: None, outcome: GuardOutcome::WentWell };
-    let release = GuardItem { act, member: "test/1".into(), scopes: vec![0] };
+    let act = GuardAct::Release { token: token.into(), mark: None, outcome: GuardOutcome::WentWell };
+    let release = GuardItem { act, member: "test/1".into(), scopes: vec![0].into() };
     let answer = c.store.guard(p, None, 600_000, std::slice::from_ref(scope), &[release]).await.unwrap();
     assert_eq!(answer.woken.len(), 1, "{answer:?}");
 }

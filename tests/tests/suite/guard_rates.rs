@@ -116,7 +116,7 @@ fn any_op() -> impl Strategy<Value = Op> {
 }
 
 impl Case {
-    async fn call(&self, items: &[GuardItem]) -> Result<Guarded, TestCaseError> {
+    async fn call(&self, items: &[GuardItem<'_>]) -> Result<Guarded, TestCaseError> {
         let scopes = std::slice::from_ref(&self.scope);
         self.store.guard(0, None, HOUR, scopes, items).await.map_err(|e| TestCaseError::fail(e.to_string()))
     }
@@ -237,7 +237,7 @@ impl Case {
             }
             Op::Tend => {
                 let before = self.stored("").await;
-                self.call(&[item(GuardAct::Tend { session: String::new() }, "", &[0])]).await?;
+                self.call(&[item(GuardAct::Tend { session: "".into() }, "", &[0])]).await?;
                 let after = self.stored("").await;
                 prop_assert!(after == before || self.slots.is_empty(), "{before:?} {after:?}");
                 if after.0 == 0 {
@@ -342,7 +342,7 @@ async fn a_job_gets_all_of_its_guards_or_none_is_counted() {
 async fn a_refused_claim_gives_all_back_and_a_second_delivery_nothing() {
     let r = redis().await;
     let (store, plain, scopes) = three_scopes(&r, [2, 2, 2]).await;
-    let guard = async |items: &[GuardItem]| store.guard(0, None, HOUR, &scopes, items).await.unwrap();
+    let guard = async |items: &[GuardItem<'_>]| store.guard(0, None, HOUR, &scopes, items).await.unwrap();
     // Two deliveries of one job in one call: the second holds nothing, and gives back nothing.
     let both = guard(&[ask("a/1", 1, &[2]), ask("a/1", 1, &[2])]).await;
     assert_eq!(both.replies, [GuardReply::Passes(vec![1]), GuardReply::Passes(vec![0])]);
@@ -376,7 +376,7 @@ async fn a_refused_claim_gives_all_back_and_a_second_delivery_nothing() {
     let answer = guard(&[ask("e/1", 1, &[0]), ask("f/1", 1, &[0]), ask("g/1", 1, &[0])]).await;
     let passes = answer.replies.iter().filter(|r| matches!(r, GuardReply::Passes(_))).count();
     assert_eq!(passes, 2, "{:?}", answer.replies);
-    guard(&[item(GuardAct::Tend { session: String::new() }, "", &[0, 1, 2])]).await;
+    guard(&[item(GuardAct::Tend { session: "".into() }, "", &[0, 1, 2])]).await;
     nothing_left(&store, &plain, &scopes[2]).await;
 }
 
@@ -389,7 +389,7 @@ async fn a_booked_start_that_is_refused_gives_back_no_token_of_another() {
         scope("a", Rate::new(1, Duration::from_millis(100), 1)),
         Scope::new(GuardKind::Concurrency, "c", "c", [5, HOUR, 0, 0]),
     ];
-    let guard = async |items: &[GuardItem]| store.guard(0, None, HOUR, &scopes, items).await.unwrap();
+    let guard = async |items: &[GuardItem<'_>]| store.guard(0, None, HOUR, &scopes, items).await.unwrap();
     let first = guard(&[ask("first/1", 1, &[0, 1])]).await;
     assert!(matches!(first.replies[..], [GuardReply::Passes(_)]), "{:?}", first.replies);
     let booked = guard(&[ask("booked/1", 2, &[0, 1])]).await;
@@ -427,7 +427,7 @@ async fn the_same_backlog_gives_the_same_admitted_set() {
     let mut orders = Vec::new();
     for seed in [1usize, 7] {
         let (store, _, scopes) = three_scopes(&r, [60, 60, 1]).await;
-        let guard = async |items: &[GuardItem]| store.guard(0, None, HOUR, &scopes, items).await.unwrap();
+        let guard = async |items: &[GuardItem<'_>]| store.guard(0, None, HOUR, &scopes, items).await.unwrap();
         let holder = guard(&[ask("holder/1", 1, &[2])]).await.token;
         // A permutation: 7 and 149 have no common factor.
         for n in 0..149 {
@@ -480,7 +480,7 @@ async fn ten_thousand_waiters_cost_a_freed_slot_and_other_keys_nothing() {
     let r = redis().await;
     let (store, plain) = (store(&r.url(), 1).await, plain(&r).await);
     let key = |name: &str| Scope::new(GuardKind::Concurrency, "key", name, [1, HOUR, 0, 0]);
-    let guard = async |s: &Scope, items: &[GuardItem]| {
+    let guard = async |s: &Scope, items: &[GuardItem<'_>]| {
         store.guard(0, None, HOUR, std::slice::from_ref(s), items).await.unwrap()
     };
     let mut costs = Vec::new();

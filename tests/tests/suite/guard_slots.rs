@@ -56,10 +56,14 @@ pub(super) async fn plain(r: &Redis) -> redis::aio::MultiplexedConnection {
     redis::Client::open(r.url()).unwrap().get_multiplexed_async_connection().await.unwrap()
 }
 
-pub(super) fn ask(member: &str, arrival_ms: u64, scopes: &[u16]) -> GuardItem {
-    let act =
-        GuardAct::Ask { arrival_ms, ack_subject: format!("ack.{member}"), work: String::new(), keeps: false };
-    GuardItem { act, member: member.to_owned(), scopes: scopes.to_vec() }
+pub(super) fn ask(member: &str, arrival_ms: u64, scopes: &[u16]) -> GuardItem<'static> {
+    let act = GuardAct::Ask {
+        arrival_ms,
+        ack_subject: format!("ack.{member}").into(),
+        work: "".into(),
+        keeps: false,
+    };
+    GuardItem { act, member: member.to_owned().into(), scopes: scopes.to_vec().into() }
 }
 
 pub(super) fn release(
@@ -68,13 +72,13 @@ pub(super) fn release(
     mark: Option<u64>,
     outcome: GuardOutcome,
     scopes: &[u16],
-) -> GuardItem {
-    let act = GuardAct::Release { token: token.to_owned(), mark, outcome };
-    GuardItem { act, member: member.to_owned(), scopes: scopes.to_vec() }
+) -> GuardItem<'static> {
+    let act = GuardAct::Release { token: token.to_owned().into(), mark, outcome };
+    GuardItem { act, member: member.to_owned().into(), scopes: scopes.to_vec().into() }
 }
 
-pub(super) fn item(act: GuardAct, member: &str, scopes: &[u16]) -> GuardItem {
-    GuardItem { act, member: member.to_owned(), scopes: scopes.to_vec() }
+pub(super) fn item(act: GuardAct<'static>, member: &str, scopes: &[u16]) -> GuardItem<'static> {
+    GuardItem { act, member: member.to_owned().into(), scopes: scopes.to_vec().into() }
 }
 
 /// No key of a scope is left, and no reaper looks at it.
@@ -290,7 +294,7 @@ fn unfenced(replies: &[GuardReply]) -> Vec<GuardReply> {
 fn serve(
     models: &mut [Model],
     places: &[usize],
-    items: &[GuardItem],
+    items: &[GuardItem<'_>],
     call: &mut Call<'_>,
 ) -> Vec<GuardReply> {
     for (at, m) in places.iter().enumerate() {
@@ -302,7 +306,7 @@ fn serve(
     for item in items {
         let its: Vec<(usize, usize)> =
             item.scopes.iter().map(|s| (usize::from(*s), places[usize::from(*s)])).collect();
-        let member = item.member.as_str();
+        let member = &*item.member;
         match &item.act {
             GuardAct::Ask { arrival_ms, ack_subject, .. } => {
                 let refused = its.iter().find(|(_, m)| !models[*m].has_room_for(member)).copied();
@@ -464,14 +468,18 @@ impl Case {
         }
     }
 
-    fn item(&self, op: &Op) -> GuardItem {
+    fn item(&self, op: &Op) -> GuardItem<'static> {
         let places = |bits: u8| (0..3u16).filter(|s| bits & (1 << s) != 0).collect::<Vec<_>>();
         let token = |index: &prop::sample::Index| match self.tokens.len() {
             0 => "none".to_owned(),
             n => self.tokens[n - 1 - index.index(n.min(8))].clone(),
         };
         let of = |job: &usize, scopes: &u8, act| item(act, &member(*job), &places(*scopes));
-        let give = |token| GuardAct::Release { token, mark: None, outcome: GuardOutcome::WentWell };
+        let give = |token: String| GuardAct::Release {
+            token: token.into(),
+            mark: None,
+            outcome: GuardOutcome::WentWell,
+        };
         match op {
             Op::Ask { job, scopes, arrival } => {
                 // The same message has the same place in a line, whenever it comes.
@@ -481,8 +489,8 @@ impl Case {
                     scopes,
                     GuardAct::Ask {
                         arrival_ms,
-                        ack_subject: format!("ack.{job}.{arrival}"),
-                        work: String::new(),
+                        ack_subject: format!("ack.{job}.{arrival}").into(),
+                        work: "".into(),
                         keeps: false,
                     },
                 )
@@ -491,23 +499,25 @@ impl Case {
                 of(job, scopes, give(t.as_ref().map_or_else(|| "nobody's".to_owned(), token)))
             }
             Op::Leave { job, scopes } => of(job, scopes, give(OFFER.to_owned())),
-            Op::Renew { job, scopes, token: t, may_restore } => {
-                of(job, scopes, GuardAct::Renew { token: token(t), may_restore: *may_restore, number: 0 })
-            }
+            Op::Renew { job, scopes, token: t, may_restore } => of(
+                job,
+                scopes,
+                GuardAct::Renew { token: token(t).into(), may_restore: *may_restore, number: 0 },
+            ),
             Op::Adopt { job, scopes } => of(job, scopes, GuardAct::Adopt),
             Op::Check { job, scope } => item(GuardAct::Check, &member(*job), &[*scope]),
             Op::Tend { session } => {
                 let session = session.map(|s| self.sessions[s].to_string()).unwrap_or_default();
-                item(GuardAct::Tend { session }, "", &[0, 1, 2])
+                item(GuardAct::Tend { session: session.into() }, "", &[0, 1, 2])
             }
         }
     }
 
     async fn step(&mut self, step: &Step) -> Result<(), TestCaseError> {
-        let mut items: Vec<GuardItem> = step.ops.iter().map(|op| self.item(op)).collect();
+        let mut items: Vec<GuardItem<'static>> = step.ops.iter().map(|op| self.item(op)).collect();
         // Places as the worker gives them: in the order in which the items name the scopes.
         let mut places: Vec<usize> = Vec::new();
-        for s in items.iter_mut().flat_map(|i| i.scopes.iter_mut()) {
+        for s in items.iter_mut().flat_map(|i| i.scopes.to_mut()) {
             let m = usize::from(*s);
             let at = places.iter().position(|p| *p == m).unwrap_or_else(|| {
                 places.push(m);
@@ -528,7 +538,7 @@ impl Case {
         &mut self,
         step: &Step,
         places: &[usize],
-        items: &[GuardItem],
+        items: &[GuardItem<'_>],
         hold_ms: u64,
     ) -> Result<(), TestCaseError> {
         let session = step.session.map(|s| self.sessions[s].clone());
@@ -613,13 +623,13 @@ impl Case {
                 };
                 self.as_is(place, &[release(holder, token, None, GuardOutcome::WentWell, &[0])]).await?;
             }
-            self.as_is(place, &[item(GuardAct::Tend { session: String::new() }, "", &[0])]).await?;
+            self.as_is(place, &[item(GuardAct::Tend { session: "".into() }, "", &[0])]).await?;
             nothing_left(&self.store, &self.plain, &m.scope).await;
         }
         Ok(())
     }
 
-    async fn as_is(&mut self, place: usize, items: &[GuardItem]) -> Result<(), TestCaseError> {
+    async fn as_is(&mut self, place: usize, items: &[GuardItem<'_>]) -> Result<(), TestCaseError> {
         let step = Step { ops: Vec::new(), session: None, is_short: false, is_repeated: false };
         self.call(&step, &[place], items, HOUR).await
     }

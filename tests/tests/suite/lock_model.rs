@@ -18,29 +18,29 @@ fn lock(name: &str) -> Scope {
     Scope::new(GuardKind::Lock, "", name, [1, HOUR_MS, 0, 0])
 }
 
-fn item(act: GuardAct, member: &str, n: usize) -> GuardItem {
-    GuardItem { act, member: member.to_owned(), scopes: (0..u16::try_from(n).unwrap()).collect() }
+fn item(act: GuardAct<'static>, member: &str, n: usize) -> GuardItem<'static> {
+    GuardItem { act, member: member.to_owned().into(), scopes: (0..u16::try_from(n).unwrap()).collect() }
 }
 
-fn asking(arrival_ms: u64, member: &str, n: usize, keeps: bool) -> GuardItem {
+fn asking(arrival_ms: u64, member: &str, n: usize, keeps: bool) -> GuardItem<'static> {
     item(
-        GuardAct::Ask { arrival_ms, ack_subject: format!("ack.{member}"), work: String::new(), keeps },
+        GuardAct::Ask { arrival_ms, ack_subject: format!("ack.{member}").into(), work: "".into(), keeps },
         member,
         n,
     )
 }
 
-fn releasing(token: &str, member: &str, n: usize) -> GuardItem {
+fn releasing(token: &str, member: &str, n: usize) -> GuardItem<'static> {
     let token = token.to_owned();
-    item(GuardAct::Release { token, mark: None, outcome: GuardOutcome::WentWell }, member, n)
+    item(GuardAct::Release { token: token.into(), mark: None, outcome: GuardOutcome::WentWell }, member, n)
 }
 
-fn renewing(token: &str, member: &str, may_restore: bool, number: u64) -> GuardItem {
-    item(GuardAct::Renew { token: token.to_owned(), may_restore, number }, member, 1)
+fn renewing(token: &str, member: &str, may_restore: bool, number: u64) -> GuardItem<'static> {
+    item(GuardAct::Renew { token: token.to_owned().into(), may_restore, number }, member, 1)
 }
 
 /// One item about these locks.
-async fn call(w: &World, hold_ms: u64, names: &[&str], item: GuardItem) -> Guarded {
+async fn call(w: &World, hold_ms: u64, names: &[&str], item: GuardItem<'_>) -> Guarded {
     let scopes: Vec<Scope> = names.iter().copied().map(lock).collect();
     w.store.guard(0, Some(&w.session), hold_ms, &scopes, &[item]).await.unwrap()
 }
@@ -68,7 +68,7 @@ async fn keys(w: &mut World) -> Vec<String> {
 /// Looks after these locks, as a reaper does.
 async fn tend(w: &World, names: &[&str]) {
     for name in names {
-        let act = GuardAct::Tend { session: String::new() };
+        let act = GuardAct::Tend { session: "".into() };
         call(w, HOUR_MS, &[*name], item(act, "", 1)).await;
     }
 }

@@ -194,17 +194,17 @@ async fn a_root_has_so_many_jobs_and_no_more_however_many_workers_there_are() {
 async fn ask(store: &Store, limits: &LoopLimits, asks: &[(u8, u8)]) -> Vec<(u64, Result<(), Over>)> {
     let window_ms = limits.window.as_millis() as u64;
     let scope = Scope::new(GuardKind::Loop, "", "root", [limits.repeats, window_ms, limits.fan_out, 0]);
-    let items: Vec<GuardItem> = asks
+    let items: Vec<GuardItem<'static>> = asks
         .iter()
         .map(|(member, work)| GuardItem {
             act: GuardAct::Ask {
                 arrival_ms: 1,
-                ack_subject: String::new(),
-                work: format!("work{work}"),
+                ack_subject: "".into(),
+                work: format!("work{work}").into(),
                 keeps: false,
             },
-            member: format!("m{member}/1"),
-            scopes: vec![0],
+            member: format!("m{member}/1").into(),
+            scopes: vec![0].into(),
         })
         .collect();
     let answer = store.guard(0, None, 1000, &[scope], &items).await.unwrap();
@@ -252,8 +252,8 @@ fn the_script_counts_as_the_model_does() {
 
 async fn look_after(store: &Store) {
     for found in store.guard_scopes(0, u64::MAX / 4096, 0, 100).await.unwrap() {
-        let act = GuardAct::Tend { session: String::new() };
-        let item = GuardItem { act, member: String::new(), scopes: vec![0] };
+        let act = GuardAct::Tend { session: "".into() };
+        let item = GuardItem { act, member: "".into(), scopes: vec![0].into() };
         store.guard(0, None, 1000, &[found.scope], &[item]).await.unwrap();
     }
 }
@@ -264,8 +264,8 @@ async fn forget(c: &Connected) {
     wait("an empty store", async || {
         // With a window that is over, the reaper's look forgets the scope.
         let scope = Scope::new(GuardKind::Loop, "", "root", [1, limits.window.as_millis() as u64, 1, 0]);
-        let act = GuardAct::Tend { session: String::new() };
-        let item = GuardItem { act, member: String::new(), scopes: vec![0] };
+        let act = GuardAct::Tend { session: "".into() };
+        let item = GuardItem { act, member: "".into(), scopes: vec![0].into() };
         c.store.guard(0, None, 1000, &[scope], &[item]).await.unwrap();
         c.store.guard_scopes(0, u64::MAX / 4096, 0, 100).await.unwrap().is_empty()
     })

@@ -1,6 +1,6 @@
 //! One call for what has gathered: asks, releases, checks. Group commit as in [`crate::lanes`].
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{borrow::Cow, collections::HashMap, ops::Range, sync::Arc, time::Duration};
 
 use surety_common::{
     domain::guard::{GuardKind, loops::Over},
@@ -20,25 +20,25 @@ use crate::{
 
 /// What a lane takes.
 pub(crate) enum Request {
-    Ask(Box<Asking>),
+    Ask(Asking),
     /// The drain waits for it.
     Release {
         hold: Hold,
         mark: Option<u64>,
         outcome: GuardOutcome,
-        token: TaskTrackerToken,
+        _token: TaskTrackerToken,
     },
     /// An attempt crashed that did not ask the guard that is to know it. The drain waits for it.
     Crashed {
         member: Arc<str>,
-        scope: Scope,
+        scope: Arc<Scope>,
         name: String,
-        token: TaskTrackerToken,
+        _token: TaskTrackerToken,
     },
     /// A job in line has been given back: whether its turn came meanwhile.
     Check {
         member: Arc<str>,
-        scope: Scope,
+        scope: Arc<Scope>,
         ack_subject: String,
     },
 }
@@ -46,28 +46,43 @@ pub(crate) enum Request {
 impl Request {
     /// A release for which the drain waits.
     pub(crate) fn release(w: &Shared, hold: Hold, mark: Option<u64>, outcome: GuardOutcome) -> Self {
-        Self::Release { hold, mark, outcome, token: w.tracker.token() }
+        Self::Release { hold, mark, outcome, _token: w.tracker.token() }
     }
 }
 
 /// The scopes of a call, each once.
 #[derive(Default)]
 pub(crate) struct Table {
-    pub(crate) scopes: Vec<Scope>,
+    pub(crate) scopes: Vec<Arc<Scope>>,
+    /// By hash; where few are asked for, looking at all of them is faster.
     places: HashMap<String, u16>,
 }
 
+/// Scopes that are looked at one by one.
+const FEW: usize = 8;
+
 impl Table {
     /// The place of a scope, which is added where it is new.
-    pub(crate) fn place(&mut self, scope: &Scope) -> u16 {
-        if let Some(at) = self.places.get(&scope.hash) {
-            return *at;
+    pub(crate) fn place(&mut self, scope: &Arc<Scope>) -> u16 {
+        let few = self.scopes.iter().take(FEW);
+        let known = few.zip(0u16..).find(|(s, _)| Arc::ptr_eq(s, scope) || s.hash == scope.hash);
+        if let Some(at) = known.map(|(_, at)| at).or_else(|| self.places.get(&scope.hash).copied()) {
+            return at;
         }
         // Bounded by the group: a few scopes for each of at most 200 requests.
         let at = u16::try_from(self.scopes.len()).unwrap_or(u16::MAX);
-        self.places.insert(scope.hash.clone(), at);
+        if self.scopes.len() >= FEW {
+            self.places.insert(scope.hash.clone(), at);
+        }
         self.scopes.push(scope.clone());
         at
+    }
+
+    /// The places of some scopes, as items want them: behind those of others.
+    fn places<'s>(&mut self, of: impl Iterator<Item = &'s Arc<Scope>>, all: &mut Vec<u16>) -> Range<usize> {
+        let from = all.len();
+        all.extend(of.map(|s| self.place(s)));
+        from..all.len()
     }
 }
 
@@ -76,7 +91,7 @@ pub(crate) async fn serve(w: Arc<Shared>, p: u32, group: Vec<Request>, permit: O
     let (mut asks, mut others) = (Vec::with_capacity(group.len()), Vec::new());
     for request in group {
         match request {
-            Request::Ask(asking) => asks.push(*asking),
+            Request::Ask(asking) => asks.push(asking),
             other => others.push(other),
         }
     }
@@ -100,61 +115,37 @@ fn arrival(asking: &Asking) -> (u64, Option<&str>) {
 
 async fn call(w: &Arc<Shared>, p: u32, asks: Vec<Asking>, others: Vec<Request>) {
     let mut table = Table::default();
-    let mut items = Vec::with_capacity(asks.len() + others.len());
-    let mut checks = Vec::new();
-    // Ordering: a worker does not end before what it frees is free, and who is next is told; dropped last.
-    let mut drain_waits = Vec::new();
-    for other in others {
-        match other {
-            Request::Release { hold, mark, outcome, token } => {
-                drain_waits.push(token);
-                items.push(GuardItem {
-                    scopes: hold.scopes.iter().map(|(s, _)| table.place(s)).collect(),
-                    member: hold.member.to_string(),
-                    act: GuardAct::Release { token: hold.token.to_string(), mark, outcome },
-                });
+    // Places of scopes of all items, one behind the other.
+    let mut places = Vec::with_capacity(2 * (asks.len() + others.len()));
+    let of_others: Vec<Range<usize>> = others
+        .iter()
+        .map(|other| match other {
+            Request::Release { hold, .. } => table.places(hold.scopes.iter().map(|(s, _)| s), &mut places),
+            Request::Check { scope, .. } | Request::Crashed { scope, .. } => {
+                table.places(std::iter::once(scope), &mut places)
             }
-            Request::Check { member, scope, ack_subject } => {
-                items.push(GuardItem {
-                    scopes: vec![table.place(&scope)],
-                    member: member.to_string(),
-                    act: GuardAct::Check,
-                });
-                checks.push(ack_subject);
-            }
-            Request::Crashed { member, scope, name, token } => {
-                drain_waits.push(token);
-                items.push(GuardItem {
-                    scopes: vec![table.place(&scope)],
-                    member: member.to_string(),
-                    act: GuardAct::Report { mark: name, outcome: GuardOutcome::Crashed },
-                });
-            }
-            Request::Ask(_) => {}
-        }
-    }
-    for asking in &asks {
-        let Some((_, scopes)) = asking.rest.last() else { continue };
-        let Some(pass) = &asking.job.pass else { continue };
-        items.push(GuardItem {
-            scopes: scopes.iter().map(|s| table.place(s)).collect(),
-            member: pass.member.to_string(),
-            act: GuardAct::Ask {
-                arrival_ms: asking.job.held.d.stored_ms,
-                ack_subject: asking.job.held.d.ack_subject.to_string(),
-                work: asking.work.clone(),
-                keeps: keeps(&asking.job),
-            },
-        });
-    }
+            Request::Ask(_) => 0..0,
+        })
+        .collect();
+    let of_asks: Vec<Range<usize>> =
+        asks.iter().map(|a| table.places(a.now().iter().map(|(_, s)| s), &mut places)).collect();
+    let at = |range: Range<usize>| Cow::Borrowed(places.get(range).unwrap_or_default());
+    let others_first = others.iter().zip(of_others).filter_map(|(other, range)| other_item(other, at(range)));
+    let items: Vec<GuardItem<'_>> = others_first
+        .chain(asks.iter().zip(of_asks).filter_map(|(asking, range)| ask_item(asking, at(range))))
+        .collect();
     let session = asks.first().map(|a| a.job.held.session.id.clone());
-    match w.c.store.guard(p, session.as_deref(), w.hold_ms(), &table.scopes, &items).await {
+    let answer = w.c.store.guard(p, session.as_deref(), w.hold_ms(), &table.scopes, &items).await;
+    drop(items);
+    match answer {
         Ok(answer) => {
             let Guarded { now_ms, replies, woken, watched, token } = answer;
             let mut replies = replies.into_iter();
-            for (ack, reply) in checks.into_iter().zip(replies.by_ref()) {
-                if reply == GuardReply::Turn(true) {
-                    give_back(w, &ack).await;
+            for other in &others {
+                if let Request::Check { ack_subject, .. } = other
+                    && replies.next() == Some(GuardReply::Turn(true))
+                {
+                    give_back(w, ack_subject).await;
                 }
             }
             let token: Arc<str> = token.into();
@@ -165,11 +156,40 @@ async fn call(w: &Arc<Shared>, p: u32, asks: Vec<Asking>, others: Vec<Request>) 
         }
         Err(e) => {
             // What was to be given back ends with its time: nobody renews it any more.
-            tracing::warn!(items = items.len(), error = %e, "a call of the guards failed");
+            tracing::warn!(asks = asks.len(), others = others.len(), error = %e, "a call of the guards failed");
             refuse(w, asks, &e).await;
         }
     }
-    drop(drain_waits);
+    // Ordering: a worker does not end before what it frees is free, and who is next is told: their tokens are dropped last.
+    drop(others);
+}
+
+/// What is to be done for a request that asks for no start.
+fn other_item<'a>(other: &'a Request, scopes: Cow<'a, [u16]>) -> Option<GuardItem<'a>> {
+    let (member, act) = match other {
+        Request::Release { hold, mark, outcome, .. } => {
+            let token = Cow::Borrowed(&*hold.token);
+            (&hold.member, GuardAct::Release { token, mark: *mark, outcome: *outcome })
+        }
+        Request::Check { member, .. } => (member, GuardAct::Check),
+        Request::Crashed { member, name, .. } => {
+            let mark = Cow::Borrowed(name.as_str());
+            (member, GuardAct::Report { mark, outcome: GuardOutcome::Crashed })
+        }
+        Request::Ask(_) => return None,
+    };
+    Some(GuardItem { act, member: Cow::Borrowed(&**member), scopes })
+}
+
+fn ask_item<'a>(asking: &'a Asking, scopes: Cow<'a, [u16]>) -> Option<GuardItem<'a>> {
+    let (pass, d) = (asking.job.pass.as_ref()?, &asking.job.held.d);
+    let act = GuardAct::Ask {
+        arrival_ms: d.stored_ms,
+        ack_subject: Cow::Borrowed(d.ack_subject.as_str()),
+        work: Cow::Borrowed(asking.work.as_str()),
+        keeps: keeps(&asking.job),
+    };
+    Some(GuardItem { act, member: Cow::Borrowed(&*pass.member), scopes })
 }
 
 async fn answered(
@@ -177,13 +197,14 @@ async fn answered(
     p: u32,
     mut asking: Asking,
     reply: GuardReply,
-    scopes: &[Scope],
+    scopes: &[Arc<Scope>],
     token: &Arc<str>,
     now_ms: u64,
 ) {
     let (until, scope) = match reply {
         GuardReply::Passes(numbers) => {
-            if let (Some((_, asked)), Some(pass)) = (asking.rest.pop(), asking.job.pass.as_mut()) {
+            let asked = asking.take();
+            if let Some(pass) = asking.job.pass.as_mut() {
                 pass.add(p, token, asked, &numbers);
             }
             return next(w, asking);
@@ -208,10 +229,12 @@ async fn answered(
     };
     let Some(scope) = scopes.get(scope) else { return };
     // What other partitions gave is given back by the drop of the pass; what they offer and were not asked for yet, by this.
-    asking.rest.pop();
+    asking.take();
     if let Some(pass) = &asking.job.pass {
-        for (at, scopes) in asking.rest.drain(..) {
-            leave_lines(w, at, pass.member.clone(), scopes);
+        for scopes in asking.rest.chunk_by(|(p, _), (q, _)| p == q) {
+            if let Some((at, _)) = scopes.first() {
+                leave_lines(w, *at, pass.member.clone(), scopes);
+            }
         }
     }
     let mut job = asking.job;
@@ -261,7 +284,7 @@ async fn give_back(w: &Shared, ack_subject: &str) {
 pub(crate) fn after(
     w: &Arc<Shared>,
     p: u32,
-    scopes: &[Scope],
+    scopes: &[Arc<Scope>],
     woken: Vec<Woken>,
     watched: Vec<Watched>,
     now_ms: u64,
@@ -269,7 +292,8 @@ pub(crate) fn after(
     if woken.is_empty() && watched.is_empty() {
         return;
     }
-    let (c, scopes, hold_ms) = (w.c.clone(), scopes.to_vec(), w.hold_ms());
+    let scopes: Vec<Scope> = scopes.iter().map(|s| Scope::clone(s)).collect();
+    let (c, hold_ms) = (w.c.clone(), w.hold_ms());
     w.tracker.spawn(async move {
         watch::tell(&c, &scopes, &watched, now_ms).await;
         wake::wake(&c, p, hold_ms, &scopes, woken).await;

@@ -35,7 +35,7 @@ pub(crate) enum Until {
 /// A job that may not start now.
 pub(crate) struct Deferral {
     pub(crate) job: InHand,
-    pub(crate) scope: Scope,
+    pub(crate) scope: Arc<Scope>,
     pub(crate) until: Until,
     /// The store's clock when the guard was asked (ms).
     pub(crate) asked_ms: u64,
@@ -119,7 +119,7 @@ async fn settle(w: &Arc<Shared>, p: u32, d: Deferral, reply: DeferReply, now_ms:
     {
         // It does not wait for its turn, so it stands in nobody's way. (A second carrier is in line for the first one.)
         let at = d.scope.partition(w.c.store.keys().partitions());
-        leave_lines(w, at, member(&job.decoded), vec![d.scope]);
+        leave_lines(w, at, member(&job.decoded), &[(at, d.scope)]);
     }
     let w2 = w.clone();
     w.tracker.spawn(async move { refused(&w2, p, job, instead).await });

@@ -1,6 +1,7 @@
 //! Keeping alive what running attempts hold: with every renewal of the session, one call per partition and [`GROUP_CAP`] holds.
 
 use std::{
+    borrow::Cow,
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -89,12 +90,14 @@ pub(crate) fn keep(w: &Shared, pass: &Pass, lost: &LostLock) {
 /// and somebody else may have it.
 pub(crate) async fn adopt(w: &Arc<Shared>, session: &SessionId, pass: &mut Pass) -> Result<bool, StoreError> {
     for (p, scopes) in std::mem::take(&mut pass.borrowed) {
-        let places = (0u16..).take(scopes.len()).collect();
-        let item = GuardItem { act: GuardAct::Adopt, member: pass.member.to_string(), scopes: places };
+        let places: Vec<u16> = (0u16..).take(scopes.len()).collect();
+        let member = Cow::Borrowed(&*pass.member);
+        let item = GuardItem { act: GuardAct::Adopt, member, scopes: places.into() };
         let answer = w.c.store.guard(p, Some(session), w.hold_ms(), &scopes, &[item]).await?;
         let Guarded { replies, woken, watched, token, now_ms } = answer;
         after(w, p, &scopes, woken, watched, now_ms);
         let Some(GuardReply::Adopted(numbers)) = replies.into_iter().next() else { return Ok(false) };
+        let scopes = scopes.into_iter().map(|s| (p, s)).collect();
         pass.add(p, &token.into(), scopes, &numbers);
     }
     // What is counted and not held has nothing to adopt.
@@ -107,7 +110,7 @@ pub(crate) async fn renew(w: &Arc<Shared>, session: &SessionId, p: u32) -> Resul
     let kept = w.guards.kept.in_partition(p);
     let data_set = w.c.store.data_set(p);
     // One item for each scope: what may have to be held again has a number of its own.
-    let each: Vec<(&Hold, &Scope, u64)> = kept
+    let each: Vec<(&Hold, &Arc<Scope>, u64)> = kept
         .iter()
         .flat_map(|h| h.scopes.iter().filter(|(s, _)| is_held(s.kind)).map(move |(s, n)| (h, s, *n)))
         .collect();
@@ -117,12 +120,12 @@ pub(crate) async fn renew(w: &Arc<Shared>, session: &SessionId, p: u32) -> Resul
             .iter()
             .map(|(h, scope, number)| GuardItem {
                 act: GuardAct::Renew {
-                    token: h.token.to_string(),
+                    token: Cow::Borrowed(&h.token),
                     may_restore: h.known_in != data_set,
                     number: *number,
                 },
-                member: h.member.to_string(),
-                scopes: vec![table.place(scope)],
+                member: Cow::Borrowed(&h.member),
+                scopes: vec![table.place(scope)].into(),
             })
             .collect();
         let answer = w.c.store.guard(p, Some(session), w.hold_ms(), &table.scopes, &items).await?;
@@ -161,7 +164,7 @@ mod tests {
             member: "a/1".into(),
             token: token.into(),
             known_in: "set".into(),
-            scopes: [(scope, 1)].into(),
+            scopes: [(Arc::new(scope), 1)].into(),
         }
     }
 

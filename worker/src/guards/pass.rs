@@ -8,7 +8,7 @@ use surety_common::{
     store::{GuardOutcome, Scope, guards::member},
 };
 
-use super::{Request, is_held};
+use super::{Place, Request, is_held};
 use crate::{
     hand::InHand,
     handler::{Ended, Locks},
@@ -25,7 +25,7 @@ pub(crate) struct Hold {
     /// Incarnation of the data set that knows it.
     pub(crate) known_in: Arc<str>,
     /// What was made by that call, each with its number: a lock's fencing token, a rate limit's mark.
-    pub(crate) scopes: Arc<[(Scope, u64)]>,
+    pub(crate) scopes: Arc<[(Arc<Scope>, u64)]>,
 }
 
 impl Hold {
@@ -41,12 +41,12 @@ pub(crate) struct Pass {
     pub(crate) member: Arc<str>,
     pub(crate) holds: Vec<Hold>,
     /// What another delivery of the job made: nothing of ours until the claim is granted.
-    pub(crate) borrowed: Vec<(u32, Vec<Scope>)>,
+    pub(crate) borrowed: Vec<(u32, Vec<Arc<Scope>>)>,
     outcome: GuardOutcome,
     /// The crash-loop guard of its type was asked.
     pub(crate) has_asked: bool,
     /// That guard, where it was not asked and has to be told: with the name under which it is told once.
-    report: Option<(Scope, String)>,
+    report: Option<(Arc<Scope>, String)>,
     /// When it began to ask (boot-time clock, ms).
     since: u64,
 }
@@ -66,14 +66,18 @@ impl Pass {
         }
     }
 
-    /// Takes in what one partition answered.
-    pub(crate) fn add(&mut self, partition: u32, token: &Arc<str>, scopes: Vec<Scope>, numbers: &[u64]) {
-        // What the loop guard has counted stays counted, whatever becomes of the job.
-        let all = scopes.into_iter().zip(numbers.iter().copied()).filter(|(s, _)| s.kind != GuardKind::Loop);
-        let (made, borrowed): (Vec<_>, Vec<_>) = all.partition(|(_, number)| *number > 0);
+    /// Takes in what one partition answered: for each scope a number, or 0 where another delivery of the job made it.
+    pub(crate) fn add(&mut self, partition: u32, token: &Arc<str>, asked: Vec<Place>, numbers: &[u64]) {
+        let is_borrowed = |s: &Scope, number: u64| number == 0 && s.kind != GuardKind::Loop;
+        let all = asked.iter().zip(numbers);
+        let borrowed: Vec<_> =
+            all.filter(|((_, s), n)| is_borrowed(s, **n)).map(|((_, s), _)| s.clone()).collect();
         if !borrowed.is_empty() {
-            self.borrowed.push((partition, borrowed.into_iter().map(|(s, _)| s).collect()));
+            self.borrowed.push((partition, borrowed));
         }
+        // What the loop guard has counted stays counted, whatever becomes of the job.
+        let all = asked.into_iter().zip(numbers).map(|((_, s), n)| (s, *n));
+        let made: Vec<_> = all.filter(|(s, n)| *n > 0 && s.kind != GuardKind::Loop).collect();
         if !made.is_empty() {
             self.holds.push(Hold {
                 partition,
@@ -128,7 +132,7 @@ pub(crate) fn ended(w: &Arc<Shared>, job: &mut InHand, epoch: u64, ended: &Ended
     let name = format!("{member}/{epoch}");
     let pass = job.pass.get_or_insert_with(|| Box::new(Pass::new(w, member)));
     if !pass.holds(&scope) {
-        pass.report = Some((scope, name));
+        pass.report = Some((Arc::new(scope), name));
     }
 }
 
@@ -161,7 +165,7 @@ impl Drop for Pass {
         if let Some((scope, name)) = self.report.take() {
             let at = scope.partition(self.w.c.store.keys().partitions());
             let member = self.member.clone();
-            self.w.lanes.guard(at, Request::Crashed { member, scope, name, token: self.w.tracker.token() });
+            self.w.lanes.guard(at, Request::Crashed { member, scope, name, _token: self.w.tracker.token() });
         }
     }
 }

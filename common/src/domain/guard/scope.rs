@@ -59,13 +59,20 @@ impl Template {
 
     /// The scope of a job. `None` where the job lacks what the template names: the guard is not for it.
     pub fn render(&self, job: &Job) -> Option<String> {
-        let payload = self
-            .pieces
-            .iter()
-            .any(|p| matches!(p, Piece::Payload(_)))
+        let mut out = String::with_capacity(self.written.len() + 16);
+        self.render_into(job, &mut out).then_some(out)
+    }
+
+    /// [`Template::render`], put behind what is in `out` already. `false`: the guard is not for this job, and `out` has a part of it.
+    pub fn render_into(&self, job: &Job, out: &mut String) -> bool {
+        self.try_render(job, out).is_some()
+    }
+
+    fn try_render(&self, job: &Job, out: &mut String) -> Option<()> {
+        let reads_payload = self.pieces.iter().any(|p| matches!(p, Piece::Payload(_)));
+        let payload = reads_payload
             .then(|| serde_json::from_str::<serde_json::Value>(job.payload.get()).ok())
             .flatten();
-        let mut out = String::with_capacity(self.written.len() + 16);
         for p in &self.pieces {
             match p {
                 Piece::Text(t) => out.push_str(t),
@@ -84,7 +91,7 @@ impl Template {
                 }
             }
         }
-        Some(out)
+        Some(())
     }
 }
 

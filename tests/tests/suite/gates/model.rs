@@ -263,9 +263,9 @@ impl Model {
     }
 }
 
-async fn send(w: &Scripts, scope: &Scope, session: &SessionId, member: u64, act: GuardAct) -> Guarded {
+async fn send(w: &Scripts, scope: &Scope, session: &SessionId, member: u64, act: GuardAct<'_>) -> Guarded {
     let member = if matches!(act, GuardAct::Tend { .. }) { String::new() } else { format!("j{member}/1") };
-    let item = GuardItem { act, member, scopes: vec![0] };
+    let item = GuardItem { act, member: member.into(), scopes: vec![0].into() };
     w.store.guard(0, Some(session), HOUR_MS, std::slice::from_ref(scope), &[item]).await.unwrap()
 }
 
@@ -279,8 +279,8 @@ async fn drive(w: &Scripts, n: usize, gate: Gate, ops: &[Op]) -> Result<(), Test
             Op::Ask { member, session } => {
                 let act = GuardAct::Ask {
                     arrival_ms: member,
-                    ack_subject: format!("ack.{member}"),
-                    work: String::new(),
+                    ack_subject: format!("ack.{member}").into(),
+                    work: "".into(),
                     keeps: false,
                 };
                 send(w, &scope, &sessions[session], member, act).await
@@ -291,16 +291,24 @@ async fn drive(w: &Scripts, n: usize, gate: Gate, ops: &[Op]) -> Result<(), Test
             Op::End { member, outcome } => {
                 let token = model.held.get(&member).filter(|h| h.session.is_some()).map(|h| h.token.clone());
                 let token = token.unwrap_or_else(|| "of nobody".into());
-                send(w, &scope, nobody, member, GuardAct::Release { token, mark: None, outcome }).await
+                send(
+                    w,
+                    &scope,
+                    nobody,
+                    member,
+                    GuardAct::Release { token: token.into(), mark: None, outcome },
+                )
+                .await
             }
             Op::Report { member, mark, outcome } => {
-                send(w, &scope, nobody, member, GuardAct::Report { mark: mark.to_string(), outcome }).await
+                send(w, &scope, nobody, member, GuardAct::Report { mark: mark.to_string().into(), outcome })
+                    .await
             }
             Op::Death { session } => {
                 let session = sessions[session].to_string();
-                send(w, &scope, nobody, 0, GuardAct::Tend { session }).await
+                send(w, &scope, nobody, 0, GuardAct::Tend { session: session.into() }).await
             }
-            Op::Tend => send(w, &scope, nobody, 0, GuardAct::Tend { session: String::new() }).await,
+            Op::Tend => send(w, &scope, nobody, 0, GuardAct::Tend { session: "".into() }).await,
             Op::Pass { ms } => {
                 let until = w.store.now_ms().await.unwrap() + ms;
                 while w.store.now_ms().await.unwrap() < until {}
