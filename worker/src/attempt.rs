@@ -22,7 +22,7 @@ use crate::{
 
 /// Begins an attempt that was granted. `is_inline`: its first steps are made here; a handler that is done with them, as short
 /// ones are, needs no task of its own.
-pub(crate) fn begin(w: &Arc<Shared>, p: u32, job: InHand, grant: Grant, is_inline: bool) {
+pub(crate) fn begin(w: &Arc<Shared>, p: u32, mut job: InHand, grant: Grant, is_inline: bool) {
     if job.pass.as_ref().is_some_and(|pass| !pass.borrowed.is_empty()) {
         let w2 = w.clone();
         w.tracker.spawn(async move { adopt(&w2, p, job, grant).await });
@@ -47,7 +47,7 @@ pub(crate) fn begin(w: &Arc<Shared>, p: u32, job: InHand, grant: Grant, is_inlin
     if job.held.session.is_lost() {
         stop.fence.cancel();
     }
-    if let Some(pass) = &job.pass {
+    if let Some(pass) = job.pass.as_mut() {
         guards::keep(w, pass, &stop.lock);
     }
     fault::point("claimed");

@@ -315,7 +315,8 @@ fn header<'a>(act: &'a GuardAct<'_>) -> (u8, &'a str, u8) {
     }
 }
 
-/// Packs neighbours to whom the same is done as one.
+/// Packs neighbours to whom the same is done as one. What few items have (texts, numbers) stands in blocks of their own, which
+/// the script reads only where it wants them.
 fn pack_items(packed: &mut Packer, items: &[GuardItem<'_>]) {
     let is_alike =
         |a: &GuardItem<'_>, b: &GuardItem<'_>| a.scopes == b.scopes && header(&a.act) == header(&b.act);
@@ -331,12 +332,26 @@ fn pack_items(packed: &mut Packer, items: &[GuardItem<'_>]) {
         packed.byte(0).u16(u16::try_from(alike.len()).unwrap_or(u16::MAX));
         for item in alike {
             packed.text(&item.member);
-            match &item.act {
-                GuardAct::Ask { arrival_ms, ack_subject, .. } => packed.text(ack_subject).u48(*arrival_ms),
-                GuardAct::Release { mark: Some(mark), .. } => packed.text(&mark.to_string()).u48(0),
-                GuardAct::Renew { number, .. } => packed.text("").u48(*number),
-                _ => packed.text("").u48(0),
-            };
         }
+        packed.block(|p| alike.iter().for_each(|item| pack_more(p, &item.act)));
+        packed.block(|p| {
+            for item in alike {
+                match item.act {
+                    GuardAct::Ask { arrival_ms: n, .. } | GuardAct::Renew { number: n, .. } => p.u48(n),
+                    _ => p,
+                };
+            }
+        });
     }
+}
+
+/// The text that an item has for itself. Of releases alike, all have a mark or none needs it.
+fn pack_more(packed: &mut Packer, act: &GuardAct<'_>) {
+    match act {
+        GuardAct::Ask { ack_subject, .. } => packed.text(ack_subject),
+        GuardAct::Release { mark, outcome: GuardOutcome::Undone | GuardOutcome::Kept, .. } => {
+            packed.text(&mark.map(|m| m.to_string()).unwrap_or_default())
+        }
+        _ => packed,
+    };
 }

@@ -26,6 +26,18 @@ impl Packer {
         self
     }
 
+    /// What `write` adds, with its length (four bytes) before it.
+    pub(super) fn block(&mut self, write: impl FnOnce(&mut Self)) -> &mut Self {
+        let at = self.0.len();
+        self.u32(0);
+        write(self);
+        let length = u32::try_from(self.0.len() - at - 4).unwrap_or(u32::MAX);
+        if let Some(place) = self.0.get_mut(at..at + 4) {
+            place.copy_from_slice(&length.to_le_bytes());
+        }
+        self
+    }
+
     pub(super) fn u16(&mut self, n: u16) -> &mut Self {
         self.0.extend_from_slice(&n.to_le_bytes());
         self

@@ -23,7 +23,7 @@ pub(crate) enum Request {
     Ask(Asking),
     /// The drain waits for it.
     Release {
-        hold: Hold,
+        hold: Arc<Hold>,
         mark: Option<u64>,
         outcome: GuardOutcome,
         _token: TaskTrackerToken,
@@ -45,7 +45,7 @@ pub(crate) enum Request {
 
 impl Request {
     /// A release for which the drain waits.
-    pub(crate) fn release(w: &Shared, hold: Hold, mark: Option<u64>, outcome: GuardOutcome) -> Self {
+    pub(crate) fn release(w: &Shared, hold: Arc<Hold>, mark: Option<u64>, outcome: GuardOutcome) -> Self {
         Self::Release { hold, mark, outcome, _token: w.tracker.token() }
     }
 }
@@ -96,7 +96,7 @@ pub(crate) async fn serve(w: Arc<Shared>, p: u32, group: Vec<Request>, permit: O
         }
     }
     // Who gathered in one group is asked in the order of arrival, whatever order they came to be decoded in (J-02).
-    asks.sort_by(|a, b| arrival(a).cmp(&arrival(b)));
+    asks.sort_by_key(arrival);
     let mut groups = by_session(asks, |a| &a.job.held.session);
     if groups.is_empty() {
         groups.push(Vec::new());
@@ -108,9 +108,9 @@ pub(crate) async fn serve(w: Arc<Shared>, p: u32, group: Vec<Request>, permit: O
     drop(permit);
 }
 
-/// Place in a line: when it was stored; equal ones by what they are called.
-fn arrival(asking: &Asking) -> (u64, Option<&str>) {
-    (asking.job.held.d.stored_ms, asking.job.pass.as_ref().map(|pass| &*pass.member))
+/// Place in a line: when it was stored, and before whom.
+fn arrival(asking: &Asking) -> (u64, u64) {
+    (asking.job.held.d.stored_ms, asking.job.held.d.sequence)
 }
 
 async fn call(w: &Arc<Shared>, p: u32, asks: Vec<Asking>, others: Vec<Request>) {

@@ -2,10 +2,10 @@
 
 use std::{
     borrow::Cow,
-    collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use slab::Slab;
 use surety_common::{
     domain::{guard::GuardKind, ids::SessionId},
     store::{GuardAct, GuardItem, GuardOutcome, GuardReply, Guarded, Scope, StoreError, group::GROUP_CAP},
@@ -20,69 +20,83 @@ use crate::{handler::LostLock, shared::Shared};
 
 /// What an attempt that runs holds.
 struct Held {
-    holds: Vec<Hold>,
-    /// Ends it.
-    lost: LostLock,
+    /// Each with the incarnation of the data set that is known to have it.
+    holds: Vec<(Arc<Hold>, Arc<str>)>,
+    /// Ends it, where there is a lock among them.
+    lost: Option<LostLock>,
 }
 
 impl Held {
-    fn has(&self, hold: &Hold) -> bool {
-        self.holds.iter().any(|h| h.token == hold.token)
+    fn has(&self, hold: &Arc<Hold>) -> bool {
+        self.holds.iter().any(|(h, _)| Arc::ptr_eq(h, hold))
     }
+}
+
+/// One of them, to be renewed.
+struct ToRenew {
+    key: usize,
+    hold: Arc<Hold>,
+    known_in: Arc<str>,
 }
 
 /// State of a renewed hold: it was gone, and is there again.
 const HELD_AGAIN: u8 = 2;
 
-/// What attempts that run hold, by member.
+/// What attempts that run hold. Each pass knows its own key, so that another delivery of its job ends nothing of it.
 #[derive(Default)]
-pub(crate) struct Kept(Mutex<HashMap<Arc<str>, Held>>);
+pub(crate) struct Kept(Mutex<Slab<Held>>);
 
 impl Kept {
-    fn all(&self) -> MutexGuard<'_, HashMap<Arc<str>, Held>> {
+    fn all(&self) -> MutexGuard<'_, Slab<Held>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The attempt that had these holds has ended. Another delivery of the same job, whose claim was refused, ends nothing.
-    pub(crate) fn forget(&self, member: &str, holds: &[Hold]) {
+    /// The attempt has ended.
+    pub(crate) fn forget(&self, key: usize) {
+        self.all().try_remove(key);
+    }
+
+    /// A key may be another attempt's by now.
+    fn is_kept(&self, of: &ToRenew) -> bool {
+        self.all().get(of.key).is_some_and(|kept| kept.has(&of.hold))
+    }
+
+    fn in_partition(&self, p: u32) -> Vec<ToRenew> {
+        let all = self.all();
+        let each = all.iter().flat_map(|(key, held)| held.holds.iter().map(move |h| (key, h)));
+        each.filter(|(_, (hold, _))| hold.partition == p)
+            .map(|(key, (hold, known_in))| ToRenew { key, hold: hold.clone(), known_in: known_in.clone() })
+            .collect()
+    }
+
+    fn is_known_in(&self, of: &ToRenew, data_set: &Arc<str>) {
         let mut all = self.all();
-        let is_of_these = |k: &Hold| holds.iter().any(|h| h.token == k.token);
-        if all.get(member).is_some_and(|kept| kept.holds.iter().any(is_of_these)) {
-            all.remove(member);
-        }
-    }
-
-    fn is_kept(&self, hold: &Hold) -> bool {
-        self.all().get(&hold.member).is_some_and(|kept| kept.has(hold))
-    }
-
-    fn in_partition(&self, p: u32) -> Vec<Hold> {
-        self.all().values().flat_map(|h| &h.holds).filter(|h| h.partition == p).cloned().collect()
-    }
-
-    fn is_known_in(&self, of: &Hold, data_set: &Arc<str>) {
-        let mut all = self.all();
-        let holds = all.get_mut(&of.member).map(|h| h.holds.iter_mut());
-        for hold in holds.into_iter().flatten().filter(|h| h.token == of.token) {
-            hold.known_in = data_set.clone();
+        let holds = all.get_mut(of.key).map(|h| h.holds.iter_mut());
+        for (_, known_in) in holds.into_iter().flatten().filter(|(h, _)| Arc::ptr_eq(h, &of.hold)) {
+            *known_in = data_set.clone();
         }
     }
 
     /// A lock of a hold is gone. Nothing follows where its attempt has ended meanwhile and gave it back.
-    fn lose(&self, of: &Hold, lock: &Scope) {
+    fn lose(&self, of: &ToRenew, lock: &Scope) {
         let all = self.all();
-        if let Some(held) = all.get(&of.member).filter(|kept| kept.has(of)) {
-            tracing::error!(member = %of.member, lock = lock.label, "a lock was lost: its attempt is killed");
-            held.lost.lose(&lock.label);
+        if let Some(held) = all.get(of.key).filter(|kept| kept.has(&of.hold)) {
+            tracing::error!(member = %of.hold.member, lock = lock.label, "a lock was lost: its attempt is killed");
+            if let Some(lost) = &held.lost {
+                lost.lose(&lock.label);
+            }
         }
     }
 }
 
 /// An attempt runs: what it holds is kept from now on, until its pass is dropped. `lost` is told when it lost a lock.
-pub(crate) fn keep(w: &Shared, pass: &Pass, lost: &LostLock) {
-    let holds: Vec<Hold> = pass.holds.iter().filter(|h| h.is_kept()).cloned().collect();
+pub(crate) fn keep(w: &Shared, pass: &mut Pass, lost: &LostLock) {
+    let held = pass.holds.iter().filter(|h| h.is_kept());
+    let holds: Vec<_> = held.map(|h| (h.clone(), h.known_in.clone())).collect();
     if !holds.is_empty() {
-        w.guards.kept.all().insert(pass.member.clone(), Held { holds, lost: lost.clone() });
+        let has_lock = holds.iter().any(|(h, _)| h.scopes.iter().any(|(s, _)| s.kind == GuardKind::Lock));
+        let lost = has_lock.then(|| lost.clone());
+        pass.kept = Some(w.guards.kept.all().insert(Held { holds, lost }));
     }
 }
 
@@ -110,9 +124,9 @@ pub(crate) async fn renew(w: &Arc<Shared>, session: &SessionId, p: u32) -> Resul
     let kept = w.guards.kept.in_partition(p);
     let data_set = w.c.store.data_set(p);
     // One item for each scope: what may have to be held again has a number of its own.
-    let each: Vec<(&Hold, &Arc<Scope>, u64)> = kept
+    let each: Vec<(&ToRenew, &Arc<Scope>, u64)> = kept
         .iter()
-        .flat_map(|h| h.scopes.iter().filter(|(s, _)| is_held(s.kind)).map(move |(s, n)| (h, s, *n)))
+        .flat_map(|h| h.hold.scopes.iter().filter(|(s, _)| is_held(s.kind)).map(move |(s, n)| (h, s, *n)))
         .collect();
     for group in each.chunks(GROUP_CAP) {
         let mut table = Table::default();
@@ -120,35 +134,35 @@ pub(crate) async fn renew(w: &Arc<Shared>, session: &SessionId, p: u32) -> Resul
             .iter()
             .map(|(h, scope, number)| GuardItem {
                 act: GuardAct::Renew {
-                    token: Cow::Borrowed(&h.token),
+                    token: Cow::Borrowed(&h.hold.token),
                     may_restore: h.known_in != data_set,
                     number: *number,
                 },
-                member: Cow::Borrowed(&h.member),
+                member: Cow::Borrowed(&h.hold.member),
                 scopes: vec![table.place(scope)].into(),
             })
             .collect();
         let answer = w.c.store.guard(p, Some(session), w.hold_ms(), &table.scopes, &items).await?;
-        for ((hold, scope, _), reply) in group.iter().zip(answer.replies) {
+        for ((of, scope, _), reply) in group.iter().zip(answer.replies) {
             let GuardReply::Renewed(states) = reply else { continue };
             // Ordering: its attempt ended while this call was on its way, so that it may have come after the release.
-            if states.contains(&HELD_AGAIN) && !w.guards.kept.is_kept(hold) {
-                w.lanes.guard(p, Request::release(w, (*hold).clone(), None, GuardOutcome::Neutral));
+            if states.contains(&HELD_AGAIN) && !w.guards.kept.is_kept(of) {
+                w.lanes.guard(p, Request::release(w, of.hold.clone(), None, GuardOutcome::Neutral));
                 continue;
             }
             match states.first() {
-                Some(0) if scope.kind == GuardKind::Lock => w.guards.kept.lose(hold, scope),
+                Some(0) if scope.kind == GuardKind::Lock => w.guards.kept.lose(of, scope),
                 Some(1) => {}
                 _ => {
                     let kind = scope.kind.name();
-                    tracing::warn!(member = %hold.member, scope = scope.label, kind, "what it held was gone");
+                    tracing::warn!(member = %of.hold.member, scope = scope.label, kind, "what it held was gone");
                 }
             }
         }
         after(w, p, &table.scopes, answer.woken, answer.watched, answer.now_ms);
     }
-    for hold in &kept {
-        w.guards.kept.is_known_in(hold, &data_set);
+    for of in &kept {
+        w.guards.kept.is_known_in(of, &data_set);
     }
     Ok(())
 }
@@ -157,29 +171,40 @@ pub(crate) async fn renew(w: &Arc<Shared>, session: &SessionId, p: u32) -> Resul
 mod tests {
     use super::*;
 
-    fn hold(token: &str) -> Hold {
+    fn hold(token: &str) -> Arc<Hold> {
         let scope = Scope::new(GuardKind::Concurrency, "one", "k", [1, 5000, 0, 0]);
-        Hold {
+        Arc::new(Hold {
             partition: 0,
             member: "a/1".into(),
             token: token.into(),
             known_in: "set".into(),
-            scopes: [(Arc::new(scope), 1)].into(),
-        }
+            scopes: vec![(Arc::new(scope), 1)],
+        })
     }
 
     // Shows: S-07
     #[test]
-    fn the_end_of_another_delivery_of_a_job_leaves_what_its_attempt_holds() {
+    fn an_attempt_whose_key_was_given_to_another_loses_nothing_of_that_one() {
         let kept = Kept::default();
-        let mine = hold("mine");
-        let held = Held { holds: vec![mine.clone()], lost: LostLock::default() };
-        kept.all().insert(mine.member.clone(), held);
-        for other in [vec![], vec![hold("other")]] {
-            kept.forget("a/1", &other);
-            assert!(kept.is_kept(&mine), "a slot of an attempt that runs is not renewed any more");
-        }
-        kept.forget("a/1", std::slice::from_ref(&mine));
-        assert!(!kept.is_kept(&mine) && kept.in_partition(0).is_empty());
+        let keep = |hold: &Arc<Hold>| {
+            let holds = vec![(hold.clone(), hold.known_in.clone())];
+            kept.all().insert(Held { holds, lost: Some(LostLock::default()) })
+        };
+        let first = hold("first");
+        let key = keep(&first);
+        let [renewed] = &kept.in_partition(0)[..] else { panic!("it is not renewed") };
+        assert!(renewed.key == key && kept.is_kept(renewed) && kept.in_partition(1).is_empty());
+        kept.forget(key);
+        assert!(!kept.is_kept(renewed) && kept.in_partition(0).is_empty());
+        // Another attempt of the same job, while the renewal of the first is on its way.
+        let second = hold("second");
+        assert_eq!(keep(&second), key, "the case that this is about");
+        assert!(!kept.is_kept(renewed), "what the first held would be taken for held");
+        let lock = Scope::new(GuardKind::Lock, "", "l", [1, 5000, 0, 0]);
+        kept.lose(renewed, &lock);
+        kept.is_known_in(renewed, &"other".into());
+        let all = kept.all();
+        let held = all.get(key).unwrap();
+        assert!(held.lost.as_ref().unwrap().failure().is_none() && &*held.holds[0].1 == "set");
     }
 }

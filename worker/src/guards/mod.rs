@@ -70,7 +70,7 @@ impl Guards {
 fn leave_lines(w: &Arc<Shared>, partition: u32, member: Arc<str>, scopes: &[Place]) {
     let known_in = w.c.store.data_set(partition);
     let scopes = scopes.iter().filter(|(_, s)| is_held(s.kind)).map(|(_, s)| (s.clone(), 0)).collect();
-    let hold = Hold { partition, member, token: OFFER.into(), known_in, scopes };
+    let hold = Arc::new(Hold { partition, member, token: OFFER.into(), known_in, scopes });
     w.lanes.guard(partition, Request::release(w, hold, None, GuardOutcome::Neutral));
 }
 

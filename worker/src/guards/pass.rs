@@ -16,16 +16,16 @@ use crate::{
 };
 
 /// What one call gave, in one partition.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct Hold {
     pub(crate) partition: u32,
     pub(crate) member: Arc<str>,
     /// Gives it back, and nobody else's.
     pub(crate) token: Arc<str>,
-    /// Incarnation of the data set that knows it.
+    /// Incarnation of the data set that made it.
     pub(crate) known_in: Arc<str>,
     /// What was made by that call, each with its number: a lock's fencing token, a rate limit's mark.
-    pub(crate) scopes: Arc<[(Arc<Scope>, u64)]>,
+    pub(crate) scopes: Vec<(Arc<Scope>, u64)>,
 }
 
 impl Hold {
@@ -39,7 +39,7 @@ impl Hold {
 pub(crate) struct Pass {
     w: Arc<Shared>,
     pub(crate) member: Arc<str>,
-    pub(crate) holds: Vec<Hold>,
+    pub(crate) holds: Vec<Arc<Hold>>,
     /// What another delivery of the job made: nothing of ours until the claim is granted.
     pub(crate) borrowed: Vec<(u32, Vec<Arc<Scope>>)>,
     outcome: GuardOutcome,
@@ -49,6 +49,8 @@ pub(crate) struct Pass {
     report: Option<(Arc<Scope>, String)>,
     /// When it began to ask (boot-time clock, ms).
     since: u64,
+    /// Under which its holds are kept alive, once its attempt runs.
+    pub(super) kept: Option<usize>,
 }
 
 impl Pass {
@@ -63,6 +65,7 @@ impl Pass {
             has_asked: false,
             report: None,
             since: boot_ms(),
+            kept: None,
         }
     }
 
@@ -79,13 +82,13 @@ impl Pass {
         let all = asked.into_iter().zip(numbers).map(|((_, s), n)| (s, *n));
         let made: Vec<_> = all.filter(|(s, n)| *n > 0 && s.kind != GuardKind::Loop).collect();
         if !made.is_empty() {
-            self.holds.push(Hold {
+            self.holds.push(Arc::new(Hold {
                 partition,
                 member: self.member.clone(),
                 token: token.clone(),
                 known_in: self.w.c.store.data_set(partition),
-                scopes: made.into(),
-            });
+                scopes: made,
+            }));
         }
     }
 
@@ -98,7 +101,7 @@ impl Pass {
     pub(crate) fn is_over(&self) -> bool {
         let lease = &self.w.settings.lease;
         let trusted = u64::try_from(lease.ttl.saturating_sub(lease.margin).as_millis()).unwrap_or(0);
-        self.holds.iter().any(Hold::is_kept) && boot_ms() >= self.since + trusted
+        self.holds.iter().any(|h| h.is_kept()) && boot_ms() >= self.since + trusted
     }
 
     /// The locks in it, each with its fencing token.
@@ -154,7 +157,9 @@ fn outcome(ended: &Ended) -> GuardOutcome {
 
 impl Drop for Pass {
     fn drop(&mut self) {
-        self.w.guards.kept.forget(&self.member, &self.holds);
+        if let Some(key) = self.kept.take() {
+            self.w.guards.kept.forget(key);
+        }
         for hold in self.holds.drain(..) {
             // A mark is one number: where several limits counted, only time gives their tokens back.
             let mut marks = hold.scopes.iter().filter(|(s, _)| s.kind == GuardKind::Rate).map(|(_, n)| *n);

@@ -2,7 +2,8 @@
 -- KEYS[7] guards  zset  scope -> when a reaper looks at it (ms); then for each scope: state (hash), hold (hash), wait (zset), asleep (hash)
 -- ARGV[1] adds: [6] for how long a hold lasts unless renewed (ms), [7] number of scopes.
 -- ARGV[3] packed: the scopes (kind, a, b, c, d, hash, label), then the items.
--- Item: op, text, flag, scopes (two bytes each, base 255, from 1), number of members; then for each: member, more, number.
+-- Item: op, text, flag, scopes (two bytes each, base 255, from 1), number of members, members; then two blocks, each with its
+--   length: what each has as `more`, and as `number`; an empty one where none has any.
 --   1 ask     text: what it asks for (loops); more: ack subject; number: arrival (ms); flag: 1 = it was woken in vain
 --             too often, and keeps what it gets
 --   2 release text: token; more: the mark that `take` gave or ''; flag: how it ended
@@ -23,7 +24,7 @@
 -- same, except for the number of a rate limit.
 
 local KINDS = { Rate, Slots, Slots, Pauses, Gates, Gates, [LOOP] = Loops }
-local SCOPE, ITEM, MEMBER = '<BI6I6I6I6ss', '<BsBsH', '<ssI6'
+local SCOPE, ITEM = '<BI6I6I6I6ss', '<BsBsH'
 
 local code = open_frame(0)
 if code ~= 0 then return reply(code) end
@@ -39,14 +40,17 @@ for s = 1, n_scopes do
     hold = KEYS[k + 2], wait = KEYS[k + 3], asleep = KEYS[k + 4], store = KEYS[1], members = {}, sets = {}, of = KINDS[kind] }
 end
 
--- An item is for all members to whom the same is done; `member`, `more` and `number` of it are those of the one whose turn it is.
+-- An item is for all members to whom the same is done; `member` is the one whose turn it is, the `k`th.
 local items = {}
 while place <= #text do
   local op, first_text, flag, which, n, after = struct.unpack(ITEM, text, place)
-  place = after
-  local members, mores, numbers = {}, {}, {}
-  for i = 1, n do members[i], mores[i], numbers[i], place = struct.unpack(MEMBER, text, place) end
-  local item = { op = op, text = first_text, flag = flag, members = members, mores = mores, numbers = numbers }
+  local members = { struct.unpack(string.rep('s', n), text, after) }
+  after, members[n + 1] = members[n + 1], nil
+  local mores_length, mores = struct.unpack('<I', text, after)
+  local numbers_length, numbers = struct.unpack('<I', text, mores + mores_length)
+  place = numbers + numbers_length
+  local item = { op = op, text = first_text, flag = flag, members = members, source = text, mores_at = mores,
+    mores_length = mores_length, numbers_at = numbers_length > 0 and numbers }
   local bytes = { string.byte(which, 1, -1) }
   for j = 1, #bytes, 2 do
     local sc = scopes[bytes[j] + (bytes[j + 1] - 1) * 255]
@@ -93,6 +97,28 @@ local function passes(a, b)
   results[answers] = packed
 end
 
+-- Most calls find room for all of them, and nobody known yet: so many of the first are let pass, as `ask` would do one by one.
+local function ask_first(item)
+  local keeper, n = item.keeper, #item.members
+  if gate == RESTORED or not (keeper and keeper.of.take_first) then return 0 end
+  for j = 1, #item do
+    local of = item[j].of
+    -- One that keeps what it gives may know somebody: of those there is one.
+    n = of.room and (item[j] == keeper or not of.has) and math.min(n, of.room(item[j])) or 0
+  end
+  n = keeper.of.take_first(keeper, item.members, n)
+  if n == 0 then return 0 end
+  local answer = { 0 }
+  for j = 1, #item do
+    if item[j] ~= keeper then item[j].of.take_first(item[j], item.members, n) end
+    answer[j + 1] = 1
+  end
+  local packed = cmsgpack.pack(answer)
+  for k = 1, n do results[answers + k] = packed end
+  answers = answers + n
+  return n
+end
+
 local function ask(item)
   local member, refused, by, number, at, limit = item.member, nil, nil, nil, 0, nil
   local keeper = item.keeper
@@ -126,7 +152,7 @@ local function ask(item)
   end
   if refused == 4 then return { 3, by.place, number, limit } end
   if refused == 2 then
-    return { 2, by.place, by.of.queue(by, member, item.number, item.more) or number }
+    return { 2, by.place, by.of.queue(by, member, number_of(item), more_of(item)) or number }
   end
   if refused == 1 then by.of.book(by, member) end
   return { 1, by.place, number }
@@ -137,13 +163,14 @@ local function done(item, member)
   if op == 1 then
     answer = gate == RESTORED and { 4 } or ask(item)
   elseif op == 2 then
-    local mark = item.more ~= '' and tonumber(item.more) or nil
+    local outcome, mark = item.flag, nil
+    if outcome == UNDONE or outcome == KEPT then outcome, mark = UNDONE, tonumber(more_of(item)) end
     for j = 1, #item do
       local of = item[j].of
       if item.flag == KEPT and of.reserve then
         of.reserve(item[j], member, item.text)
       else
-        of.drop(item[j], member, item.text, item.flag == KEPT and UNDONE or item.flag, mark)
+        of.drop(item[j], member, item.text, outcome, mark)
       end
     end
   elseif op == 3 then
@@ -176,9 +203,11 @@ end
 
 for i = 1, #items do
   local item = items[i]
-  local members, mores, numbers = item.members, item.mores, item.numbers
-  for k = 1, #members do
-    item.member, item.more, item.number = members[k], mores[k], numbers[k]
+  local members = item.members
+  local first = 1
+  if item.op == 1 then first = 1 + ask_first(item) end
+  for k = first, #members do
+    item.member, item.k = members[k], k
     done(item, members[k])
   end
 end

@@ -7,6 +7,8 @@
 --   judge(sc, member, item)   nil: it may start. Else how it has to wait, and a number (WAIT, BOOK: until, ms; QUEUE,
 --                             STOP: a count, and which limit it is over). Writes nothing.
 --   take(sc, member, item)    it starts: HELD, or a number above 0 when this very call made its hold
+--   room(sc), take_first(sc, members, n)   how many may start that are not known here; so many of the first do, each with the
+--                             number 1 (a kind that has them). The keeper stops before the first that is known, and says how many.
 --   may_adopt(sc, member)     whether `adopt` may be done (where it may not always)
 --   adopt(sc, member)         the attempt that was granted has it now, whoever made it: the same
 --   report(sc, member, mark, outcome)   how something ended that did not ask (where a kind has it)
@@ -49,6 +51,19 @@ end
 local function set(sc, field, value)
   local n = #sc.sets
   sc.sets[n + 1], sc.sets[n + 2] = field, value
+end
+
+-- What the member whose turn it is has for itself: read only where it is wanted.
+local function number_of(item)
+  return item.numbers_at and (struct.unpack('<I6', item.source, item.numbers_at + 6 * (item.k - 1))) or 0
+end
+
+local function more_of(item)
+  if item.mores_length == 0 then return '' end
+  if not item.mores then
+    item.mores = { struct.unpack(string.rep('s', #item.members), item.source, item.mores_at) }
+  end
+  return item.mores[item.k]
 end
 
 -- `unpack` has a limit.

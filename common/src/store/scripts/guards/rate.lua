@@ -42,6 +42,17 @@ function Rate.judge(sc, member, item)
   return BOOK, math.ceil((sc.tat - sc.b) / 1000)
 end
 
+function Rate.room(sc)
+  local ahead = math.max(sc.tat, micros) - sc.b
+  if not sc.is_bare or ahead > micros then return 0 end
+  return math.floor((micros - ahead) / math.max(sc.a, 1)) + 1
+end
+
+function Rate.take_first(sc, _, n)
+  sc.last, sc.tat = own_token, math.max(sc.tat, micros) + n * sc.a
+  sc.changed, sc.is_idle = true, false
+end
+
 local function count(sc, member, slot)
   sc.tat = math.max(sc.tat, micros) + sc.a
   sc.slots[member], sc.changes[member], sc.last = slot, true, ''

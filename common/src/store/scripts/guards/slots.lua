@@ -145,6 +145,28 @@ function Slots.has(sc, member)
   return true, sc.given[member] or token_of(value) ~= own_token
 end
 
+-- A lock is asked one by one: each has a number of its own.
+function Slots.room(sc)
+  return sc.kind == CONCURRENCY and sc.waiting == 0 and math.max(sc.a - sc.n, 0) or 0
+end
+
+function Slots.take_first(sc, members, n)
+  local held, touched, given, t = sc.held, sc.touched, sc.given, #sc.touched
+  for k = 1, n do
+    local member = members[k]
+    if held[member] then
+      n = k - 1
+      break
+    end
+    held[member], given[member], touched[t + k] = own_value, true, member
+  end
+  if n > 0 then
+    sc.n, sc.is_idle = sc.n + n, false
+    look_at(sc, own_until)
+  end
+  return n
+end
+
 function Slots.judge(sc, member)
   local value = sc.held[member]
   if value or (sc.n < sc.a and sc.waiting == 0) then return nil end
@@ -246,7 +268,7 @@ function Slots.renew(sc, member, item)
   local is_lost = sc.kind == LOCK and (item.flag ~= 1 or sc.n >= sc.a)
   if value or is_lost or redis.call('ZSCORE', sc.wait, member) then return 0 end
   put(sc, member, now + hold_ms, token)
-  if sc.kind == LOCK then sc.fence, sc.changed = math.max(sc.fence, item.number), true end
+  if sc.kind == LOCK then sc.fence, sc.changed = math.max(sc.fence, number_of(item)), true end
   return 2
 end
 
