@@ -23,17 +23,9 @@ use crate::{
 /// Begins an attempt that was granted. `is_inline`: its first steps are made here; a handler that is done with them, as short
 /// ones are, needs no task of its own.
 pub(crate) fn begin(w: &Arc<Shared>, p: u32, mut job: InHand, grant: Grant, is_inline: bool) {
-    if job.pass.as_ref().is_some_and(|pass| !pass.borrowed.is_empty()) {
+    if job.pass.as_ref().is_some_and(|pass| !pass.borrowed.is_empty() || pass.is_late()) {
         let w2 = w.clone();
-        w.tracker.spawn(async move { adopt(&w2, p, job, grant).await });
-        return;
-    }
-    if job.pass.as_ref().is_some_and(|pass| pass.is_over()) {
-        let w2 = w.clone();
-        w.tracker.spawn(async move {
-            tracing::warn!(job_id = %job.decoded.job.id, "granted after what the guards gave may have ended; given back");
-            hand_back(&w2, p, job, &grant).await;
-        });
+        w.tracker.spawn(async move { secure(&w2, p, job, grant).await });
         return;
     }
     let Some(stop) = w.enter(&job.decoded.job.id, grant.epoch, p, job.held.d.carrier()) else {
@@ -58,13 +50,18 @@ pub(crate) fn begin(w: &Arc<Shared>, p: u32, mut job: InHand, grant: Grant, is_i
     }
 }
 
-/// Another delivery of the job asked the guards, and this one was granted the attempt: what they gave to that one is taken over
-/// before anything runs, or the attempt is given back.
-async fn adopt(w: &Arc<Shared>, p: u32, mut job: InHand, grant: Grant) {
+/// Makes sure of what the guards gave before anything runs, or gives the attempt back. Another delivery of the job may have asked
+/// them, so that it is to be taken over; or the claim took so long that it may have ended.
+async fn secure(w: &Arc<Shared>, p: u32, mut job: InHand, grant: Grant) {
     let session = job.held.session.id.clone();
     let Some(pass) = job.pass.as_mut() else { return begin(w, p, job, grant, false) };
-    let why = match guards::adopt(w, &session, pass).await {
-        Ok(true) => return begin(w, p, job, grant, false),
+    let mut secured = guards::adopt(w, &session, pass).await;
+    if matches!(secured, Ok(true)) && pass.is_late() {
+        secured = guards::refresh(w, &session, pass).await;
+    }
+    let why = match secured {
+        Ok(true) if !pass.is_late() => return begin(w, p, job, grant, false),
+        Ok(true) => "the store is too slow to tell".to_owned(),
         Ok(false) => "somebody else has it".to_owned(),
         Err(e) => e.to_string(),
     };

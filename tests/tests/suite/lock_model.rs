@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, VecDeque};
 use redis::AsyncCommands;
 use surety_common::{
     domain::guard::GuardKind,
-    store::{GuardAct, GuardItem, GuardOutcome, GuardReply, Guarded, Scope},
+    store::{GuardAct, GuardItem, GuardOutcome, GuardReply, Guarded, Scope, StoreError},
 };
 
 use surety_tests::world::wait;
@@ -311,6 +311,25 @@ async fn the_token_of_a_lock_grows_after_its_keys_are_gone_and_when_the_clock_is
     assert_eq!(keys(&mut w).await, Vec::<String>::new());
     let (_, numbers) = take(&w, 60_000, &["a"], "after/1").await;
     assert!(numbers[0] > ahead, "{} after {ahead}", numbers[0]);
+}
+
+// Shows: L-02
+#[tokio::test]
+async fn a_lock_that_was_given_in_writes_that_are_lost_is_noticed_by_the_next_call() {
+    let mut w = World::start().await;
+    let store = w.store.keys().store(0);
+    let before: u64 = w.plain.hget(&store, "commit").await.unwrap();
+    take(&w, HOUR_MS, &["a"], "one/1").await;
+    // A replica takes over that lacks that call.
+    let _: () = w.plain.hset(&store, "commit", before).await.unwrap();
+    for key in keys(&mut w).await {
+        let _: () = w.plain.del(key).await.unwrap();
+    }
+    let other = [lock("a")];
+    for _ in 0..2 {
+        let answer = w.store.guard(0, None, HOUR_MS, &other, &[asking(2, "two/1", 1, false)]).await;
+        assert!(matches!(answer, Err(StoreError::Rebuilding)), "{answer:?}");
+    }
 }
 
 // Shows: L-02

@@ -6,9 +6,12 @@ use redis::AsyncCommands;
 use surety_common::{
     connect::Connected,
     domain::{Status, guard::GuardKind},
-    store::Scope,
+    locks,
+    store::{GuardAct, GuardItem, GuardOutcome, GuardReply, Scope},
+    wake::wake,
 };
 use surety_tests::{
+    proxy::Proxy,
     witness::{Witness, id, kinds, settled},
     world::{World, wait},
 };
@@ -282,6 +285,61 @@ async fn a_frozen_worker_loses_its_run_its_locks_and_its_say_and_the_next_has_th
         assert_eq!(p.stop().await, Some(0));
     }
     is_free(&c, "one").await;
+}
+
+/// A second each way, and a claim that takes long by it.
+const SLOW: &str = r#"
+[layout]
+ack_wait = "30s"
+[connection]
+call_timeout = "6s"
+retry_limit = "20s"
+[lease]
+renewal = "2s"
+ttl = "20s"
+margin = "3s"
+"#;
+
+// Shows: L-03
+#[tokio::test]
+async fn a_lock_that_ended_while_the_claim_took_long_is_missed_before_anything_runs() {
+    let witness = Witness::default();
+    let world = World::with(&(witness.handler("work", WORK) + SLOW)).await;
+    if world.redis.nodes.len() > 1 {
+        // A cluster tells its clients where its nodes are: past the proxy.
+        return;
+    }
+    let c = world.connect().await;
+    let proxy = Proxy::start(([127, 0, 0, 1], world.redis.port()).into()).await.unwrap();
+    let mut reaper = world.reaper(&[]);
+    let mut worker = world.worker(&["--redis", &format!("redis://{}", proxy.addr())], &[]);
+    worker.logged("worker ready").await;
+    proxy.delay(Duration::from_secs(1));
+    world.publish("default", "a", &job(&["one"])).await;
+    // The claim is committed, and its answer under way: the lock goes to somebody else.
+    world.status(&c, "a", Status::Running).await;
+    let released = locks::release(&c, "one", true, 20_000).await.unwrap();
+    assert!(released.is_released, "{}", released.text);
+    let scope = [Scope::new(GuardKind::Lock, "", "one", [1, 5000, 0, 0])];
+    let p = scope[0].partition(c.store.keys().partitions());
+    let act = GuardAct::Ask { arrival_ms: 1, ack_subject: "".into(), work: "".into(), keeps: false };
+    let item = GuardItem { act, member: "other/1".into(), scopes: vec![0].into() };
+    let other = c.store.guard(p, None, 60_000, &scope, &[item]).await.unwrap();
+    assert!(matches!(other.replies[..], [GuardReply::Passes(_)]), "{other:?}");
+    worker.logged("what the guards gave is not to be had").await;
+    assert!(witness.of("a").is_empty(), "it ran without its lock");
+    proxy.delay(Duration::ZERO);
+    assert_eq!(world.status(&c, "a", Status::Deferred).await.code, "lock_busy");
+    witness.touch("all");
+    let act = GuardAct::Release { token: other.token.into(), mark: None, outcome: GuardOutcome::Neutral };
+    let item = GuardItem { act, member: "other/1".into(), scopes: vec![0].into() };
+    let freed = c.store.guard(p, None, 60_000, &scope, &[item]).await.unwrap();
+    wake(&c, p, 60_000, &scope, freed.woken).await;
+    let a = world.ended(&c, "a").await;
+    assert_eq!((a.status, a.charged), (Status::Done, 0));
+    for p in [&mut worker, &mut reaper] {
+        assert_eq!(p.stop().await, Some(0));
+    }
 }
 
 // Shows: L-03, A-07

@@ -7,6 +7,7 @@ use std::{
 
 use slab::Slab;
 use surety_common::{
+    clock::boot_ms,
     domain::{guard::GuardKind, ids::SessionId},
     store::{GuardAct, GuardItem, GuardOutcome, GuardReply, Guarded, Scope, StoreError, group::GROUP_CAP},
 };
@@ -116,6 +117,35 @@ pub(crate) async fn adopt(w: &Arc<Shared>, session: &SessionId, pass: &mut Pass)
     }
     // What is counted and not held has nothing to adopt.
     pass.borrowed.clear();
+    Ok(true)
+}
+
+/// Renews what a job was given while its claim took long, before it runs. `false`: some of it is somebody else's by now.
+pub(crate) async fn refresh(
+    w: &Arc<Shared>,
+    session: &SessionId,
+    pass: &mut Pass,
+) -> Result<bool, StoreError> {
+    let since = boot_ms();
+    for hold in &pass.holds {
+        let held: Vec<Arc<Scope>> =
+            hold.scopes.iter().filter(|(s, _)| is_held(s.kind)).map(|(s, _)| s.clone()).collect();
+        if held.is_empty() {
+            continue;
+        }
+        let places: Vec<u16> = (0u16..).take(held.len()).collect();
+        let act = GuardAct::Renew { token: Cow::Borrowed(&hold.token), may_restore: false, number: 0 };
+        let item = GuardItem { act, member: Cow::Borrowed(&hold.member), scopes: places.into() };
+        let answer = w.c.store.guard(hold.partition, Some(session), w.hold_ms(), &held, &[item]).await?;
+        after(w, hold.partition, &held, answer.woken, answer.watched, answer.now_ms);
+        let Some(GuardReply::Renewed(states)) = answer.replies.into_iter().next() else { return Ok(false) };
+        // A gate that lets everybody through knows nobody.
+        let is_slot = |s: &Scope| matches!(s.kind, GuardKind::Concurrency | GuardKind::Lock);
+        if held.iter().zip(states).any(|(s, state)| is_slot(s) && state != 1) {
+            return Ok(false);
+        }
+    }
+    pass.since = since;
     Ok(true)
 }
 

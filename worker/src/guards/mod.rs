@@ -30,7 +30,7 @@ use surety_common::{
 
 pub(crate) use call::{Request, serve};
 pub(crate) use defer::{Deferral, commit};
-pub(crate) use keep::{adopt, keep, renew};
+pub(crate) use keep::{adopt, keep, refresh, renew};
 pub(crate) use pass::{Hold, Pass, ended};
 pub(crate) use scopes::Place;
 

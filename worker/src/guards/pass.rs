@@ -47,8 +47,8 @@ pub(crate) struct Pass {
     pub(crate) has_asked: bool,
     /// That guard, where it was not asked and has to be told: with the name under which it is told once.
     report: Option<(Arc<Scope>, String)>,
-    /// When it began to ask (boot-time clock, ms).
-    since: u64,
+    /// When it began to ask, or to renew all that it holds (boot-time clock, ms).
+    pub(super) since: u64,
     /// Under which its holds are kept alive, once its attempt runs.
     pub(super) kept: Option<usize>,
 }
@@ -97,11 +97,11 @@ impl Pass {
         self.outcome = GuardOutcome::Kept;
     }
 
-    /// Whether the claim took so long that what is held may have ended meanwhile: the rule of the session's lease.
-    pub(crate) fn is_over(&self) -> bool {
-        let lease = &self.w.settings.lease;
-        let trusted = u64::try_from(lease.ttl.saturating_sub(lease.margin).as_millis()).unwrap_or(0);
-        self.holds.iter().any(|h| h.is_kept()) && boot_ms() >= self.since + trusted
+    /// Whether what is held was given, or renewed, so long ago that it may end before the session that it is trusted with: that
+    /// one trusts its own last renewal for a TTL less a margin, so that what is a margin older ends first.
+    pub(crate) fn is_late(&self) -> bool {
+        let margin = u64::try_from(self.w.settings.lease.margin.as_millis()).unwrap_or(u64::MAX);
+        self.holds.iter().any(|h| h.is_kept()) && boot_ms() >= self.since + margin
     }
 
     /// The locks in it, each with its fencing token.

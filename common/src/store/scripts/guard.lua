@@ -201,6 +201,14 @@ local function done(item, member)
   end
 end
 
+-- Who is given something, or a place in line, must not lose it unnoticed when a replica takes over that lacks this call.
+for i = 1, #items do
+  if items[i].op == 1 or items[i].op == 4 then
+    raise_commit()
+    break
+  end
+end
+
 for i = 1, #items do
   local item = items[i]
   local members = item.members
