@@ -20,6 +20,7 @@ mod suite {
     mod drain;
     mod faults;
     mod gates;
+    mod given_back;
     mod guard_limits;
     mod guard_rates;
     mod guard_slots;

@@ -5,9 +5,10 @@ use std::{sync::Arc, time::Duration};
 use surety_common::{
     broker::{
         decode::{Decoded, Undecoded, decode},
+        hand_on::arrival_ms,
         pull::Delivery,
     },
-    domain::{ErrorCode, QueueName},
+    domain::{ErrorCode, QueueName, Status},
     fault,
 };
 
@@ -54,7 +55,9 @@ pub(crate) fn admit(w: &Arc<Shared>, session: &Arc<Session>, queue: &QueueName, 
     }
     let p = w.c.store.keys().partition(&decoded.job.id);
     let timeout = w.timeout(&decoded.job);
-    let job = Box::new(Carried { held, decoded, handler, timeout, adopt: String::new(), pass: None });
+    let arrival_ms = arrival_ms(&held.d);
+    let job =
+        Box::new(Carried { held, decoded, arrival_ms, handler, timeout, adopt: String::new(), pass: None });
     match verdict {
         Verdict::Paused(pause) => guards::hold(w, job, &pause),
         Verdict::Free | Verdict::Unknown => guards::start(w, p, job),
@@ -79,7 +82,7 @@ async fn undecoded(w: &Shared, held: Held, u: &Undecoded) {
 
 async fn unknown(w: &Shared, held: Held, decoded: &Decoded) {
     let kind = &decoded.job.kind;
-    let settle = if is_last_hand_on(w, &held.d) {
+    let settle = if is_last_hand_on(w, &held.d) && !is_known_elsewhere(w, decoded).await {
         let why = format!("no worker has a handler for the type {:?}", kind.as_str());
         bury(w, &held.queue, &held.d, decoded, ErrorCode::UnknownType, &why).await
     } else {
@@ -88,6 +91,21 @@ async fn unknown(w: &Shared, held: Held, decoded: &Decoded) {
         Settle::Nak(w.settings.worker.hand_on_delay)
     };
     held.settle(settle).await;
+}
+
+/// Whether another worker knows what to do with a job: it tried it, or asked its guards. Where nobody can say now, perhaps.
+async fn is_known_elsewhere(w: &Shared, decoded: &Decoded) -> bool {
+    match w.c.store.record(&decoded.job.id).await {
+        Ok(Some(r)) => {
+            let is_open = r.generation == decoded.generation && !r.status.is_terminal();
+            is_open && (r.attempt > 0 || r.status == Status::Deferred)
+        }
+        Ok(None) => false,
+        Err(error) => {
+            tracing::warn!(job_id = %decoded.job.id, %error, "not known whether another worker knows its type");
+            true
+        }
+    }
 }
 
 fn is_last_hand_on(w: &Shared, d: &Delivery) -> bool {

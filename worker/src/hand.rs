@@ -87,6 +87,8 @@ pub(crate) type InHand = Box<Carried>;
 pub(crate) struct Carried {
     pub(crate) held: Held,
     pub(crate) decoded: Decoded,
+    /// Its place in every line ([`arrival_ms`](surety_common::broker::hand_on::arrival_ms)).
+    pub(crate) arrival_ms: u64,
     pub(crate) handler: AnyHandler,
     /// Time limit of the attempt. Asked once: the store is told the one that is kept, whatever the settings become meanwhile.
     pub(crate) timeout: Duration,

@@ -6,6 +6,7 @@
 
 use super::{Broker, BrokerError, dead::copied_headers, place::Carrier, publish::Publisher, pull::Delivery};
 use crate::{
+    clock::read_millis,
     domain::{JobId, QueueName},
     pace::Pace,
     wire::headers,
@@ -22,14 +23,28 @@ pub struct Moved<'a> {
 }
 
 impl Moved<'_> {
-    fn message_id(&self) -> String {
-        format!("{}/{}/moved/{}", self.job, self.generation, self.epoch)
+    /// Of the `nth` copy.
+    fn message_id(&self, nth: u32) -> String {
+        let first = format!("{}/{}/moved/{}", self.job, self.generation, self.epoch);
+        if nth > 1 { format!("{first}/{nth}") } else { first }
     }
 
-    /// Whether a message is such a copy already: no attempt began since it was made.
-    pub fn is_made(&self, m: &Delivery) -> bool {
-        m.header(headers::MSG_ID) == Some(self.message_id().as_str())
+    /// The how manieth copy a message is, since the last attempt began; 0: none.
+    pub fn nth(&self, m: &Delivery) -> u32 {
+        let rest = m.header(headers::MSG_ID).and_then(|id| id.strip_prefix(self.message_id(1).as_str()));
+        match rest {
+            None => 0,
+            Some("") => 1,
+            Some(rest) => rest.strip_prefix('/').and_then(|n| n.parse().ok()).unwrap_or(0),
+        }
     }
+}
+
+/// When the job of a message was stored (ms of the stream's clock): of a copy, when the first one that it takes the place of was.
+pub fn arrival_ms(m: &Delivery) -> u64 {
+    let is_copy = m.header(headers::CARRIER).is_some();
+    let first = is_copy.then(|| m.header(headers::FIRST_AT)).flatten().and_then(read_millis);
+    first.map_or(m.stored_ms, |first| first.min(m.stored_ms))
 }
 
 impl Broker {
@@ -42,8 +57,9 @@ impl Broker {
         moved: &Moved<'_>,
         patience: Pace,
     ) -> Result<Option<Carrier>, BrokerError> {
+        let nth = moved.nth(raw).saturating_add(1);
         let mut h = copied_headers(raw.headers.as_ref());
-        h.insert(headers::MSG_ID, moved.message_id().as_str());
+        h.insert(headers::MSG_ID, moved.message_id(nth).as_str());
         h.insert(headers::JOB, moved.job.as_str());
         h.insert(headers::GENERATION, moved.generation.to_string().as_str());
         h.insert(headers::EPOCH, moved.epoch.to_string().as_str());
@@ -61,8 +77,50 @@ impl Broker {
         if stored.is_duplicate {
             // Only a copy that is there counts as stored.
             let there = self.carrier_message(&copy.to_string()).await?;
-            return Ok(there.filter(|m| moved.is_made(m)).map(|_| copy));
+            return Ok(there.filter(|m| moved.nth(m) == nth).map(|_| copy));
         }
         Ok(Some(copy))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(of: &[(&str, &str)]) -> Delivery {
+        let mut h = async_nats::HeaderMap::new();
+        for (name, value) in of {
+            h.insert(*name, *value);
+        }
+        Delivery {
+            subject: "surety.jobs.default.a".into(),
+            payload: Default::default(),
+            headers: Some(h),
+            ack_subject: "".into(),
+            sequence: 1,
+            delivered: 1,
+            stored_ms: 1_700_000_000_000,
+        }
+    }
+
+    #[test]
+    fn copies_are_numbered_from_the_last_attempt_on() {
+        let (job, queue) = (JobId::new("a").unwrap(), QueueName::new("default").unwrap());
+        let moved = Moved { job: &job, queue: &queue, generation: 1, epoch: 12 };
+        let nth = |id: &str| moved.nth(&message(&[(headers::MSG_ID, id)]));
+        assert_eq!([nth("a"), nth("a/1/moved/1"), nth("a/1/moved/120"), nth("a/2/moved/12")], [0; 4]);
+        for n in [1, 2, 30] {
+            let id = moved.message_id(n);
+            assert_eq!(nth(&id), n);
+        }
+    }
+
+    #[test]
+    fn a_copy_arrived_when_its_job_did_and_nothing_else_says_when_it_arrived() {
+        let (copy, early) = ((headers::CARRIER, "JOBS:1"), (headers::FIRST_AT, "2020-01-01T00:00:00Z"));
+        let late = (headers::FIRST_AT, "2030-01-01T00:00:00Z");
+        assert_eq!(arrival_ms(&message(&[copy, early])), 1_577_836_800_000);
+        assert_eq!(arrival_ms(&message(&[early])), 1_700_000_000_000, "a replay is new");
+        assert_eq!(arrival_ms(&message(&[copy, late])), 1_700_000_000_000);
     }
 }

@@ -209,8 +209,8 @@ settings! {
         /// goes back into line by itself, and the next one has it; meanwhile it is woken five times, at equal intervals. Long enough
         /// for a message to come from the broker, and short beside what a slot that nobody uses costs.
         offer: Span = "5s", live;
-        /// A job in line is woken when its turn comes; should nobody wake it, it comes back by itself after this time, and after
-        /// twice as long each time that is in vain, up to an hour. It costs a delivery each time.
+        /// A job in line is woken when its turn comes; should nobody wake it, it comes back by itself after half the time that it
+        /// has waited: after this time at least, and after ten minutes (or this time) at most. It costs a delivery each time.
         fallback: Span = "1m", live;
         /// The crash-loop guard that every type has: so many abnormal ends (a crash by a signal, out of memory, lost, a start that
         /// failed) within `crash_window`, and no other end among them, suppress the type. Five are more than one broken job makes
@@ -263,7 +263,7 @@ settings! {
         outbox_cap: Count<10000000> = "10000", live;
         /// Delay before a job of unknown type or version is offered to another worker.
         hand_on_delay: Span = "15s";
-        /// Deliveries after which such a job is buried.
+        /// Deliveries after which such a job is buried, unless another worker deferred or tried it.
         hand_on_limit: Count<1000000> = "40";
         /// Put each command into a cgroup of its own where the host allows it.
         cgroups: bool = "true";

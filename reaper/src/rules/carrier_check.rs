@@ -233,13 +233,15 @@ pub(crate) async fn check(
 
 /// What is to be done about one job.
 pub(crate) fn next(r: &Record, id: &JobId, found: &Found, patience: Patience, now_ms: u64) -> Next {
-    let is_copy = match found {
-        Found::There { message, .. } => QueueName::new(&r.queue).is_ok_and(|queue| {
-            Moved { job: id, queue: &queue, generation: r.generation, epoch: r.epoch }.is_made(message)
-        }),
-        _ => false,
-    };
+    let is_copy = matches!(found, Found::There { message, .. } if copies_made(id, r, message) > 0);
     decide(r, found, is_copy, patience, now_ms)
+}
+
+/// How many copies were made since the last attempt began, down to this message.
+pub(super) fn copies_made(id: &JobId, r: &Record, message: &Delivery) -> u32 {
+    QueueName::new(&r.queue).map_or(0, |queue| {
+        Moved { job: id, queue: &queue, generation: r.generation, epoch: r.epoch }.nth(message)
+    })
 }
 
 /// A message that nobody delivers any more: handed on, or given up. `false`: nothing was done.
@@ -251,11 +253,22 @@ pub(crate) async fn move_on(
     message: &Delivery,
     next: &Next,
 ) -> Result<bool, RuleError> {
-    let (old, patience) = (message.carrier(), Patience::of(x));
     if *next == Next::GiveUp {
         reaper().carriers.with_label_values(&["given_up"]).inc();
-        return max_deliver::bury(x, old).await;
+        return max_deliver::give_up(x, message.carrier()).await;
     }
+    hand_on(x, p, id, r, message).await
+}
+
+/// Puts a copy in the place of a message. `false`: the record changed meanwhile, or no copy could be stored now.
+pub(super) async fn hand_on(
+    x: &Context,
+    p: u32,
+    id: &JobId,
+    r: &Record,
+    message: &Delivery,
+) -> Result<bool, RuleError> {
+    let (old, patience) = (message.carrier(), Patience::of(x));
     let Some(queue) = x.c.broker.names().queue_of(&message.subject).and_then(|q| QueueName::new(q).ok())
     else {
         return Ok(false);

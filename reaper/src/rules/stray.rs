@@ -288,7 +288,7 @@ async fn act(x: &Context, found: &[Found]) -> Result<usize, RuleError> {
                 }
             },
             (Next::Second, Ok(d)) => second(x, f, d).await,
-            (Next::Bury, _) => max_deliver::bury(x, carrier).await,
+            (Next::Bury, _) => max_deliver::give_up(x, carrier).await,
             _ => continue,
         };
         acted += usize::from(leftover::of_several(done, carrier)? == Some(true));

@@ -110,7 +110,7 @@ pub(crate) async fn serve(w: Arc<Shared>, p: u32, group: Vec<Request>, permit: O
 
 /// Place in a line: when it was stored, and before whom.
 fn arrival(asking: &Asking) -> (u64, u64) {
-    (asking.job.held.d.stored_ms, asking.job.held.d.sequence)
+    (asking.job.arrival_ms, asking.job.held.d.sequence)
 }
 
 async fn call(w: &Arc<Shared>, p: u32, asks: Vec<Asking>, others: Vec<Request>) {
@@ -184,7 +184,7 @@ fn other_item<'a>(other: &'a Request, scopes: Cow<'a, [u16]>) -> Option<GuardIte
 fn ask_item<'a>(asking: &'a Asking, scopes: Cow<'a, [u16]>) -> Option<GuardItem<'a>> {
     let (pass, d) = (asking.job.pass.as_ref()?, &asking.job.held.d);
     let act = GuardAct::Ask {
-        arrival_ms: d.stored_ms,
+        arrival_ms: asking.job.arrival_ms,
         ack_subject: Cow::Borrowed(d.ack_subject.as_str()),
         work: Cow::Borrowed(asking.work.as_str()),
         keeps: keeps(&asking.job),

@@ -20,8 +20,8 @@ use crate::{
     shared::Shared,
 };
 
-/// Longest sleep of a job in line that nobody wakes.
-const LONGEST: Duration = Duration::from_secs(3600);
+/// Longest sleep of a job in line that nobody wakes, where the settings do not want longer ones.
+const LONGEST: Duration = Duration::from_secs(600);
 
 /// How long a guard keeps a job waiting.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,16 +47,17 @@ impl Deferral {
         match self.until {
             Until::Moment(at) => (at, at),
             Until::Turn { .. } => {
-                (self.asked_ms, self.asked_ms + sleep_ms(fallback, self.job.held.d.delivered))
+                let waited = Duration::from_millis(self.asked_ms.saturating_sub(self.job.arrival_ms));
+                (self.asked_ms, self.asked_ms + sleep_ms(fallback, waited))
             }
         }
     }
 }
 
-/// How long a job in line sleeps unless it is woken: twice as long with each delivery, so that none uses its deliveries up.
-fn sleep_ms(first: Duration, delivered: u64) -> u64 {
-    let times = 1u32 << u32::try_from(delivered.saturating_sub(1)).unwrap_or(u32::MAX).min(10);
-    u64::try_from(first.saturating_mul(times).min(LONGEST).as_millis()).unwrap_or(u64::MAX)
+/// How long a job in line sleeps unless it is woken: half as long again as it has waited. How often it was woken meanwhile says
+/// nothing. (Deliveries that are used up are no loss: a reaper puts a copy in its place.)
+fn sleep_ms(first: Duration, waited: Duration) -> u64 {
+    u64::try_from((waited / 2).min(LONGEST).max(first).as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Notes a group of jobs of one partition as deferred and lets their carriers sleep.
@@ -185,11 +186,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_job_in_line_that_nobody_wakes_does_not_use_its_deliveries_up() {
-        let minute = Duration::from_secs(60);
-        assert_eq!(sleep_ms(minute, 1), 60_000);
-        assert_eq!(sleep_ms(minute, 3), 240_000);
-        let total: u64 = (1..100).map(|n| sleep_ms(minute, n)).sum();
-        assert!(total > 3 * 24 * 3_600_000, "{total}: longer than any finish deadline of the defaults");
+    fn a_job_in_line_that_nobody_wakes_comes_back_seldom_and_never_an_hour_later() {
+        let (minute, day) = (60_000, 24 * 3_600_000);
+        let nap = |waited| sleep_ms(Duration::from_millis(minute), Duration::from_millis(waited));
+        assert_eq!([nap(0), nap(10 * minute), nap(day)], [minute, 5 * minute, 10 * minute]);
+        let (mut waited, mut times) = (0, 0);
+        while waited < day {
+            (waited, times) = (waited + nap(waited), times + 1);
+        }
+        assert!((100..160).contains(&times), "{times} deliveries in a day");
     }
 }
