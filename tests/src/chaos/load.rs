@@ -46,6 +46,10 @@ pub enum Kind {
     Unwanted,
     /// Stays until somebody cancels it.
     Endless,
+    /// Has one or two locks, that nobody else may have meanwhile.
+    Locked,
+    /// One of its key at once.
+    Keyed,
 }
 
 impl Kind {
@@ -62,6 +66,8 @@ impl Kind {
             (2, Self::Stuck),
             (1, Self::Unwanted),
             (1, Self::Endless),
+            (5, Self::Locked),
+            (5, Self::Keyed),
         ])
     }
 
@@ -78,6 +84,8 @@ impl Kind {
             Self::Stuck => "stuck",
             Self::Unwanted => "unwanted",
             Self::Endless => "endless",
+            Self::Locked => "locked",
+            Self::Keyed => "keyed",
         }
     }
 
@@ -85,7 +93,7 @@ impl Kind {
     pub fn outcomes(self) -> &'static [Status] {
         match self {
             Self::Noop | Self::Quick | Self::Tree | Self::Long => &[Status::Done],
-            Self::Reports | Self::Flaky => &[Status::Done],
+            Self::Reports | Self::Flaky | Self::Locked | Self::Keyed => &[Status::Done],
             Self::Hopeless | Self::Spent => &[Status::Failed],
             // With a lost attempt as its last, it is out of attempts.
             Self::Stuck => &[Status::TimedOut, Status::Failed],
@@ -97,7 +105,8 @@ impl Kind {
         matches!(self, Self::Unwanted | Self::Endless)
     }
 
-    fn body(self, is_told: bool) -> String {
+    /// The document of the `n`th job.
+    fn body(self, n: u32, is_told: bool) -> String {
         // Lost attempts are charged, and a run loses many.
         let (retries, backoff) = match self {
             Self::Spent => (2, "50ms"),
@@ -110,8 +119,16 @@ impl Kind {
             true => format!(r#","notify":{{"subject":"{REQUESTER}","notices":false}}"#),
             false => String::new(),
         };
+        let guarded = match self {
+            Self::Locked => {
+                let locks = [r#""a""#, r#""b""#, r#""a","b""#, r#""b","c""#, r#""c","a""#];
+                format!(r#","locks":[{}]"#, locks[n as usize % locks.len()])
+            }
+            Self::Keyed => format!(r#","key":"k{}""#, n % 2),
+            _ => String::new(),
+        };
         format!(
-            r#"{{"type":"{}","retry":{{"max_retries":{retries},"backoff":["{backoff}"]}},"contract":{{"timeout":"{limit}"}}{notify}}}"#,
+            r#"{{"type":"{}","retry":{{"max_retries":{retries},"backoff":["{backoff}"]}},"contract":{{"timeout":"{limit}"}}{notify}{guarded}}}"#,
             self.name()
         )
     }
@@ -133,6 +150,8 @@ pub fn handlers(traces: &Path) -> String {
         (Kind::Stuck, "child 3600; exec sleep 3600"),
         (Kind::Unwanted, "exit 1"),
         (Kind::Endless, "child 3600; exec sleep 3600"),
+        (Kind::Locked, "locks; child 3600; sleep 0.$((SURETY_EPOCH % 10))3"),
+        (Kind::Keyed, "n=${SURETY_JOB_ID#j} n=${n%%-*}; alone 7 key-$((n % 2)); child 3600; sleep 0.5"),
     ] {
         let (name, t) = (kind.name(), traces.display());
         text += &format!(
@@ -205,8 +224,10 @@ impl Load {
             let kind = Kind::of(&mut dice);
             let id = format!("j{n}-{}", kind.name());
             let is_told = n.is_multiple_of(2);
+            let body = kind.body(n, is_told);
+            let sent = Sent { kind, is_told, is_cancel_tried: false, is_cancel_promised: false };
             n += 1;
-            if !self.enqueue(&js, &id, kind, is_told, &give_up).await {
+            if !self.enqueue(&js, &id, body, sent, &give_up).await {
                 break;
             }
             let is_passing = dice.below(20) == 0;
@@ -248,8 +269,8 @@ impl Load {
         &self,
         js: &async_nats::jetstream::Context,
         id: &str,
-        kind: Kind,
-        is_told: bool,
+        body: String,
+        sent: Sent,
         give_up: &CancellationToken,
     ) -> bool {
         while !give_up.is_cancelled() {
@@ -257,10 +278,9 @@ impl Load {
             h.insert("Nats-Msg-Id", id);
             let publish = async {
                 let subject = format!("surety.jobs.default.{id}");
-                js.publish_with_headers(subject, h, kind.body(is_told).into()).await.ok()?.await.ok()
+                js.publish_with_headers(subject, h, body.clone().into()).await.ok()?.await.ok()
             };
             if let Ok(Some(_)) = timeout(Duration::from_secs(2), publish).await {
-                let sent = Sent { kind, is_told, is_cancel_tried: false, is_cancel_promised: false };
                 self.book.lock().unwrap().jobs.insert(id.to_owned(), sent);
                 return true;
             }

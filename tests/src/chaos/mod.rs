@@ -51,6 +51,16 @@ ack = "1s"
 progress = "1s"
 [reaper]
 carrier_check = "2s"
+[guards]
+fallback = "1s"
+[guards.concurrency.keyed]
+scope = "{key}"
+types = ["keyed"]
+limit = 1
+[guards.rate.quick]
+scope = "{type}"
+types = ["quick"]
+limit = 2
 "#;
 /// Longest that everything takes to settle after the last fault.
 const SETTLES_WITHIN: Duration = Duration::from_secs(120);

@@ -21,6 +21,8 @@ pub struct Trace {
     pub epochs: BTreeSet<u64>,
     /// Something of one attempt was alive when another began.
     pub overlaps: Vec<String>,
+    /// Another job had a lock or a key at the same time, or a lock's token did not grow.
+    pub shared: Vec<String>,
 }
 
 impl Traces {
@@ -39,6 +41,9 @@ impl Traces {
                     t.epochs.insert(epoch.parse().unwrap_or(0));
                 }
                 ["overlap", ..] => t.overlaps.push(line.to_owned()),
+                [what, ..] if what.starts_with("shared") || what.starts_with("backwards") => {
+                    t.shared.push(line.to_owned());
+                }
                 _ => {}
             }
             t.lines.push(line.to_owned());

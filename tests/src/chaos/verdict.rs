@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use surety_common::{
     broker::BrokerError,
     connect::Connected,
-    domain::{JobId, Status, ids::receipt_id},
+    domain::{JobId, Status, guard::GuardKind, ids::receipt_id},
     history::History,
     store::{Read, StoreError},
 };
@@ -83,6 +83,15 @@ pub async fn unsettled(
     if outbox > 0 {
         whole(format!("the outbox holds {outbox} entries"));
     }
+    for s in c
+        .store
+        .scopes()
+        .await?
+        .iter()
+        .filter(|s| s.held > 0 || s.waiting > 0 && s.scope.kind != GuardKind::Rate)
+    {
+        whole(format!("guard {} has {} held and {} waiting", s.scope.label, s.held, s.waiting));
+    }
     for s in c.store.fleet().await?.sessions {
         for h in s.held {
             let what = format!("session {} holds an attempt of epoch {}", s.id, h.epoch);
@@ -138,6 +147,7 @@ pub async fn judge(
         let mut say = |what: String| problems.push(Problem { job: Some(id.clone()), what });
         let trace = traces.of(id);
         trace.overlaps.iter().for_each(|o| say(format!("two attempts lived at once: {o}")));
+        trace.shared.iter().for_each(|s| say(format!("what it had was not its own: {s}")));
         figures.attempts += history.count(id, "started");
         figures.lost += history.count(id, "lost");
         let outcomes = history.count(id, "finished");
