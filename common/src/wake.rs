@@ -6,7 +6,10 @@ use crate::{
     broker::BrokerError,
     connect::Connected,
     domain::{JobId, pause::Slot},
-    store::{GuardAct, GuardItem, GuardOutcome, Read, Record, Scope, StoreError, Woken, guards::OFFER},
+    store::{
+        GuardAct, GuardItem, GuardOutcome, Read, Record, Scope, StoreError, Woken,
+        guards::{OFFER, ONLY_LOOK},
+    },
 };
 
 /// Gives the carriers of these jobs back to the broker's line, so that some worker asks for them at once. Who has its outcome
@@ -70,6 +73,9 @@ pub async fn open(c: &Connected, slot: &Slot) -> Result<usize, StoreError> {
 
 /// Its last delivery is given back; where another message carries the job by now, that one's.
 async fn give_back(c: &Connected, sleeper: &Woken, record: Option<&Record>) -> Result<(), BrokerError> {
+    if sleeper.ack_subject == ONLY_LOOK {
+        return Ok(());
+    }
     match record.filter(|r| !r.carrier.is_empty()) {
         Some(r) if !is_of(&sleeper.ack_subject, &r.carrier) => {
             c.broker.nak_recorded(&r.queue, &r.carrier, &r.ack_subject, Duration::ZERO).await

@@ -18,6 +18,9 @@ use crate::domain::{
 /// The token of a slot that is kept for a job in line.
 pub const OFFER: &str = "?";
 
+/// In the place of an ack subject: whether that job has ended is looked at, and it is not woken.
+pub const ONLY_LOOK: &str = "-";
+
 /// One guard, kept for one value of its template: what is counted together.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Scope {
@@ -162,6 +165,7 @@ pub struct Woken {
     /// Position of its scope.
     pub scope: usize,
     pub member: String,
+    /// Empty where it is not known; [`ONLY_LOOK`] where it is not to be woken.
     pub ack_subject: String,
 }
 

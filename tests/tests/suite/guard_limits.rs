@@ -51,7 +51,7 @@ async fn judged(world: &World, c: &Connected, ids: &[String]) -> BTreeSet<String
         .collect()
 }
 
-async fn deliveries(world: &World) -> u64 {
+pub(super) async fn deliveries(world: &World) -> u64 {
     let js = async_nats::jetstream::new(world.plain().await);
     let stream = js.get_stream("SURETY_JOBS").await.unwrap();
     stream.consumer_info("default").await.unwrap().delivered.consumer_sequence

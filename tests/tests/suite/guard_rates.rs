@@ -382,6 +382,39 @@ async fn a_refused_claim_gives_all_back_and_a_second_delivery_nothing() {
 
 // Shows: S-05
 #[tokio::test]
+async fn a_token_comes_back_once_however_often_the_call_is_repeated() {
+    let r = redis().await;
+    // With a slot that says what was counted, and without one.
+    for asked in [vec![0, 2], vec![0]] {
+        let (store, plain, scopes) = three_scopes(&r, [5, 5, 5]).await;
+        let guard = async |items: &[GuardItem<'_>]| store.guard(0, None, HOUR, &scopes, items).await.unwrap();
+        let made = guard(&["a/1", "b/1", "c/1"].map(|m| ask(m, 1, &asked))).await;
+        let numbers: Vec<u64> = made
+            .replies
+            .iter()
+            .map(|r| match r {
+                GuardReply::Passes(numbers) => numbers[0],
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        let undo = |n: usize| {
+            let member = ["a/1", "b/1", "c/1"][n];
+            release(member, &made.token, Some(numbers[n]), GuardOutcome::Undone, &asked)
+        };
+        let tat = async || dump(&store, &plain, &scopes[0]).await[0].clone();
+        let before = tat().await;
+        guard(&[undo(2), undo(1)]).await;
+        let after = tat().await;
+        let given = [&before, &after].map(|t| std::str::from_utf8(t).unwrap().parse::<u64>().unwrap());
+        assert_eq!(given[0] - given[1], 2 * HOUR * 1000, "{asked:?}");
+        store.repeat_last_call();
+        guard(&[undo(2), undo(1)]).await;
+        assert_eq!(tat().await, after, "given back twice, {asked:?}");
+    }
+}
+
+// Shows: S-05
+#[tokio::test]
 async fn a_booked_start_that_is_refused_gives_back_no_token_of_another() {
     let r = redis().await;
     let (store, plain) = (store(&r.url(), 1).await, plain(&r).await);

@@ -5,7 +5,10 @@ use std::collections::{BTreeSet, VecDeque};
 use redis::AsyncCommands;
 use surety_common::{
     domain::guard::GuardKind,
-    store::{GuardAct, GuardItem, GuardOutcome, GuardReply, Guarded, Scope, StoreError},
+    store::{
+        GuardAct, GuardItem, GuardOutcome, GuardReply, Guarded, Scope, StoreError, Woken,
+        guards::{OFFER, ONLY_LOOK},
+    },
 };
 
 use surety_tests::world::wait;
@@ -250,6 +253,34 @@ async fn random_jobs_with_several_locks_do_as_a_simple_model_says_and_none_is_pa
         tend(&run.w, &NAMES).await;
         assert_eq!(keys(&mut run.w).await, Vec::<String>::new(), "an idle lock leaves nothing");
     }
+}
+
+// Shows: L-01
+#[tokio::test]
+async fn what_is_kept_for_a_job_ends_an_hour_after_the_first_time_and_a_look_wakes_nobody() {
+    let mut w = World::start().await;
+    take(&w, HOUR_MS, &["b"], "holder/1").await;
+    let names = ["a", "b"];
+    let waits = GuardReply::WaitsInLine { scope: 1, before: 0 };
+    let [_, hold, ..] = w.store.keys().guard(0, &lock("a").hash);
+    let mut kept = Vec::new();
+    for _ in 0..2 {
+        let answer = call(&w, HOUR_MS, &names, asking(1, "job/1", 2, true)).await;
+        assert_eq!(answer.replies, std::slice::from_ref(&waits));
+        kept.push(w.plain.hget::<_, _, Vec<u8>>(&hold, "job/1").await.unwrap());
+        wait("time to pass", async || w.store.now_ms().await.unwrap() > answer.now_ms).await;
+    }
+    assert_eq!(kept[0], kept[1], "it is kept for longer than an hour");
+    // Its look is due.
+    let _: u64 = w.plain.zadd(w.store.keys().guards(0), lock("a").hash, 1).await.unwrap();
+    let looked = call(&w, HOUR_MS, &["a"], item(GuardAct::Tend { session: "".into() }, "", 1)).await;
+    let woken = Woken { scope: 0, member: "job/1".into(), ack_subject: ONLY_LOOK.into() };
+    assert_eq!(looked.woken, [woken]);
+    assert_eq!(w.plain.hget::<_, _, Vec<u8>>(&hold, "job/1").await.unwrap(), kept[0]);
+    // Over, it leaves its place, as any job in line does.
+    let leaves = GuardAct::Release { token: OFFER.into(), mark: None, outcome: GuardOutcome::Neutral };
+    call(&w, HOUR_MS, &["a"], item(leaves, "job/1", 1)).await;
+    assert!(!w.plain.exists::<_, bool>(&hold).await.unwrap());
 }
 
 // Shows: L-02

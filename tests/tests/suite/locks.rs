@@ -7,7 +7,7 @@ use surety_common::{
     connect::Connected,
     domain::{Status, guard::GuardKind},
     locks,
-    store::{GuardAct, GuardItem, GuardOutcome, GuardReply, Scope},
+    store::{GuardAct, GuardItem, GuardOutcome, GuardReply, Scope, Woken, guards::ONLY_LOOK},
     wake::wake,
 };
 use surety_tests::{
@@ -15,6 +15,8 @@ use surety_tests::{
     witness::{Witness, id, kinds, settled},
     world::{World, wait},
 };
+
+use super::guard_limits::deliveries;
 
 /// Takes a folder for each of its locks, which must not be there, and writes down each with its token; until it may go.
 const WORK: &str = r#"
@@ -122,6 +124,37 @@ async fn jobs_with_several_locks_in_any_order_all_end_and_never_share_one() {
 #[tokio::test]
 async fn so_they_do_where_their_locks_are_in_several_partitions() {
     in_any_order("[layout]\npartitions = 3\n").await;
+}
+
+// Shows: L-01
+#[tokio::test]
+async fn whether_a_job_is_over_that_keeps_a_lock_is_looked_at_without_delivering_it() {
+    let witness = Witness::default();
+    let world = World::with(&witness.handler("work", GATED)).await;
+    let c = world.connect().await;
+    let mut worker = world.worker(&[], &[]);
+    world.publish("default", "holder", &job(&["one"])).await;
+    witness.started("holder", 1).await;
+    world.publish("default", "waits", &job(&["one"])).await;
+    world.status(&c, "waits", Status::Deferred).await;
+    // By the time that this one starts it sleeps at the broker.
+    world.publish("default", "before", &job(&[])).await;
+    witness.started("before", 1).await;
+    let scope = Scope::new(GuardKind::Lock, "", "another", [1, 5000, 0, 0]);
+    let p = scope.partition(c.store.keys().partitions());
+    let looked_at = Woken { scope: 0, member: "waits/1".into(), ack_subject: ONLY_LOOK.into() };
+    wake(&c, p, 1000, std::slice::from_ref(&scope), vec![looked_at]).await;
+    // What was given back would come before this one.
+    world.publish("default", "after", &job(&[])).await;
+    witness.started("after", 1).await;
+    assert_eq!(deliveries(&world).await, 4, "it was delivered again");
+    for name in ["before", "after", "holder", "waits"] {
+        witness.touch(&format!("go-{name}"));
+        world.ended(&c, name).await;
+    }
+    settled(&world, &c).await;
+    assert_eq!(kinds(&world, &c, "waits").await, ["deferred", "started", "finished"]);
+    assert_eq!(worker.stop().await, Some(0));
 }
 
 // Shows: L-03

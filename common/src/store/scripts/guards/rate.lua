@@ -80,7 +80,11 @@ function Rate.book(sc, member) count(sc, member, sc.tat - sc.b) end
 -- would put two starts into one interval, so the job keeps its slot and may come again with it.
 function Rate.drop(sc, member, token, outcome, mark)
   if outcome == UNDONE then
-    if mark ~= sc.tat and (token ~= sc.last or sc.slots[member]) then return end
+    local slot = sc.slots[member]
+    local is_last = slot and mark == sc.tat or not slot and (token == sc.last or token == sc.undone)
+    if not is_last then return end
+    -- Once: a repeated call finds neither the slot nor the token.
+    if not slot then sc.last, sc.undone = '', token end
     sc.tat, sc.changed = sc.tat - sc.a, true
   end
   if not sc.is_bare then sc.slots[member], sc.changes[member] = nil, true end

@@ -1,7 +1,8 @@
 -- Slots: at most `a` attempts of a scope at once; a lock is a scope with one slot and a counter that only grows.
 -- Params: a = slots, b = how long an offer stands (ms). State (locks): `fence`, the last fencing token; `since`, when that was.
 -- `hold`: hash member -> until (six bytes, ms) .. token; the token is that of the call which created it, or of an offer: "?", how
--- often it was made (a digit), ack subject. `wait`: zset member -> arrival. `asleep`: hash member -> ack subject.
+-- often it was made (a digit), ack subject; where that is no times, until when it may be kept (ms). `wait`: zset member -> arrival.
+-- `asleep`: hash member -> ack subject.
 -- An offer is a slot that came free and is kept for a waiter whose carrier was woken. A wake may be lost (whoever sent it died, the
 -- nak met the sleeper's own): so it is repeated while the offer stands, and when it ends: the waiter then comes by itself.
 -- Made no times: what is kept for a job that waits for something else; nobody is woken for it.
@@ -17,6 +18,8 @@ local OFFER, OFFER_BYTE = '?', 63
 local OFFER_TRIES = 5
 -- What a job keeps while it waits for something else ends after this long (ms), and is looked at before: the job may be over.
 local KEPT_FOR, LOOKED_AT = 3600000, 30000
+-- In the place of an ack subject: whether it is over is looked at, and nobody is woken (`wake.rs`).
+local ONLY_LOOK = '-'
 
 local function held_until(value) return (struct.unpack('<I6', value)) end
 local function token_of(value) return string.sub(value, 7) end
@@ -89,10 +92,10 @@ local function offer_again(sc, member, value)
   end
 end
 
--- Not woken, for want of an ack subject; but who has its outcome already leaves its place.
+-- Not woken: it waits for something else. But who has its outcome already leaves its place.
 local function look_again(sc, member, until_)
   if until_ <= now then return free(sc, member) end
-  if #wakes < MOST_WAKES then wake(sc, member, '') end
+  if #wakes < MOST_WAKES and not sc.has_looked then wake(sc, member, ONLY_LOOK) end
   look_at(sc, math.min(until_, now + LOOKED_AT))
 end
 
@@ -123,6 +126,7 @@ local function reclaim(sc, of_session)
       end
     end
   end
+  sc.has_looked = true
 end
 
 function Slots.load(sc, state)
@@ -243,7 +247,9 @@ function Slots.reserve(sc, member, token, slot)
   local is_its = value and (token and token_of(value) == token or not token and is_offer(value))
   if not is_its and (value or sc.n >= sc.a or sc.waiting > 0) then return end
   leave_queue(sc, member)
-  put(sc, member, slot and slot + sc.b or now + KEPT_FOR, OFFER .. '0')
+  -- From the first time on: asking again makes it no longer.
+  local latest = value and is_reserved(value) and tonumber(string.sub(value, 9)) or now + KEPT_FOR
+  put(sc, member, slot and math.min(slot + sc.b, latest) or latest, OFFER .. '0' .. string.format('%.0f', latest))
   look_at(sc, now + LOOKED_AT)
 end
 
