@@ -164,6 +164,17 @@ fn an_owner_whose_lease_is_over_or_that_nobody_knows_is_the_first_thing_told() {
 }
 
 #[test]
+fn what_kept_a_job_waiting_is_not_said_of_it_once_it_runs() {
+    let id = JobId::new("j").unwrap();
+    let code = |status, code: &str| {
+        JobView::of_record(&id, &Record { code: code.into(), ..record(status) }, None).error_code
+    };
+    assert_eq!(code(Status::Deferred, "concurrency").as_deref(), Some("concurrency"));
+    assert_eq!(code(Status::Running, "concurrency"), None);
+    assert_eq!(code(Status::Running, "oom").as_deref(), Some("oom"), "how its last attempt ended");
+}
+
+#[test]
 fn a_pending_cancel_and_an_overstayed_limit_are_told_of_an_attempt_that_runs() {
     let r = Record { is_cancelling: true, ..record(Status::Running) };
     assert_eq!(codes(&explain(facts(r.clone()))), [GateCode::CancelPending]);

@@ -52,6 +52,11 @@ impl GuardKind {
         Self::ALL.into_iter().find(|k| *k as u8 == code)
     }
 
+    /// Whether a code is the reason of some guard: it says why a job waited, and nothing of one that runs.
+    pub fn is_reason(code: &str) -> bool {
+        Self::ALL.into_iter().any(|kind| kind.reason() == code)
+    }
+
     /// Why a job is deferred by it: as the journal, the record and the metrics say it.
     pub fn reason(self) -> &'static str {
         match self {
