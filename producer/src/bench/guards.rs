@@ -21,6 +21,9 @@ const WIDE: &str = "[guards.rate.all]\nscope = \"{queue}\"\nlimit = 1000000\n\
 /// A key has four slots.
 const NARROW: &str = "[guards.concurrency.key]\nscope = \"{key}\"\nlimit = 4\n";
 const SLOTS: u64 = 4;
+/// A line that is none to speak of, to compare with; the median of so many of them.
+const FEW: usize = 10;
+const FEW_TIMES: usize = 11;
 /// Jobs of the other key.
 const OTHERS: usize = 10;
 
@@ -45,6 +48,8 @@ pub struct GuardReport {
     pub other_beside_ms: f64,
     /// Jobs a second that the crowded key ran through its four slots, one woken for each that ended.
     pub drained: f64,
+    /// The same of a key that ten jobs wait for (median of eleven such keys).
+    pub few_drained: f64,
 }
 
 impl GuardReport {
@@ -61,7 +66,8 @@ impl GuardReport {
              put into line                            {:>10.0} /s\n\
              another key, enqueue to end, alone       {:>10.1} ms\n\
              beside the crowd                         {:>10.1} ms\n\
-             the crowd, one woken for each that ends  {:>10.0} /s\n",
+             the crowd, one woken for each that ends  {:>10.0} /s\n\
+             the same for a key with {FEW} jobs           {:>10.0} /s\n",
             self.plain,
             self.guarded,
             100.0 * self.guarded / self.plain,
@@ -70,6 +76,7 @@ impl GuardReport {
             self.other_alone_ms,
             self.other_beside_ms,
             self.drained,
+            self.few_drained,
         )
     }
 }
@@ -92,36 +99,21 @@ pub async fn guards(plan: &Plan, crowd: usize, say: &dyn Fn(&str)) -> Result<Gua
     let (Some(plain), Some(guarded)) = (plain, guarded) else {
         return Err(BenchError::Stuck("no round was asked for".into()));
     };
-    say(&format!("{crowd} jobs of one key"));
+    say(&format!("{FEW} jobs of one key, then {crowd}"));
     let mut bed = Bed::with(NARROW).await?;
     bed.start(programs.reaper(), &[])?;
     bed.start(programs.worker(), &["--slots", "512"])?;
     let alone = others(&bed).await?;
-    // Its slots are taken, by nobody, for as long as it takes to fill the line.
-    let scope = [Scope::new(GuardKind::Concurrency, "key", "crowd", [SLOTS, 5000, 0, 0])];
-    let hold_ms = u64::try_from(LIMIT.as_millis() * 4).unwrap_or(u64::MAX);
-    let item =
-        |act, i: u64| GuardItem { act, member: format!("nobody-{i}/1").into(), scopes: vec![0].into() };
-    let ask = || GuardAct::Ask { arrival_ms: 0, ack_subject: "".into(), work: "".into(), keeps: false };
-    let taken: Vec<GuardItem<'_>> = (0..SLOTS).map(|i| item(ask(), i)).collect();
-    let token = bed.c.store.guard(0, None, hold_ms, &scope, &taken).await?.token;
-    let client = bed.client().await?;
-    let started = Instant::now();
-    let body = JobBuilder::new("noop").key("crowd");
-    super::run::enqueue(&client, crowd, || body.clone()).await?;
-    until(&bed, &scope, |s| s.is_some_and(|s| s.waiting as usize >= crowd)).await?;
-    let lined_up = crowd as f64 / started.elapsed().as_secs_f64();
+    let mut few = Vec::with_capacity(FEW_TIMES);
+    for n in 0..FEW_TIMES {
+        let line = Line::make(&bed, &format!("few-{n}"), FEW).await?;
+        few.push(line.run_through(&bed, FEW).await?);
+    }
+    few.sort_by(f64::total_cmp);
+    let line = Line::make(&bed, "crowd", crowd).await?;
     let beside = others(&bed).await?;
-    let release =
-        || GuardAct::Release { token: token.as_str().into(), mark: None, outcome: GuardOutcome::Neutral };
-    let freed: Vec<GuardItem<'_>> = (0..SLOTS).map(|i| item(release(), i)).collect();
-    let started = Instant::now();
-    let answer = bed.c.store.guard(0, None, hold_ms, &scope, &freed).await?;
-    wake(&bed.c, 0, hold_ms, &scope, answer.woken).await;
     // A tenth of them is enough to tell the rate.
-    let left = crowd - crowd / 10;
-    until(&bed, &scope, |s| s.is_none_or(|s| s.waiting as usize <= left)).await?;
-    let drained = (crowd / 10) as f64 / started.elapsed().as_secs_f64();
+    let drained = line.run_through(&bed, (crowd / 10).max(1)).await?;
     bed.stop().await?;
     Ok(GuardReport {
         plain: plain.rate,
@@ -129,28 +121,79 @@ pub async fn guards(plan: &Plan, crowd: usize, say: &dyn Fn(&str)) -> Result<Gua
         redis_us: [plain.redis_us, guarded.redis_us],
         worker_us: [plain.worker_us, guarded.worker_us],
         crowd,
-        lined_up,
+        lined_up: line.lined_up,
         other_alone_ms: alone,
         other_beside_ms: beside,
         drained,
+        few_drained: few.get(FEW_TIMES / 2).copied().unwrap_or(f64::NAN),
     })
 }
 
-/// Waits until the crowded scope is as wanted.
-async fn until(
-    bed: &Bed,
-    scope: &[Scope; 1],
-    want: impl Fn(Option<surety_common::store::ScopeState>) -> bool,
-) -> Result<(), BenchError> {
-    let started = Instant::now();
-    let [scope] = scope;
-    while !want(bed.c.store.scope_state(0, &scope.hash).await?) {
-        if started.elapsed() > LIMIT {
-            return Err(BenchError::Stuck("the crowd did not get there in time".into()));
-        }
-        tokio::time::sleep(Duration::from_millis(5)).await;
+/// Jobs of one key that wait for its slots, which nobody has for as long as it takes to fill the line.
+struct Line {
+    scope: [Scope; 1],
+    partition: u32,
+    n: usize,
+    /// Gives the slots free.
+    token: String,
+    /// Jobs a second that were put into line.
+    lined_up: f64,
+}
+
+const HOLD_MS: u64 = 4 * LIMIT.as_millis() as u64;
+
+impl Line {
+    async fn make(bed: &Bed, key: &str, n: usize) -> Result<Self, BenchError> {
+        let scope = [Scope::new(GuardKind::Concurrency, "key", key, [SLOTS, 5000, 0, 0])];
+        let partition = scope.first().map_or(0, |s| s.partition(bed.c.store.keys().partitions()));
+        let ask = || GuardAct::Ask { arrival_ms: 0, ack_subject: "".into(), work: "".into(), keeps: false };
+        let taken: Vec<GuardItem<'_>> = (0..SLOTS).map(|i| of_nobody(ask(), i)).collect();
+        let token = bed.c.store.guard(partition, None, HOLD_MS, &scope, &taken).await?.token;
+        let client = bed.client().await?;
+        let started = Instant::now();
+        let body = JobBuilder::new("noop").key(key);
+        super::run::enqueue(&client, n, || body.clone()).await?;
+        let mut line = Self { scope, partition, n, token, lined_up: f64::NAN };
+        line.until(bed, |waiting| waiting >= n).await?;
+        line.lined_up = n as f64 / started.elapsed().as_secs_f64();
+        Ok(line)
     }
-    Ok(())
+
+    /// Frees the slots, and gives the jobs a second at which the first `many` left the line.
+    async fn run_through(&self, bed: &Bed, many: usize) -> Result<f64, BenchError> {
+        let release = || GuardAct::Release {
+            token: self.token.as_str().into(),
+            mark: None,
+            outcome: GuardOutcome::Neutral,
+        };
+        let freed: Vec<GuardItem<'_>> = (0..SLOTS).map(|i| of_nobody(release(), i)).collect();
+        let started = Instant::now();
+        let answer = bed.c.store.guard(self.partition, None, HOLD_MS, &self.scope, &freed).await?;
+        wake(&bed.c, self.partition, HOLD_MS, &self.scope, answer.woken).await;
+        let left = self.n - many.min(self.n);
+        self.until(bed, |waiting| waiting <= left).await?;
+        Ok(many as f64 / started.elapsed().as_secs_f64())
+    }
+
+    /// Waits until as many wait as wanted.
+    async fn until(&self, bed: &Bed, want: impl Fn(usize) -> bool) -> Result<(), BenchError> {
+        let started = Instant::now();
+        let [scope] = &self.scope;
+        loop {
+            let state = bed.c.store.scope_state(self.partition, &scope.hash).await?;
+            if want(state.map_or(0, |s| s.waiting as usize)) {
+                return Ok(());
+            }
+            if started.elapsed() > LIMIT {
+                return Err(BenchError::Stuck("the crowd did not get there in time".into()));
+            }
+            tokio::time::sleep(Duration::from_micros(500)).await;
+        }
+    }
+}
+
+fn of_nobody(act: GuardAct<'_>, i: u64) -> GuardItem<'_> {
+    GuardItem { act, member: format!("nobody-{i}/1").into(), scopes: vec![0].into() }
 }
 
 /// Median time from enqueue to end of jobs of another key, one after the other (ms).
