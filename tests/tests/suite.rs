@@ -29,6 +29,7 @@ mod suite {
     mod intake;
     mod keepers;
     mod lineage;
+    mod lines_lost;
     mod lock_model;
     mod locks;
     mod locks_cli;

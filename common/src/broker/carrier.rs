@@ -11,6 +11,7 @@ use super::{
     Broker, BrokerError, decode,
     endings::Start,
     place::{Carrier, CarrierStream},
+    position::Position,
     pull::{Delivery, Subject},
     schedule,
 };
@@ -63,9 +64,14 @@ impl Broker {
         let Some(Carrier { stream, sequence }) = Carrier::parse(carrier) else { return Ok(()) };
         let stream = self.names().stream(stream);
         let Some(info) = self.consumer_info(&stream, queue).await? else { return Ok(()) };
-        // The newest delivery is above the floor as long as any is held.
-        let newest = info.delivered.consumer_sequence;
-        self.nak(&format!("$JS.ACK.{stream}.{queue}.1.{sequence}.{newest}.0.0"), delay).await
+        self.nak(&held_ack(&stream, queue, sequence, info.delivered.consumer_sequence), delay).await
+    }
+
+    /// Gives a message that a lane holds back, at once: many of them by one look at the lane. One that was delivered only
+    /// after that look may stay where it is.
+    pub async fn nak_held(&self, at: &Position, sequence: u64) -> Result<(), BrokerError> {
+        let ack = held_ack(&at.lane.stream, &at.lane.consumer, sequence, at.delivered_as);
+        self.nak(&ack, Duration::ZERO).await
     }
 
     /// Removes the message. Sent without waiting; a lost ack costs one redelivery, which is told that the job has ended.
@@ -254,6 +260,12 @@ impl Broker {
         let found = self.message(&stream, sequence).await?;
         Ok(found.filter(|m| names.parse_due_subject(&m.subject).is_some() && decode::is_job(self, m, id)))
     }
+}
+
+/// An ack subject of a message that a consumer holds. `newest`: its newest delivery, which is above the floor as long as any
+/// is held.
+fn held_ack(stream: &str, consumer: &str, sequence: u64, newest: u64) -> String {
+    format!("$JS.ACK.{stream}.{consumer}.1.{sequence}.{newest}.0.0")
 }
 
 /// A message from the answer to a direct get; `None` where there is none.

@@ -137,8 +137,8 @@ metrics! {
         actions: IntCounterVec = "surety_reaper_actions_total" ["rule"];
         /// Deadlines of jobs that passed and were acted on, by kind.
         deadlines: IntCounterVec = "surety_deadlines_total" ["kind"];
-        /// Looks at the messages of waiting jobs, by what was found or done: it `waits`; it was `delivered` and is held, or was
-        /// `handed_on` as a copy, because its consumer forgot it; it is gone and another one was `adopted`; the journal had the
+        /// Looks at the messages of waiting jobs, by what was found or done: it `waits`; it was `delivered` and is held, was `woken`
+        /// from its sleep for a guard, or was `handed_on` as a copy, because its consumer forgot it; it is gone and another one was `adopted`; the journal had the
         /// job `ended`; the job is `lost`; it was `given_up`, because its copy was forgotten too.
         carriers: IntCounterVec = "surety_reaper_carriers_total" ["result"];
         /// Requests about jobs that were answered, by operation (`cancel`, `status`, `why`, `other`) and result: `ok`, or the

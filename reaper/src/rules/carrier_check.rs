@@ -1,6 +1,6 @@
 //! Jobs that could be claimed and were not for a while: is their message still there, and will it be delivered? It waits: look
-//! again later. It is dead: a copy takes its place, once; then it is buried. It is gone: the journal decides, then another
-//! message of the job, else the job failed.
+//! again later. It sleeps for a guard: it is given back, so that somebody asks again. It is dead: a copy takes its place, once;
+//! then it is buried. It is gone: the journal decides, then another message of the job, else the job failed.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -18,7 +18,7 @@ use surety_common::{
     wire::{event::Event, receipt::Draft},
 };
 
-use super::max_deliver;
+use super::{max_deliver, sleepers};
 use crate::{
     leftover,
     rule::{Context, RuleError, Verdict},
@@ -209,7 +209,7 @@ pub(crate) async fn check(
         match next(r, id, found, patience, now_ms) {
             Next::Commit(act) => {
                 items.push(item(id, r, fill(id, r, act)));
-                of.push(*r);
+                of.push((*r, found));
             }
             next => {
                 if let Found::There { message, .. } = found {
@@ -220,13 +220,19 @@ pub(crate) async fn check(
     }
     let answer = x.c.store.on_carriers(p, &items).await?;
     x.c.relay.publish(p, &answer.entries, PATIENCE).await?;
-    for ((item, r), reply) in items.iter().zip(of).zip(answer.results) {
+    for ((item, (r, found)), reply) in items.iter().zip(of).zip(answer.results) {
         if !matches!(reply, DueReply::Applied(_)) {
             continue;
         }
-        reaper().carriers.with_label_values(&[label(&item.act)]).inc();
-        acted += usize::from(!matches!(item.act, CarrierAct::LookAgain { .. }));
+        let sleeps = asleep(r, found, &item.act);
+        let label = if sleeps.is_some() { "woken" } else { label(&item.act) };
+        reaper().carriers.with_label_values(&[label]).inc();
+        acted += usize::from(sleeps.is_some() || !matches!(item.act, CarrierAct::LookAgain { .. }));
         tell(&item.id, r, &item.act);
+        if let Some(message) = sleeps {
+            // Ordering: after the commit, so that of several reapers one does it. One that dies before it looks again.
+            sleepers::wake(x, &sight, r, message).await?;
+        }
     }
     Ok(acted)
 }
@@ -242,6 +248,18 @@ pub(super) fn copies_made(id: &JobId, r: &Record, message: &Delivery) -> u32 {
     QueueName::new(&r.queue).map_or(0, |queue| {
         Moved { job: id, queue: &queue, generation: r.generation, epoch: r.epoch }.nth(message)
     })
+}
+
+/// The message of a job that waits for its turn, where it is asleep, or on its way already: given back it comes once more.
+fn asleep<'a>(r: &Record, found: &'a Found, act: &CarrierAct) -> Option<&'a Delivery> {
+    match (found, act) {
+        (Found::There { message, fate: Fate::Delivered, .. }, CarrierAct::LookAgain { .. })
+            if sleepers::is_in_line(r) =>
+        {
+            Some(message)
+        }
+        _ => None,
+    }
 }
 
 /// A message that nobody delivers any more: handed on, or given up. `false`: nothing was done.
@@ -358,6 +376,9 @@ pub(crate) fn verdict(id: &JobId, r: &Record, found: &Found, next: &Next) -> Opt
         Found::Gone { .. } => format!("its message {} is gone, and nothing else is known of it", r.carrier),
     };
     let does = match next {
+        Next::Commit(act @ CarrierAct::LookAgain { .. }) if asleep(r, found, act).is_some() => {
+            "give its message back, so that its guards are asked again"
+        }
         Next::Commit(CarrierAct::LookAgain { .. }) => return None,
         Next::Commit(CarrierAct::Replace { .. }) => "record the other message",
         Next::Commit(CarrierAct::Lost { .. }) => "fail it as `message_lost`",

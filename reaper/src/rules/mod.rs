@@ -9,6 +9,7 @@ mod outbox_relay;
 mod pauses;
 mod rebuild;
 mod retention;
+mod sleepers;
 mod stray;
 mod tell;
 mod unreadable;

@@ -38,7 +38,7 @@ fn of_partition(c: &Connected, p: u32, stem: &str) -> JobId {
 }
 
 /// Which node has the keys of each partition.
-async fn masters(world: &World, c: &Connected) -> Vec<usize> {
+pub(super) async fn masters(world: &World, c: &Connected) -> Vec<usize> {
     let state = c.store.cluster().await.unwrap().unwrap();
     let port = |p: u32| state.masters.iter().find(|m| m.partitions.contains(&p)).unwrap().node.port;
     let node = |p: u32| world.redis.nodes.iter().position(|n| n.port() == port(p)).unwrap();

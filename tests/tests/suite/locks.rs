@@ -379,8 +379,7 @@ async fn a_lock_that_ended_while_the_claim_took_long_is_missed_before_anything_r
 #[tokio::test]
 async fn after_a_loss_of_redis_a_lock_is_held_again_before_anything_starts_and_its_token_grows() {
     let witness = Witness::default();
-    // The line is lost with the data: who stood in it comes back by itself.
-    let world = World::with(&(witness.handler("work", WORK) + "[guards]\nfallback = \"2s\"\n")).await;
+    let world = World::with(&witness.handler("work", WORK)).await;
     let c = world.connect().await;
     let mut worker = world.worker(&[], &[]);
     let mut reaper = world.reaper(&[]);

@@ -21,15 +21,11 @@ struct Case {
 
 impl Case {
     async fn start() -> Self {
-        Self::with("").await
-    }
-
-    async fn with(config: &str) -> Self {
         let witness = Witness::default();
         let handlers = witness.handler("held", "true")
             + &witness.handler("free", "true")
             + &witness.handler("long", "until [ -e $W.go ]; do sleep 0.02; done");
-        let world = World::with(&(handlers + config)).await;
+        let world = World::with(&handlers).await;
         let c = world.connect().await;
         Self { world, c, witness }
     }
@@ -264,8 +260,7 @@ async fn a_paused_queue_gives_nothing_out_while_what_runs_goes_on() {
 // Shows: S-04
 #[tokio::test]
 async fn a_pause_outlives_every_restart_and_the_loss_of_redis() {
-    // A line that is lost wakes nobody: what was in it comes back by itself.
-    let mut case = Case::with("[guards]\nfallback = \"1s\"\n").await;
+    let mut case = Case::start().await;
     let _reaper = case.world.reaper(&[]);
     let mut worker = ready(case.world.worker(&[], &[])).await;
     case.pause(&["--type", "held"]).await;
@@ -282,6 +277,8 @@ async fn a_pause_outlives_every_restart_and_the_loss_of_redis() {
     case.world.nats.restart().await.unwrap();
     case.flows("default", "f3").await;
     case.none_started(&ids);
+    wait("the journal to know who waits", async || kinds(&case.world, &case.c, "t").await == ["deferred"])
+        .await;
     let mut redis = redis::Client::open(case.world.redis.url())
         .unwrap()
         .get_multiplexed_async_connection()

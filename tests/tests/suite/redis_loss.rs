@@ -146,8 +146,25 @@ impl Case {
     }
 }
 
-async fn flush(w: &World) {
-    () = redis::cmd("FLUSHALL").query_async(&mut plain(w).await).await.unwrap();
+/// Empties a node of Redis.
+pub(super) async fn flush(w: &World, node: usize) {
+    () = redis::cmd("FLUSHALL").query_async(&mut w.redis.plain(node).await).await.unwrap();
+}
+
+/// A copy of what Redis has on disk now.
+pub(super) fn keep_copy(w: &World) -> PathBuf {
+    let kept = w.dir.path().join("copy");
+    copy(&folder(w), &kept);
+    kept
+}
+
+/// Redis dies, and is started again with that copy.
+pub(super) async fn go_back(w: &mut World, kept: &Path) {
+    let dir = folder(w);
+    w.redis.kill9().await.unwrap();
+    std::fs::remove_dir_all(&dir).unwrap();
+    copy(kept, &dir);
+    w.redis.restart().await.unwrap();
 }
 
 fn copy(from: &Path, to: &Path) {
@@ -171,7 +188,7 @@ fn folder(w: &World) -> PathBuf {
 async fn an_emptied_redis_is_rebuilt_in_the_middle_of_a_run() {
     let mut case = Case::start().await;
     let before = case.receipts().await;
-    flush(&case.world).await;
+    flush(&case.world, 0).await;
     case.rebuilt().await;
     case.witness.touch("go");
     case.all_as_promised().await;
@@ -217,19 +234,14 @@ async fn a_redis_with_an_empty_folder_is_rebuilt() {
 #[tokio::test]
 async fn an_older_copy_of_redis_is_brought_up_to_the_journal() {
     let mut case = Case::start().await;
-    let dir = folder(&case.world);
-    let kept = case.world.dir.path().join("copy");
-    copy(&dir, &kept);
+    let kept = keep_copy(&case.world);
     // What comes after the copy is known to the journal alone.
     case.add("after", r#"{"type":"slow"}"#, Status::Done).await;
     case.witness.touch("go");
     for id in ["slow-1", "waiting-3", "waiting-19", "after"] {
         case.world.ended(&case.c, id).await;
     }
-    case.world.redis.kill9().await.unwrap();
-    std::fs::remove_dir_all(&dir).unwrap();
-    copy(&kept, &dir);
-    case.world.redis.restart().await.unwrap();
+    go_back(&mut case.world, &kept).await;
     case.rebuilt().await;
     case.all_as_promised().await;
     for (id, _) in case.jobs.iter().filter(|(id, _)| id.starts_with("waiting")) {
@@ -248,7 +260,7 @@ async fn a_reaper_that_dies_while_it_rebuilds_is_replaced_by_another() {
         let fault = format!("{point}:1");
         let mut dying = case.world.reaper(&[("SURETY_FAULT", &fault)]);
         dying.logged("reaper ready").await;
-        flush(&case.world).await;
+        flush(&case.world, 0).await;
         let died = dying.ended(Duration::from_secs(60)).await;
         assert_eq!(died, None, "{point}");
         case.reapers = vec![case.world.reaper(&[]), case.world.reaper(&[])];
@@ -287,7 +299,7 @@ async fn an_attempt_that_the_journal_does_not_know_is_dead_before_the_next_one()
     let journaled = async || world.history(&c).await.count("a", "started") == 1;
     wait_logged(&world, "the start to be journaled", journaled).await;
     unjournal(&world, "a").await;
-    flush(&world).await;
+    flush(&world, 0).await;
     reaper.logged("redis is whole again").await;
     let ended = world.ended(&c, "a").await;
     // Above every epoch that may have been given.
@@ -321,7 +333,7 @@ async fn what_is_journaled_after_the_end_of_its_data_set_counts_for_nobody() {
     // Its process was frozen with both entries in hand; of another job the journal knows.
     let known = c.store.claim(0, &session, 1000, &[claim("known")]).await.unwrap();
     c.relay.publish(0, &known.entries, Pace::call(Duration::from_secs(5))).await.unwrap();
-    flush(&world).await;
+    flush(&world, 0).await;
     let mut reaper = world.reaper(&[]);
     reaper.logged("redis is whole again").await;
     let patience = Pace::call(Duration::from_secs(5));
@@ -378,7 +390,7 @@ async fn a_transition_that_was_lost_before_a_later_one_keeps_its_place() {
     for entries in [&first.entries, &second.entries] {
         c.relay.publish(0, entries, Pace::call(Duration::from_secs(5))).await.unwrap();
     }
-    flush(&world).await;
+    flush(&world, 0).await;
     let mut reaper = world.reaper(&[]);
     reaper.logged("redis is whole again").await;
     let h = world.history(&c).await;
@@ -404,7 +416,7 @@ async fn a_receipt_that_was_under_way_is_delivered_with_the_same_bytes() {
     let journaled = async || world.history(&c).await.count("a", "finished") == 1;
     wait_logged(&world, "the outcome to be journaled", journaled).await;
     let receipt = world.history(&c).await.jobs["a"].events.last().unwrap().data["receipt"].clone();
-    flush(&world).await;
+    flush(&world, 0).await;
     reaper.logged("redis is whole again").await;
     let requester = Requester::start(&world, "replies.me").await;
     world.until(&c, "a", |r| r.contract == Contract::TerminalAcked).await;

@@ -47,6 +47,14 @@ impl GuardKind {
         }
     }
 
+    /// Whether who is refused stands in a line until its turn comes; others have a moment of their own, or are stopped.
+    pub fn has_line(self) -> bool {
+        match self {
+            Self::Concurrency | Self::Lock | Self::Pause | Self::CrashLoop | Self::Breaker => true,
+            Self::Rate | Self::Loop => false,
+        }
+    }
+
     /// The kind of a stored code.
     pub fn from_code(code: u8) -> Option<Self> {
         Self::ALL.into_iter().find(|k| *k as u8 == code)

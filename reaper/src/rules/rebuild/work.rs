@@ -19,7 +19,10 @@ use surety_common::{
 };
 
 use super::bound;
-use crate::rule::{Context, RuleError};
+use crate::{
+    rule::{Context, RuleError},
+    rules::sleepers,
+};
 
 /// Records of one call.
 const BATCH: usize = 200;
@@ -45,6 +48,9 @@ pub(crate) async fn rebuild(x: &Context, me: &str, won: &Won) -> Result<(), Rule
         x.c.store.restored(*p, me, Duration::ZERO, 0).await?;
     }
     fault::point("rebuild_restored");
+    if won.values().any(|s| s.why != Why::OtherJobs) {
+        sleepers::look_soon(x, won, calm(x)).await?;
+    }
     for (p, state) in won {
         // Whoever ran an attempt that the journal does not know was told so by then, or has lost its trust.
         let after = if state.why == Why::OtherJobs { Duration::ZERO } else { calm(x) };

@@ -156,7 +156,8 @@ do
     end
   end
 
-  -- Takes away what nobody holds any more: not renewed in time, or of the session that is named.
+  -- Takes away what nobody holds any more: not renewed in time, or of the session that is named. As with slots, not yet where
+  -- the data set was just made whole.
   local function reclaim(sc, of_session)
     local all = redis.call('HGETALL', sc.hold)
     -- What this call changed already stands in `held`.
@@ -168,7 +169,7 @@ do
       if value then
         local until_, token = struct.unpack(HOLD, value), token_of(value)
         local death = death_of(token)
-        if until_ <= now or (of_session and death == '@' .. of_session) then
+        if gate ~= RESTORED and (until_ <= now or (of_session and death == '@' .. of_session)) then
           local was_probe = is_probe(sc, value)
           free(sc, member)
           if token ~= OFFER then count(sc, TAKEN, was_probe, death) end

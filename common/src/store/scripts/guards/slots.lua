@@ -62,7 +62,7 @@ end
 -- Gives what is free to who has waited longest; many at once in several steps.
 local function promote(sc)
   while sc.n < sc.a and sc.waiting > 0 do
-    if #wakes >= MOST_WAKES then
+    if #wakes >= MOST_WAKES or gate == RESTORED then
       look_at(sc, now)
       return
     end
@@ -99,7 +99,8 @@ local function look_again(sc, member, until_)
   look_at(sc, math.min(until_, now + LOOKED_AT))
 end
 
--- Takes away what nobody holds any more: not renewed in time, or of the session that is named.
+-- Takes away what nobody holds any more: not renewed in time, or of the session that is named. In a data set that was just made
+-- whole nobody had the time yet to renew what an older copy has.
 local function reclaim(sc, of_session)
   local all = redis.call('HGETALL', sc.hold)
   -- What this call changed already stands in `held`.
@@ -111,7 +112,9 @@ local function reclaim(sc, of_session)
   for member, value in pairs(sc.held) do
     if value then
       local until_ = held_until(value)
-      if is_offer(value) then
+      if gate == RESTORED then
+        look_at(sc, until_)
+      elseif is_offer(value) then
         if is_reserved(value) then
           look_again(sc, member, until_)
         elseif until_ <= now then
