@@ -1,33 +1,41 @@
 //! Looking after guard scopes: what is over by time is freed, what a dead session held as well, and whoever is next is woken.
 
+use std::time::{Duration, Instant};
+
 use crate::{
     connect::Connected,
-    domain::ids::SessionId,
+    domain::{guard::GuardKind, ids::SessionId},
     store::{GuardAct, GuardItem, Scope, StoreError},
     wake::wake,
     watch::tell,
 };
 
-/// Later than any look at a scope.
-const ALWAYS: u64 = u64::MAX / 4096;
+/// Scopes that a sweep reads in one go.
+const AT_ONCE: usize = 500;
+/// Dead sessions that one call looks for.
+const SESSIONS_AT_ONCE: usize = 4;
 
-/// Frees what is over in these scopes of a partition, and what `session` held, where one is named. Returns how many were woken.
+/// Frees what is over in these scopes of a partition, and what `sessions` held, where some are named. Returns how many were woken.
 pub async fn tend(
     c: &Connected,
     p: u32,
     hold_ms: u64,
     scopes: Vec<Scope>,
-    session: Option<&SessionId>,
+    sessions: &[SessionId],
 ) -> Result<usize, StoreError> {
     if scopes.is_empty() {
         return Ok(0);
     }
-    let item = |place| GuardItem {
-        act: GuardAct::Tend { session: session.map(|s| s.as_str().into()).unwrap_or_default() },
+    let all: Vec<u16> = (0u16..).take(scopes.len()).collect();
+    let item = |session: &str| GuardItem {
+        act: GuardAct::Tend { session: session.to_owned().into() },
         member: "".into(),
-        scopes: vec![place].into(),
+        scopes: all.clone().into(),
     };
-    let items: Vec<GuardItem> = (0u16..).take(scopes.len()).map(item).collect();
+    let items = match sessions {
+        [] => vec![item("")],
+        dead => dead.iter().map(|s| item(s.as_str())).collect(),
+    };
     let answer = c.store.guard(p, None, hold_ms, &scopes, &items).await?;
     let woken = answer.woken.len();
     tell(c, &scopes, &answer.watched, answer.now_ms).await;
@@ -35,23 +43,36 @@ pub async fn tend(
     Ok(woken)
 }
 
-/// Frees what a dead session held, in every scope of a partition, `batch` at a time: before its holds end by themselves.
+/// Whether attempts hold something of such a scope that ends with their session.
+fn is_held(kind: GuardKind) -> bool {
+    match kind {
+        GuardKind::Concurrency | GuardKind::Lock | GuardKind::CrashLoop | GuardKind::Breaker => true,
+        GuardKind::Rate | GuardKind::Pause | GuardKind::Loop => false,
+    }
+}
+
+/// Frees what dead sessions held, in the scopes of a partition: before its holds end by themselves, as they do in any case. Walks
+/// all of them, for `limit` at most. `false`: that was not enough.
 pub async fn sweep(
     c: &Connected,
     p: u32,
     hold_ms: u64,
-    batch: usize,
-    session: &SessionId,
-) -> Result<(), StoreError> {
-    let mut skip = 0;
+    sessions: &[SessionId],
+    limit: Duration,
+) -> Result<bool, StoreError> {
+    let (started, mut cursor) = (Instant::now(), 0);
     loop {
-        // What is tended may move behind the others, or away: a scope that is missed ends by its time.
-        let found = c.store.guard_scopes(p, ALWAYS, skip, batch).await?;
-        let n = found.len();
-        tend(c, p, hold_ms, found.into_iter().map(|s| s.scope).collect(), Some(session)).await?;
-        if n < batch {
-            return Ok(());
+        let (next, mut found) = c.store.scan_scopes(p, cursor, AT_ONCE).await?;
+        found.retain(|s| is_held(s.kind));
+        for dead in sessions.chunks(SESSIONS_AT_ONCE) {
+            tend(c, p, hold_ms, found.clone(), dead).await?;
         }
-        skip += n;
+        if next == 0 {
+            return Ok(true);
+        }
+        if started.elapsed() > limit {
+            return Ok(false);
+        }
+        cursor = next;
     }
 }

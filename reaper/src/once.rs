@@ -74,7 +74,7 @@ async fn act(x: &Context, rule: &dyn Rule, pass: Pass, out: &mut (impl Write + S
         match tokio::time::timeout(rule.limit(), rule.step(x)).await {
             Ok(Ok(done)) => {
                 acted += done.acted;
-                if !done.is_partial || done.acted == 0 {
+                if !done.goes_on() {
                     break true;
                 }
             }

@@ -23,8 +23,17 @@ pub struct Context {
 pub struct Done {
     /// Things repaired.
     pub acted: usize,
-    /// More is left: the rule is asked again at once.
+    /// Things that were due and are not any more, with nothing to be repaired in them.
+    pub passed: usize,
+    /// More is left.
     pub is_partial: bool,
+}
+
+impl Done {
+    /// Whether the next step follows at once: more is left, and this one got on. What stays as it is waits for the next tick.
+    pub fn goes_on(&self) -> bool {
+        self.is_partial && self.acted + self.passed > 0
+    }
 }
 
 /// Why a step failed. What it committed stays; the next tick goes on.

@@ -119,7 +119,7 @@ async fn run(
                 }
                 // Back to full size slowly, after it was halved.
                 context.batch = (context.batch * 2).min(full);
-                done.is_partial && done.acted > 0
+                done.goes_on()
             }
             Ok(Err(e)) => {
                 if e.is_transient() {

@@ -58,6 +58,7 @@ mod suite {
     mod slow;
     mod stack;
     mod stray;
+    mod tending;
     mod tidy;
     mod tls;
     mod troubles;

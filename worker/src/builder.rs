@@ -216,10 +216,14 @@ async fn recover(c: &Connected, state: &LocalState, settings: &Settings) -> Resu
 /// Frees what the guards gave to attempts of a dead session. What fails is tended by a reaper, at its own time.
 async fn free(c: &Connected, p: u32, settings: &Settings, session: &SessionId) {
     let hold_ms = u64::try_from(settings.lease.ttl.as_millis()).unwrap_or(u64::MAX);
-    if let Err(e) = tend::sweep(c, p, hold_ms, 100, session).await {
+    let dead = std::slice::from_ref(session);
+    if let Err(e) = tend::sweep(c, p, hold_ms, dead, SWEEP_LIMIT).await {
         tracing::warn!(%session, error = %e, "what the guards gave to the earlier session ends by itself");
     }
 }
+
+/// How long the scopes of a partition are walked before a worker starts; what is not found by then ends by its time.
+const SWEEP_LIMIT: Duration = Duration::from_secs(2);
 
 /// Takes attempts of a dead session back. `None`: the store is being rebuilt; after a pause the caller asks again, because only
 /// what is restored can be taken back.

@@ -212,22 +212,65 @@ impl Store {
         range.arg(self.keys().guards(p)).arg("-inf").arg(until_ms).arg("BYSCORE");
         range.arg("LIMIT").arg(skip).arg(limit).arg("WITHSCORES");
         let found: Vec<(String, f64)> = range.query_async(&mut c).await?;
+        let hashes: Vec<&str> = found.iter().map(|(hash, _)| hash.as_str()).collect();
+        let known = self.named_scopes(p, &hashes).await?;
         let mut out = Vec::with_capacity(found.len());
-        for (hash, look) in found {
-            let [state, ..] = self.keys().guard(p, &hash);
-            let (params, label): (Option<String>, Option<String>) =
-                redis::cmd("HMGET").arg(state).arg("params").arg("label").query_async(&mut c).await?;
-            let read = params.as_deref().and_then(read_params);
-            let Some((kind, params)) = read else {
-                tracing::error!(scope = hash, params, "a guard scope does not decode: it is forgotten");
-                let mut forget = redis::cmd("ZREM");
-                let _: u64 = forget.arg(self.keys().guards(p)).arg(&hash).query_async(&mut c).await?;
-                continue;
-            };
-            let scope = Scope { kind, params, label: label.unwrap_or_default(), hash };
-            out.push(StoredScope { scope, look_ms: look as u64 });
+        let mut forget = redis::cmd("ZREM");
+        forget.arg(self.keys().guards(p));
+        let n_arguments = forget.args_iter().count();
+        for ((hash, look), scope) in found.into_iter().zip(known) {
+            match scope {
+                Some(scope) => out.push(StoredScope { scope, look_ms: look as u64 }),
+                None => {
+                    tracing::error!(scope = hash, "a guard scope does not decode: it is forgotten");
+                    forget.arg(hash);
+                }
+            }
+        }
+        if forget.args_iter().count() > n_arguments {
+            let _: u64 = forget.query_async(&mut c).await?;
         }
         Ok(out)
+    }
+
+    /// What the state of each of these scopes says it is; `None` where it says nothing that can be read. One round trip.
+    async fn named_scopes(&self, p: u32, hashes: &[&str]) -> Result<Vec<Option<Scope>>, StoreError> {
+        let mut reads = redis::pipe();
+        for hash in hashes {
+            let [state, ..] = self.keys().guard(p, hash);
+            reads.cmd("HMGET").arg(state).arg("params").arg("label");
+        }
+        if hashes.is_empty() {
+            return Ok(Vec::new());
+        }
+        let states: Vec<(Option<String>, Option<String>)> = reads.query_async(&mut self.connection()).await?;
+        let scope = |(hash, (params, label)): (&&str, (Option<String>, Option<String>))| {
+            let (kind, params) = read_params(params.as_deref()?)?;
+            Some(Scope { kind, params, label: label.unwrap_or_default(), hash: (*hash).to_owned() })
+        };
+        Ok(hashes.iter().zip(states).map(scope).collect())
+    }
+
+    /// Scopes of a partition that are in use, about `count` from `cursor` on (0: the first); and the next cursor, 0 after the last.
+    /// Each that is in use from beginning to end is among them, be it twice, whatever moves meanwhile.
+    pub async fn scan_scopes(
+        &self,
+        p: u32,
+        cursor: u64,
+        count: usize,
+    ) -> Result<(u64, Vec<Scope>), StoreError> {
+        let mut scan = redis::cmd("ZSCAN");
+        scan.arg(self.keys().guards(p)).arg(cursor).arg("COUNT").arg(count);
+        let (next, found): (u64, Vec<(String, f64)>) = scan.query_async(&mut self.connection()).await?;
+        let hashes: Vec<&str> = found.iter().map(|(hash, _)| hash.as_str()).collect();
+        Ok((next, self.named_scopes(p, &hashes).await?.into_iter().flatten().collect()))
+    }
+
+    /// How many scopes of a partition are to be looked at by `until_ms`.
+    pub async fn guards_due(&self, p: u32, until_ms: u64) -> Result<u64, StoreError> {
+        let mut count = redis::cmd("ZCOUNT");
+        count.arg(self.keys().guards(p)).arg("-inf").arg(until_ms);
+        Ok(count.query_async(&mut self.connection()).await?)
     }
 
     /// Asks the guards of a partition, gives back, renews. `hold_ms`: how long a hold lasts unless it is renewed.

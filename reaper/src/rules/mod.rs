@@ -6,6 +6,7 @@ mod expired_sessions;
 mod guards;
 mod max_deliver;
 mod outbox_relay;
+mod partitions;
 mod pauses;
 mod rebuild;
 mod retention;
@@ -21,7 +22,7 @@ use crate::rule::Rule;
 pub(crate) fn all() -> Vec<Box<dyn Rule>> {
     vec![
         Box::new(rebuild::Rebuild::default()),
-        Box::new(expired_sessions::ExpiredSessions),
+        Box::new(expired_sessions::ExpiredSessions::default()),
         Box::new(guards::Guards),
         Box::new(deadlines::Deadlines::default()),
         Box::new(outbox_relay::OutboxRelay::default()),

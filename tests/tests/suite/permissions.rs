@@ -402,7 +402,7 @@ const MAY_RUN: &[(&str, &str)] = &[
     ("HGET {}h f", "wrso"),
     ("HSET {}h f v", "wro"),
     ("ZADD {}z 1 a", "wro"),
-    ("ZSCAN {}z 0", "so"),
+    ("ZSCAN {}z 0", "wrso"),
     ("XADD {}s * a b", "wro"),
     ("XLEN {}s", "wrso"),
     ("GET other:{p00}:store", ""),

@@ -13,7 +13,7 @@ use surety_tests::{
 use super::scripts::id;
 
 /// Runs a reaper to its end.
-async fn once(w: &World, more: &[&str]) -> Said {
+pub(super) async fn once(w: &World, more: &[&str]) -> Said {
     let config = w.config_file().display().to_string();
     let (nats, redis) = (w.nats.url(), w.redis.url());
     let out = tokio::process::Command::new(bin("t-reaper"))

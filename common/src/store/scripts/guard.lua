@@ -229,7 +229,8 @@ for s = 1, n_scopes do
     redis.call('HDEL', sc.state, 'params', 'label', unpack(sc.of.fields))
     idle[#idle + 1] = sc.hash
   else
-    if #sc.sets > 0 then redis.call('HSET', sc.state, unpack(sc.sets)) end
+    -- Where nobody will look, nothing is: what the scope is called would stay for ever.
+    if sc.next and #sc.sets > 0 then redis.call('HSET', sc.state, unpack(sc.sets)) end
     if sc.is_moved then
       local n = #looks
       looks[n + 1], looks[n + 2] = string.format('%.0f', sc.next), sc.hash

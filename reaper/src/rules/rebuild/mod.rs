@@ -62,7 +62,7 @@ impl Rule for Rebuild {
                 done = work::rebuild(x, &self.me, &won) => done?,
                 lost = keep(x, &self.me, &won, lease) => return Err(lost),
             }
-            Ok(Done { acted: n, is_partial: false })
+            Ok(Done { acted: n, ..Done::default() })
         })
     }
 }
