@@ -143,10 +143,12 @@ impl Broker {
         Ok(held.find(|b| b.target == p.target).cloned())
     }
 
-    /// Ends a pause. A queue's consumers are resumed also where there is no entry.
+    /// Ends a pause. A queue's consumers are resumed also where there is no entry. A key that is not paused and reads as a hash is
+    /// taken for one: by that a pause is named whose entry cannot be read.
     pub async fn resume(&self, publisher: &Publisher, target: &Target) -> Result<Resumed, BrokerError> {
         let before = self.pauses().await?;
-        let slot = target.slot();
+        let hash = target.as_hash().filter(|_| before.pauses.at(&target.slot()).is_none());
+        let slot = hash.as_ref().unwrap_or(target).slot();
         let pause = before.pauses.at(&slot).cloned();
         if pause.is_some() {
             // Ordering: before the consumers, so that what they deliver then is not held any more.

@@ -82,6 +82,7 @@ it is read as soon as it does; a file that was read once must stay.
 
 - **A bad file is refused as a whole**: one line in the log has every problem (`alert = \"config_refused\"`),
   `surety_config_ok` is 0, and the process goes on with what it had. `surety config --config FILE` checks a file beforehand.
+  So is a file that became empty: a full disk or a hasty editor does that. Where the defaults are meant, leave a comment in it.
 - **`live` settings** hold for whatever begins after the change: a deadline that is armed, an attempt that is started, a
   receipt that is tried, a pause of the reaper. What has begun keeps what it was given. A pause that is too long now is ended.
 - **`restart` settings** keep the value of the start. The log names those that differ, with both values, and
@@ -89,7 +90,7 @@ it is read as soon as it does; a file that was read once must stay.
 - **Handlers**: a table of a type that is there already is live, from the next attempt on; a type that is added or removed
   waits for a restart.
 - **Rules of guards** are live, all of them. A job that waits in line is judged by the new ones when its turn comes or after
-  `guards.fallback`: also where its rule is gone, or its limit was raised.
+  `guards.fallback`: also where its rule is gone, or its limit was raised. A change that removes every rule is logged as a warning.
 
 Counted as `surety_config_reloads_total` by result (`applied`, `unchanged`, `refused`).
 ";

@@ -228,20 +228,25 @@ type Env<'a> = &'a dyn Fn(&str) -> Option<String>;
 
 /// Loads the settings: `file` if given (a missing file is a problem), the process's environment, the flags.
 pub fn load(file: Option<&Path>, flags: &Flags) -> Result<Settings, ConfigError> {
-    let text_ = match file {
-        None => None,
-        Some(path) => match std::fs::read_to_string(path) {
-            Ok(t) => Some((t, path.display().to_string())),
-            Err(e) => {
-                return Err(ConfigError {
-                    problems: vec![format!("cannot read the configuration file {}: {e}", path.display())],
-                });
-            }
-        },
-    };
+    load_read(file.map(read).transpose()?.as_ref(), flags)
+}
+
+/// Text of a file, and what it is called.
+pub(crate) type FileText = (String, String);
+
+/// Reads a configuration file.
+pub(crate) fn read(path: &Path) -> Result<FileText, ConfigError> {
+    std::fs::read_to_string(path).map(|text| (text, path.display().to_string())).map_err(|e| {
+        let problem = format!("cannot read the configuration file {}: {e}", path.display());
+        ConfigError { problems: vec![problem] }
+    })
+}
+
+/// [`load`] of a file that was read.
+pub(crate) fn load_read(file: Option<&FileText>, flags: &Flags) -> Result<Settings, ConfigError> {
     #[expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
     let env = |name: &str| std::env::var(name).ok();
-    load_text(text_.as_ref().map(|(t, s)| (t.as_str(), s.as_str())), &env, flags)
+    load_text(file.map(|(t, s)| (t.as_str(), s.as_str())), &env, flags)
 }
 
 /// [`load`] from text and a given environment.

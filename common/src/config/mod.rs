@@ -24,6 +24,7 @@ pub use changes::{Change, Reload};
 pub use guards::{GuardRule, Limits};
 pub use handlers::Handler;
 pub use layers::{ConfigError, Flags, load, load_text};
+pub(crate) use layers::{load_read, read};
 pub use options::{ConnectionOptions, private_servers};
 pub use secrets::{Address, FilePath, Secret};
 pub use settings::{

@@ -5,7 +5,7 @@
 
 use std::{os::unix::fs::MetadataExt, path::PathBuf};
 
-use crate::config::{ConfigError, ConnectionOptions, Flags, Settings, load};
+use crate::config::{ConfigError, ConnectionOptions, Flags, Settings, load_read, read};
 
 /// File, environment and flags of this process.
 #[derive(Debug, Clone)]
@@ -17,6 +17,8 @@ pub struct Source {
     seen: Seen,
     /// Once it was read, something that is no file (a pipe: `--config <(…)`) has nothing more to say.
     was_read: bool,
+    /// What was read last, and was good, says something.
+    has_text: bool,
 }
 
 /// What tells one state of the file from the next; of the file itself, behind every link.
@@ -52,10 +54,11 @@ impl Source {
     /// The file that these options name, or the default one; and these flags, which hold those of the options too.
     pub fn new(options: &ConnectionOptions, flags: Flags) -> Self {
         let (file, must_exist) = options.source();
-        Self { file, must_exist, flags, seen: Seen::default(), was_read: false }
+        Self { file, must_exist, flags, seen: Seen::default(), was_read: false, has_text: false }
     }
 
-    /// Reads everything anew and checks it, as a start does.
+    /// Reads everything anew and checks it, as a start does. But a file that says nothing any more is refused: somebody is about to
+    /// write it, or its disk is full, and to take every setting back to its default is not what was meant.
     pub fn load(&mut self) -> Result<Settings, ConfigError> {
         // Before the text: if it changes in between, the next look finds that.
         let stamp = self.stamp();
@@ -67,7 +70,18 @@ impl Source {
                 format!("cannot read the configuration file {file}: it is gone, or no regular file");
             return Err(ConfigError { problems: vec![problem] });
         }
-        load(self.must_exist.then_some(self.file.as_path()), &self.flags)
+        let text = self.must_exist.then(|| read(&self.file)).transpose()?;
+        let has_text = text.as_ref().is_some_and(|(text, _)| !text.trim().is_empty());
+        if self.has_text && !has_text {
+            let problem = format!(
+                "the configuration file {} is empty, and was not: where every setting is to be the default, leave a comment in it",
+                self.file()
+            );
+            return Err(ConfigError { problems: vec![problem] });
+        }
+        let settings = load_read(text.as_ref(), &self.flags)?;
+        self.has_text = has_text;
+        Ok(settings)
     }
 
     /// For people: which file this is about.
@@ -98,7 +112,14 @@ mod tests {
     use super::*;
 
     fn of(file: PathBuf) -> Source {
-        Source { file, must_exist: false, flags: vec![], seen: Seen::default(), was_read: false }
+        Source {
+            file,
+            must_exist: false,
+            flags: vec![],
+            seen: Seen::default(),
+            was_read: false,
+            has_text: false,
+        }
     }
 
     fn stamp(inode: u64) -> Option<Stamp> {
@@ -152,6 +173,27 @@ mod tests {
         assert!(!source.is_changed() && source.is_changed());
         assert_eq!(drain(&mut source), 12);
         assert!(!source.is_changed() && !source.is_changed());
+    }
+
+    // Shows: G-08
+    #[test]
+    fn a_file_that_became_empty_is_a_problem_and_not_the_defaults() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("surety.toml");
+        let write = |text: &str| std::fs::write(&file, text).unwrap();
+        // At a start it is as good as none.
+        write("");
+        let mut source = of(file.clone());
+        assert_eq!(source.load().unwrap().worker.slots.0, 8);
+        write("[worker]\nslots = 3");
+        assert_eq!(source.load().unwrap().worker.slots.0, 3);
+        for empty in ["", " \n\t\n"] {
+            write(empty);
+            let e = source.load().unwrap_err().to_string();
+            assert!(e.contains("surety.toml is empty, and was not"), "{e}");
+        }
+        write("# nothing, on purpose");
+        assert_eq!(source.load().unwrap().worker.slots.0, 8);
     }
 
     // Shows: G-08

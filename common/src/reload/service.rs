@@ -103,7 +103,15 @@ impl Reloading {
 fn take(live: &LiveSettings, new: &Settings) -> Result<Adopted, ConfigError> {
     let filter = telemetry::read_filter(&new.telemetry.log_level)
         .map_err(|e| ConfigError { problems: vec![format!("telemetry.log_level: {e}")] })?;
+    let before = live.now();
     let adopted = live.offer(new)?;
+    if !before.guard_rules.is_empty() && live.now().guard_rules.is_empty() {
+        let removed: Vec<&str> = before.guard_rules.iter().map(|r| r.name.as_str()).collect();
+        tracing::warn!(
+            removed = removed.join(", "),
+            "every rule of a guard was removed: nothing is limited any more; who stands in their lines asks again within guards.fallback, or after `surety guards reset`"
+        );
+    }
     if adopted.live.iter().any(|c| c.name == "telemetry.log_level") {
         telemetry::set_filter(filter);
     }

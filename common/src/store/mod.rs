@@ -52,7 +52,7 @@ pub use ops::{
 };
 pub use record::Record;
 pub use restore::{Restored, RestoredItem};
-pub use scopes::ScopeState;
+pub use scopes::{ScopeAt, ScopeState};
 pub use script::{Answer, Store, StoreError, StoreOptions};
 pub use server::{ServerConfig, ServerState};
 pub use sessions::{Fleet, FleetSession, Held, Mate, SessionInfo};

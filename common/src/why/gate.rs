@@ -275,7 +275,7 @@ fn paused(f: &Facts, out: &mut Vec<Gate>) {
             Target::Queue(q) => q.to_string(),
             Target::Type(t) => format!("--type {t}"),
             // As a shell takes it.
-            Target::Key(k) => format!("--key '{}'", k.replace('\'', r"'\''")),
+            Target::Key(k) | Target::Hashed(k) => format!("--key '{}'", k.replace('\'', r"'\''")),
         };
         let then = match p.until_ms {
             Some(end) => {

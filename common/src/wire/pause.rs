@@ -64,12 +64,12 @@ pub fn read(slot: &Slot, body: &[u8], stored_ms: u64) -> Option<Pause> {
 
 fn of_document(slot: &Slot, d: PauseDocument, stored_ms: u64) -> Result<Pause, String> {
     let mut target = slot.target().ok_or("an unknown kind")?;
-    if let Target::Key(key) = &mut target {
+    if let Target::Hashed(_) = target {
         let named = Target::key(&d.name)?;
         if named.slot() != *slot {
             return Err(format!("it says {named}, which is kept elsewhere"));
         }
-        *key = d.name;
+        target = named;
     }
     let ms = |text: &str| {
         let t: jiff::Timestamp = text.parse().map_err(|e| format!("{text:?}: {e}"))?;

@@ -5,7 +5,7 @@ use serde::Serialize;
 use surety_common::{
     domain::{guard::GuardKind, text},
     guard_view::{GuardView, view},
-    store::{GuardAct, GuardItem, ScopeState},
+    store::{GuardAct, GuardItem, ScopeAt},
     wake::wake,
     watch::tell,
 };
@@ -16,16 +16,28 @@ use crate::render::Row;
 /// Show what every guard holds now
 ///
 /// A scope is a rule and one value of its template, such as `api: acme`. One that is idle is not listed: it holds nothing back.
+/// Kinds: `rate`, `concurrency`, `lock`, `pause` (the line of who is paused), `crash_loop`, `breaker`, `loop` (one for each root
+/// whose jobs enqueued others; listed when it is full, and with `--kind loop`). A breaker or crash loop is `closed` (everybody
+/// starts), `open` (nobody does, until the time that is shown) or `half-open` (a few probes do, and the first that ends decides).
 #[derive(Debug, Args)]
-#[command(
-    after_help = "Example:\n  surety guards\n  surety guards --full\n  surety guards reset 'api: acme'"
-)]
+#[command(after_help = "\
+Example:
+  surety guards
+  surety guards --full --limit 1000
+  surety guards --kind breaker
+  surety guards reset 'api: acme'")]
 pub(super) struct GuardsArgs {
     #[command(subcommand)]
     act: Option<Act>,
-    /// Only those that would keep a job waiting now
+    /// Only those that would keep a job waiting now, or that stop it
     #[arg(long)]
     full: bool,
+    /// Only guards of this kind
+    #[arg(long, value_parser = kind)]
+    kind: Option<GuardKind>,
+    /// Show so many at most
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    limit: usize,
 }
 
 #[derive(Debug, Subcommand)]
@@ -35,20 +47,31 @@ enum Act {
 
 /// Start a guard over, as if it had never counted anything
 ///
-/// Who waits for it is woken. Slots and locks are held by attempts and come free with them; they have nothing to reset.
+/// A rate limit has its whole burst again. A breaker or crash loop is closed, and all that it counted is forgotten; who waits is
+/// woken. The window of a loop guard begins anew. Who stands in the line of a concurrency limit is woken and asks again: where its rule
+/// was removed from the settings, it starts; else it is back in its place. Slots and locks that attempts hold come free with
+/// them.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  surety guards reset 'api: acme'")]
 struct ResetArgs {
     /// The scope as `surety guards` shows it, or its hash (`--json`)
     scope: String,
     /// The kind, where two scopes are called the same
-    #[arg(long)]
-    kind: Option<String>,
+    #[arg(long, value_parser = kind)]
+    kind: Option<GuardKind>,
+}
+
+/// The kind of this name.
+fn kind(name: &str) -> Result<GuardKind, String> {
+    let found = GuardKind::ALL.into_iter().find(|k| k.name() == name);
+    found.ok_or_else(|| format!("none of {}", GuardKind::ALL.map(GuardKind::name).join(", ")))
 }
 
 #[derive(Serialize, schemars::JsonSchema)]
 pub(super) struct Answer {
     guards: Vec<GuardView>,
+    /// Of those that were asked for, how many are not shown (`--limit`).
+    more: usize,
 }
 
 #[derive(Serialize, schemars::JsonSchema)]
@@ -76,29 +99,53 @@ impl Row for GuardView {
 pub(super) async fn run(cx: &Context, args: GuardsArgs) -> Result<(), Failure> {
     match args.act {
         Some(Act::Reset(a)) => reset(cx, &a).await,
-        None => list(cx, args.full).await,
+        None => list(cx, &args).await,
     }
 }
 
-async fn list(cx: &Context, only_full: bool) -> Result<(), Failure> {
-    let scopes = cx.look().await?.store.scopes().await?;
-    let guards: Vec<GuardView> = scopes.iter().map(view).filter(|v| v.is_full || !only_full).collect();
-    let answer = Answer { guards };
+async fn list(cx: &Context, args: &GuardsArgs) -> Result<(), Failure> {
+    let store = cx.look().await?.store;
+    let mut scopes = store.scopes_in_use().await?;
+    let n_in_use = scopes.len();
+    scopes.retain(|s| args.kind.is_none_or(|k| k == s.scope.kind));
+    // Most roots are of no interest: they are listed where they are asked for, or hold something back.
+    let is_shown_when_full =
+        |s: &ScopeAt| args.full || (s.scope.kind == GuardKind::Loop && args.kind.is_none());
+    let (judged, mut shown): (Vec<_>, Vec<_>) = scopes.into_iter().partition(is_shown_when_full);
+    for state in store.scope_states(&judged).await?.into_iter().filter(|s| view(s).is_full) {
+        shown.push(ScopeAt { partition: state.partition, scope: state.scope });
+    }
+    shown.sort_by(|a, b| (a.scope.kind, &a.scope.label).cmp(&(b.scope.kind, &b.scope.label)));
+    let more = shown.len().saturating_sub(args.limit);
+    shown.truncate(args.limit);
+    let guards = store.scope_states(&shown).await?.iter().map(view).collect();
+    let answer = Answer { guards, more };
     cx.screen.table(&answer, &answer.guards)?;
-    if answer.guards.is_empty() {
-        let n_rules = cx.settings.guard_rules.len();
-        cx.screen.note(&format!("no guard holds anything back; this configuration has {n_rules} rules"));
+    if more > 0 {
+        cx.screen.note(&format!("{more} more; --limit shows them, --kind and --full choose"));
+    } else if answer.guards.is_empty() {
+        cx.screen.note(&nothing(args, n_in_use));
     }
     Ok(())
 }
 
+/// What it means that nothing is listed.
+fn nothing(args: &GuardsArgs, n_in_use: usize) -> String {
+    let of_kind = args.kind.map_or_else(String::new, |k| format!("{} ", k.name()));
+    match (args.full, n_in_use) {
+        (_, 0) => "no guard is in use: nothing is held, counted or waited for".to_owned(),
+        (true, n) => format!("no {of_kind}guard would keep a job waiting now; {n} scopes are in use"),
+        (false, n) => format!("no {of_kind}guard to be listed; {n} scopes are in use"),
+    }
+}
+
 /// The one scope that is meant.
-fn find<'a>(scopes: &'a [ScopeState], args: &ResetArgs) -> Result<&'a ScopeState, Failure> {
-    let is_meant = |s: &&ScopeState| {
+fn find<'a>(scopes: &'a [ScopeAt], args: &ResetArgs) -> Result<&'a ScopeAt, Failure> {
+    let is_meant = |s: &&ScopeAt| {
         (s.scope.label == args.scope || s.scope.hash == args.scope)
-            && args.kind.as_ref().is_none_or(|k| k == s.scope.kind.name())
+            && args.kind.is_none_or(|k| k == s.scope.kind)
     };
-    let meant: Vec<&ScopeState> = scopes.iter().filter(is_meant).collect();
+    let meant: Vec<&ScopeAt> = scopes.iter().filter(is_meant).collect();
     match meant[..] {
         [one] => Ok(one),
         [] => {
@@ -118,36 +165,50 @@ fn find<'a>(scopes: &'a [ScopeState], args: &ResetArgs) -> Result<&'a ScopeState
 }
 
 async fn reset(cx: &Context, args: &ResetArgs) -> Result<(), Failure> {
-    if let Some(kind) = &args.kind {
-        let known = GuardKind::ALL.map(GuardKind::name);
-        if !known.contains(&kind.as_str()) {
-            return Err(Failure::input(format!("--kind: {kind:?} is none of {}", known.join(", "))));
-        }
-    }
     let c = cx.connect().await?;
-    let scopes = c.store.scopes().await?;
-    let found = find(&scopes, args)?;
-    if found.scope.kind == GuardKind::Pause {
+    let scopes = c.store.scopes_in_use().await?;
+    let at = find(&scopes, args)?;
+    let label = &at.scope.label;
+    if at.scope.kind == GuardKind::Pause {
         let what = "is paused by a person: `surety pause --list` says why, `surety resume` ends it";
-        return Err(Failure::no(format!("{:?} {what}", found.scope.label)));
+        return Err(Failure::no(format!("{label:?} {what}")));
     }
-    if matches!(found.scope.kind, GuardKind::Concurrency | GuardKind::Lock) {
-        return Err(Failure::no(format!(
-            "{:?} is held by attempts ({}): it comes free when they end; `surety workers --attempts` lists them",
-            found.scope.label,
-            view(found).now
-        )));
+    if at.scope.kind == GuardKind::Lock {
+        let what = "is a lock: it comes free when its attempt ends; `surety locks release` takes it away";
+        return Err(Failure::no(format!("{label:?} {what}")));
     }
-    let item = GuardItem { act: GuardAct::Reset, member: "".into(), scopes: vec![0].into() };
+    let Some(found) = c.store.scope_state(at.partition, &at.scope.hash).await? else {
+        return Err(Failure::no(format!("no guard is kept for {label:?} any more")));
+    };
     let hold_ms = u64::try_from(cx.settings.lease.ttl.as_millis()).unwrap_or(u64::MAX);
     let scope = [found.scope.clone()];
-    let answer = c.store.guard(found.partition, None, hold_ms, &scope, &[item]).await?;
-    let woken = answer.woken.len();
-    tell(&c, &scope, &answer.watched, answer.now_ms).await;
-    wake(&c, found.partition, hold_ms, &scope, answer.woken).await;
+    // Who stands in line for slots is let go a part at a time; of other kinds a reaper goes on with those who are left.
+    let in_line = if found.scope.kind == GuardKind::Concurrency { found.waiting } else { 0 };
+    let mut woken = 0;
+    loop {
+        let item = GuardItem { act: GuardAct::Reset, member: "".into(), scopes: vec![0].into() };
+        let answer = c.store.guard(found.partition, None, hold_ms, &scope, &[item]).await?;
+        let n = answer.woken.len();
+        woken += n;
+        tell(&c, &scope, &answer.watched, answer.now_ms).await;
+        wake(&c, found.partition, hold_ms, &scope, answer.woken).await;
+        // Those who asked again and stand in line again are not woken twice.
+        if n == 0 || woken as u64 >= in_line {
+            break;
+        }
+    }
     c.broker.flush().await?;
-    let answer = Reset { guard: view(found), woken };
-    cx.screen.show(&answer, || {
-        format!("{} {} starts over; {woken} jobs were woken", answer.guard.kind, answer.guard.scope)
-    })
+    let answer = Reset { guard: view(&found), woken };
+    cx.screen.show(&answer, || said(&answer))
+}
+
+fn said(a: &Reset) -> String {
+    let (kind, scope, woken) = (a.guard.kind, &a.guard.scope, a.woken);
+    if kind == GuardKind::Concurrency.name() {
+        return format!(
+            "{kind} {scope}: {woken} jobs were woken and ask again; what is held stays ({})",
+            a.guard.now
+        );
+    }
+    format!("{kind} {scope} starts over; {woken} jobs were woken")
 }

@@ -30,7 +30,7 @@ ack_wait = "10s"
 "#;
 
 /// A job whose keys a node has: of partition 0 and of the others the node of `{p00}` is the first.
-fn of_partition(c: &Connected, p: u32, stem: &str) -> JobId {
+pub(super) fn of_partition(c: &Connected, p: u32, stem: &str) -> JobId {
     (0..)
         .map(|i| JobId::new(&format!("{stem}-{i}")).unwrap())
         .find(|id| c.store.keys().partition(id) == p)

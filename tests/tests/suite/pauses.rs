@@ -3,7 +3,11 @@
 use std::time::Duration;
 
 use serde_json::json;
-use surety_common::{clock::parse_time, connect::Connected, domain::Status};
+use surety_common::{
+    clock::parse_time,
+    connect::Connected,
+    domain::{Status, pause::Target},
+};
 use surety_tests::{
     process::Process,
     proxy::Proxy,
@@ -175,6 +179,33 @@ async fn lines(case: &Case) -> usize {
         n += case.c.store.guard_scopes(p, u64::MAX / 4096, 0, 100).await.unwrap().len();
     }
     n
+}
+
+// Shows: S-04
+#[tokio::test]
+async fn a_pause_of_a_key_that_cannot_be_read_is_resumed_by_the_name_that_it_is_shown_by() {
+    let case = Case::start().await;
+    let slot = Target::key("acme").unwrap().slot().to_string();
+    let js = async_nats::jetstream::new(case.world.plain().await);
+    let entry = js.publish(format!("$KV.SURETY_PAUSES.{slot}"), "not json".into()).await.unwrap();
+    entry.await.unwrap();
+    let mut worker = ready(case.world.worker(&[], &[])).await;
+    worker.logged("what is paused is not started").await;
+    case.add("default", "t", r#"{"type":"held","key":"acme"}"#).await;
+    case.world.status(&case.c, "t", Status::Deferred).await;
+    // It stands in the line of that pause, and not of another that nobody would open, or that a reaper would at once.
+    let mut labels = Vec::new();
+    for p in 0..case.c.store.keys().partitions() {
+        let found = case.c.store.guard_scopes(p, u64::MAX / 4096, 0, 100).await.unwrap();
+        labels.extend(found.into_iter().map(|s| s.scope.label));
+    }
+    assert_eq!(labels, std::slice::from_ref(&slot));
+    let listed = case.world.ask(&["pause", "--list"]).await;
+    let name = listed["pauses"][0]["name"].as_str().unwrap().to_owned();
+    assert_eq!(name, slot.replace("key.", "#"));
+    case.resume(&["--key", &name]).await;
+    case.all_done(&["t"]).await;
+    case.world.surety(&["resume", "--key", &name]).await.exits(1);
 }
 
 #[tokio::test]

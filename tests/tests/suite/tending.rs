@@ -5,13 +5,17 @@ use std::time::Duration;
 
 use surety_common::{
     connect::Connected,
-    domain::{Status, guard::GuardKind, ids::SessionId},
-    store::{GuardAct, Scope},
+    domain::{JobId, Status, guard::GuardKind, ids::SessionId},
+    store::{GuardAct, GuardOutcome, Scope},
 };
-use surety_tests::world::World;
+use surety_tests::{
+    witness::Witness,
+    world::{World, wait},
+};
 
 use super::{
-    guard_slots::{ask, item},
+    cluster::of_partition,
+    guard_slots::{ask, item, nothing_left, plain, release, store},
     reaper::once,
     scripts::{claim, session},
 };
@@ -39,11 +43,15 @@ async fn n_scopes(c: &Connected) -> u64 {
     c.store.guards_due(0, ALWAYS).await.unwrap()
 }
 
+fn job_of(c: &Connected, session: &str) -> JobId {
+    of_partition(c, 0, &format!("job-of-{session}"))
+}
+
 /// A session whose worker is dead, which runs one job.
 async fn dead(c: &Connected, name: &str) -> SessionId {
     let session = session(name);
     c.store.open_session(0, &session, Duration::from_secs(3600), "{}").await.unwrap();
-    c.store.claim(0, &session, 1000, &[claim(&format!("job-of-{name}"))]).await.unwrap();
+    c.store.claim(0, &session, 1000, &[claim(job_of(c, name).as_str())]).await.unwrap();
     session
 }
 
@@ -90,13 +98,13 @@ async fn the_attempts_of_many_dead_workers_do_not_wait_for_the_scopes_that_are_l
     let mut jobs = Vec::new();
     for n in 0..DEAD {
         let session = dead(&c, &format!("s{n}")).await;
-        jobs.push(format!("job-of-{session}"));
+        jobs.push(job_of(&c, session.as_str()));
         c.store.expire_session(0, &session).await.unwrap();
     }
     // One step after the other that is too long would end in a timeout.
     once(&world, &[]).await.exits(0);
     for job in jobs {
-        assert_eq!(world.status(&c, &job, Status::RetryWait).await.charged, 1, "{job}");
+        assert_eq!(world.status(&c, job.as_str(), Status::RetryWait).await.charged, 1, "{job}");
     }
 }
 
@@ -104,8 +112,8 @@ async fn the_attempts_of_many_dead_workers_do_not_wait_for_the_scopes_that_are_l
 #[tokio::test]
 async fn a_scope_that_was_only_asked_for_leaves_nothing_behind() {
     let redis = super::scripts::redis().await;
-    let store = super::guard_slots::store(&redis.url(), 1).await;
-    let plain = super::guard_slots::plain(&redis).await;
+    let store = store(&redis.url(), 1).await;
+    let plain = plain(&redis).await;
     let of = |kind, name| Scope::new(kind, "r", name, [1, 5000, 0, 0]);
     let full = of(GuardKind::Concurrency, "full");
     let free = [of(GuardKind::Concurrency, "free"), of(GuardKind::Lock, "free")];
@@ -114,18 +122,93 @@ async fn a_scope_that_was_only_asked_for_leaves_nothing_behind() {
     // Declined; checked; given back what is not there; left in line.
     store.guard(0, None, HOUR_MS, &all, &[ask("second/1", 2, &[0, 1, 2])]).await.unwrap();
     store.guard(0, None, HOUR_MS, &free, &[item(GuardAct::Check, "third/1", &[0])]).await.unwrap();
-    let gone = super::guard_slots::release(
-        "fourth/1",
-        &held.token,
-        None,
-        surety_common::store::GuardOutcome::Undone,
-        &[0, 1],
-    );
+    let gone = release("fourth/1", &held.token, None, GuardOutcome::Undone, &[0, 1]);
     store.guard(0, None, HOUR_MS, &free, &[gone]).await.unwrap();
     for scope in &free {
-        super::guard_slots::nothing_left(&store, &plain, scope).await;
+        nothing_left(&store, &plain, scope).await;
     }
     // What is held is known by its name.
     let found = store.guard_scopes(0, ALWAYS, 0, 10).await.unwrap();
     assert_eq!(found.iter().map(|s| s.scope.label.as_str()).collect::<Vec<_>>(), ["r: full"]);
+}
+
+/// How often the server of partition 0 read from its clients.
+async fn reads(world: &World) -> u64 {
+    let info: redis::InfoDict =
+        redis::cmd("INFO").arg("stats").query_async(&mut world.redis.plain(0).await).await.unwrap();
+    info.get("total_reads_processed").unwrap()
+}
+
+// Shows: S-05
+#[tokio::test]
+async fn the_guards_are_listed_in_a_few_round_trips_and_no_more_of_them_than_asked_for() {
+    let world = World::with("").await;
+    let c = world.connect().await;
+    hold(&c, None, HOUR_MS, &locks(600)).await;
+    let slots = Scope::new(GuardKind::Concurrency, "api", "acme", [2, 5000, 0, 0]);
+    hold(&c, None, HOUR_MS, &[slots]).await;
+    // Of two roots one has all the jobs that it may have.
+    let roots =
+        [3, 1].map(|most| Scope::new(GuardKind::Loop, "", &format!("root-{most}"), [50, HOUR_MS, most, 0]));
+    hold(&c, None, HOUR_MS, &roots).await;
+    let before = reads(&world).await;
+    let told = world.ask(&["guards", "--limit", "1000"]).await;
+    let n_reads = reads(&world).await - before;
+    assert!(n_reads < 300, "{n_reads} reads for 603 scopes");
+    let listed = |told: &serde_json::Value| -> Vec<String> {
+        let all = told["guards"].as_array().unwrap();
+        all.iter().map(|g| g["scope"].as_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!((listed(&told).len(), &told["more"]), (602, &0.into()));
+    assert_eq!(listed(&told).last().unwrap(), "root-1", "a root that is not full is not of interest");
+    let told = world.ask(&["guards"]).await;
+    assert_eq!((listed(&told).len(), &told["more"]), (100, &502.into()));
+    assert!(world.surety(&["guards"]).await.exits(0).err.contains("502 more; --limit"));
+    assert_eq!(listed(&world.ask(&["guards", "--kind", "loop"]).await), ["root-1", "root-3"]);
+    assert_eq!(listed(&world.ask(&["guards", "--kind", "concurrency"]).await), ["api: acme"]);
+    assert_eq!(listed(&world.ask(&["guards", "--full", "--kind", "loop"]).await), ["root-1"]);
+    let said = world.surety(&["guards", "--full", "--kind", "concurrency"]).await.exits(0);
+    let none = "no concurrency guard would keep a job waiting now; 603 scopes are in use";
+    assert!(said.err.contains(none), "{said:?}");
+    let said = world.surety(&["guards", "--kind", "breakr"]).await.exits(2);
+    assert!(said.err.contains("none of rate, concurrency"), "{said:?}");
+}
+
+// Shows: G-02
+#[tokio::test]
+async fn who_waits_for_a_rule_that_was_removed_asks_again_when_its_scope_is_reset() {
+    let witness = Witness::default();
+    let hold = witness.handler("hold", "until [ -e $W.go ]; do sleep 0.02; done");
+    let world = World::with(&(hold + "[guards]\nfallback = \"1h\"")).await;
+    let c = world.connect().await;
+    world.reconfigure("[guards.concurrency.one]\nscope = \"{type}\"\nlimit = 1\n");
+    let mut worker = world.worker(&[], &[]);
+    let publish = async |job: &str| world.publish("default", job, r#"{"type":"hold"}"#).await;
+    publish("a").await;
+    witness.started("a", 1).await;
+    publish("b").await;
+    let in_line = async || {
+        wait("b to stand in line", async || c.store.scopes().await.unwrap().iter().any(|s| s.waiting == 1))
+            .await;
+    };
+    in_line().await;
+    world.status(&c, "b", Status::Deferred).await;
+    let reset = async || {
+        let said = world.surety(&["guards", "reset", "one: hold"]).await.exits(0).out;
+        assert!(said.contains("1 jobs were woken and ask again; what is held stays (1 held)"), "{said}");
+    };
+    // While the rule holds that changes nothing.
+    reset().await;
+    in_line().await;
+    assert_eq!(witness.executions("b"), 0);
+    world.reconfigure("");
+    worker.hang_up();
+    worker.logged("every rule of a guard was removed").await;
+    reset().await;
+    witness.started("b", 1).await;
+    witness.touch("go");
+    for job in ["a", "b"] {
+        assert_eq!(world.ended(&c, job).await.status, Status::Done);
+    }
+    assert_eq!(worker.stop().await, Some(0));
 }

@@ -11,7 +11,7 @@
 --   4 adopt   the attempt was granted: what others made for it is its own
 --   5 tend    text: a session that is dead, or ''
 --   6 check   whether its turn came since it joined the line
---   7 reset   as if nothing had ever been counted, where the kind counts anything
+--   7 reset   as if nothing had ever been counted, where the kind counts anything; who waits for slots asks again
 --   8 open    who waits in a line of a pause may come, the first ones
 --   9 report  something ended that did not ask; text: it is counted once under this name; flag: how it ended
 -- Results, none for a release and a report: {0, HELD or a number for each scope} passes    {1, scope, ms} waits until

@@ -28,7 +28,7 @@ pub(in crate::cli) struct ResumeArgs {
     /// All jobs of a type
     #[arg(long = "type", value_name = "TYPE")]
     kind: Option<TypeName>,
-    /// All jobs with this key
+    /// All jobs with this key; of a pause that cannot be read, `#` and the hash that `surety pause --list` shows
     #[arg(long, value_name = "KEY")]
     key: Option<String>,
 }

@@ -21,7 +21,7 @@
 --   has_come(sc, member)      in this very call, so that it need not be woken
 --   tend(sc, of_session)      what is due by time; what that session held is free. Sets `is_idle` when nothing is left
 --   open(sc)                  lets those in line go (pauses)
---   reset(sc)                 nothing was ever counted (where it counts anything)
+--   reset(sc)                 nothing was ever counted (where it counts anything); who waits asks again
 --   write(sc)                 at the end of the call
 
 local RATE, CONCURRENCY, LOCK, PAUSE, CRASH_LOOP, BREAKER, LOOP = 1, 2, 3, 4, 5, 6, 7

@@ -288,6 +288,17 @@ function Slots.tend(sc, of_session)
   if sc.is_idle then remember_fence(sc) end
 end
 
+-- Who waits may ask again, the first ones: their rule may be in force no more, which is not known here. What is held stays held.
+function Slots.reset(sc)
+  local first = sc.kind ~= LOCK and sc.waiting > 0 and redis.call('ZPOPMIN', sc.wait, math.max(MOST_WAKES - #wakes, 0)) or {}
+  for i = 1, #first, 2 do
+    local ack = redis.call('HGET', sc.asleep, first[i])
+    redis.call('HDEL', sc.asleep, first[i])
+    wake(sc, first[i], ack or '')
+  end
+  sc.waiting = sc.waiting - #first / 2
+end
+
 function Slots.write(sc)
   local hset, hdel = {}, {}
   local touched, held, n = sc.touched, sc.held, 0
