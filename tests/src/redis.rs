@@ -7,7 +7,7 @@ use std::{
     time::Instant,
 };
 
-use ::redis::{Value, aio::MultiplexedConnection};
+use ::redis::{AsyncCommands, Value, aio::MultiplexedConnection};
 use surety_producer::dev::servers::{RedisOptions, RedisServer, ServerError};
 
 use crate::world::PATIENCE;
@@ -75,6 +75,28 @@ impl Redis {
         let cluster = Self { nodes };
         cluster.form().await;
         Ok(cluster)
+    }
+
+    /// Starts the first server again; a cluster is whole again then, as every node says.
+    pub async fn restart(&mut self) -> Result<(), ServerError> {
+        self.nodes[0].restart().await?;
+        if self.nodes.len() > 1 {
+            self.all("to be a cluster again", async |i| {
+                self.info(i).await.get::<String>("cluster_state").as_deref() == Some("ok")
+            })
+            .await;
+        }
+        Ok(())
+    }
+
+    /// What the node says that has this key.
+    pub async fn hget(&self, key: &str, field: &str) -> Option<String> {
+        for node in 0..self.nodes.len() {
+            if let Ok(value) = self.plain(node).await.hget(key, field).await {
+                return value;
+            }
+        }
+        panic!("no node has {key}");
     }
 
     /// A plain connection to a node.

@@ -10,6 +10,7 @@ mod suite {
     mod chaos;
     mod clocks;
     mod cluster;
+    mod cluster_guards;
     mod compose;
     mod contract;
     mod control;

@@ -17,7 +17,7 @@ use surety_tests::{
 };
 
 /// Leases that outlive a failover, and calls that are repeated for as long as one takes.
-const PATIENT: &str = r#"
+pub(super) const PATIENT: &str = r#"
 [connection]
 retry_limit = "15s"
 [lease]
@@ -46,7 +46,7 @@ pub(super) async fn masters(world: &World, c: &Connected) -> Vec<usize> {
 }
 
 /// Everything ended once, nothing is left of anything, and the journal shows no broken promise.
-async fn kept(world: &World, c: &Connected, jobs: &[(String, Status)]) {
+pub(super) async fn kept(world: &World, c: &Connected, jobs: &[(String, Status)]) {
     for (id, outcome) in jobs {
         assert_eq!(world.ended(c, id).await.status, *outcome, "{id}\n{}", world.logs());
     }
@@ -282,7 +282,7 @@ async fn a_replica_that_is_behind_takes_over_and_what_it_lacks_is_made_again() {
     case.all_kept().await;
 }
 
-async fn config(world: &World, node: usize, name: &str, value: &str) {
+pub(super) async fn config(world: &World, node: usize, name: &str, value: &str) {
     let mut c = world.redis.plain(node).await;
     let _: () = redis::cmd("CONFIG").arg("SET").arg(name).arg(value).query_async(&mut c).await.unwrap();
 }

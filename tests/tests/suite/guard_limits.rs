@@ -3,7 +3,6 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use redis::AsyncCommands;
 use surety_common::{
     cancel::{Wish, cancel},
     connect::Connected,
@@ -199,16 +198,14 @@ async fn free_and_die(c: &Connected, scope: &Scope, token: String) {
     assert_eq!(answer.woken.len(), 1, "{answer:?}");
 }
 
-async fn in_use(c: &Connected, world: &World, scope: &Scope) -> u64 {
-    let [_, hold, ..] = c.store.keys().guard(scope.partition(c.store.keys().partitions()), &scope.hash);
-    let client = redis::Client::open(world.redis.url()).unwrap();
-    client.get_multiplexed_async_connection().await.unwrap().hlen(hold).await.unwrap()
+async fn in_use(c: &Connected, scope: &Scope) -> u64 {
+    let p = scope.partition(c.store.keys().partitions());
+    c.store.scope_state(p, &scope.hash).await.unwrap().map_or(0, |s| s.held)
 }
 
 async fn sleeper(c: &Connected, world: &World, scope: &Scope, job: &str) -> Option<String> {
     let [.., asleep] = c.store.keys().guard(scope.partition(c.store.keys().partitions()), &scope.hash);
-    let client = redis::Client::open(world.redis.url()).unwrap();
-    client.get_multiplexed_async_connection().await.unwrap().hget(asleep, format!("{job}/1")).await.unwrap()
+    world.redis.hget(&asleep, &format!("{job}/1")).await
 }
 
 // Shows: S-05
@@ -242,7 +239,7 @@ async fn a_waiter_whose_wake_was_lost_is_woken_again_and_a_cancelled_one_keeps_n
     );
     assert_eq!(world.ended(&c, "gone").await.status, Status::Cancelled);
     settled(&world, &c).await;
-    wait("the slot to be free", async || in_use(&c, &world, &scope).await == 0).await;
+    wait("the slot to be free", async || in_use(&c, &scope).await == 0).await;
     assert_eq!(worker.stop().await, Some(0));
     assert_eq!(reaper.stop().await, Some(0));
 }
@@ -350,7 +347,7 @@ async fn a_slot_comes_back_on_every_ending() {
             "nothing" => world.until(&c, name, |r| r.start_failures > 2).await,
             _ => world.status(&c, name, *status).await,
         };
-        let free = async || in_use(&c, &world, &one(name, 5000)).await == 0;
+        let free = async || in_use(&c, &one(name, 5000)).await == 0;
         wait_logged(&world, &format!("the slot of {name}"), free).await;
         if *name != "nothing" {
             let took = c.store.now_ms().await.unwrap() - r.ended_ms;
@@ -359,14 +356,10 @@ async fn a_slot_comes_back_on_every_ending() {
     }
     // What is held goes on being held beyond its time, as the session is renewed; a shutdown gives it back before the worker ends.
     witness.started("released", 1).await;
-    assert_eq!(in_use(&c, &world, &one("released", 5000)).await, 1);
+    assert_eq!(in_use(&c, &one("released", 5000)).await, 1);
     assert_eq!(worker.stop().await, Some(0), "{}", worker.log());
     assert_eq!(world.status(&c, "released", Status::Queued).await.charged, 0);
-    assert_eq!(
-        in_use(&c, &world, &one("released", 5000)).await,
-        0,
-        "the worker ended with a slot in its hand"
-    );
+    assert_eq!(in_use(&c, &one("released", 5000)).await, 0, "the worker ended with a slot in its hand");
     assert!(!worker.log().contains("a lane did not take"), "{}", worker.log());
 }
 
@@ -392,7 +385,7 @@ async fn a_slot_comes_back_from_a_worker_that_was_frozen_and_is_kept_for_one_tha
     world.status(&c, "b", Status::Deferred).await;
     let begun = c.store.now_ms().await.unwrap();
     wait("more than the time of a hold to pass", async || {
-        assert_eq!(in_use(&c, &world, &one("live", 5000)).await, 1, "a running attempt lost its slot");
+        assert_eq!(in_use(&c, &one("live", 5000)).await, 1, "a running attempt lost its slot");
         c.store.now_ms().await.unwrap() > begun + 3000
     })
     .await;
@@ -407,14 +400,14 @@ async fn a_slot_comes_back_from_a_worker_that_was_frozen_and_is_kept_for_one_tha
     first.logged("session lost").await;
     // The fenced attempt gives back what it had: not what is somebody else's by now.
     first.logged_within("session opened", Duration::from_secs(20)).await;
-    assert_eq!(in_use(&c, &world, &one("k", 5000)).await, 1);
+    assert_eq!(in_use(&c, &one("k", 5000)).await, 1);
     for name in ["b", "live"] {
         witness.touch(&format!("go-{name}"));
         world.ended(&c, name).await;
     }
     settled(&world, &c).await;
     for key in ["k", "live"] {
-        wait("the slot to be free", async || in_use(&c, &world, &one(key, 5000)).await == 0).await;
+        wait("the slot to be free", async || in_use(&c, &one(key, 5000)).await == 0).await;
     }
     assert_eq!(first.stop().await, Some(0));
     assert_eq!(second.stop().await, Some(0));
@@ -450,7 +443,7 @@ async fn guards_of_several_partitions_are_given_all_or_none() {
     let c3 = world.until(&c, "c", |r| r.code == "rate_limited" || r.started_ms > 0).await;
     assert_eq!((c3.status, c3.started_ms), (Status::Deferred, 0));
     world.ended(&c, "b").await;
-    wait("the slot to be free", async || in_use(&c, &world, &one(&key, 5000)).await == 0).await;
+    wait("the slot to be free", async || in_use(&c, &one(&key, 5000)).await == 0).await;
     assert_eq!(worker.stop().await, Some(0));
     assert_eq!(reaper.stop().await, Some(0));
 }
@@ -477,14 +470,14 @@ async fn what_an_attempt_holds_is_held_again_after_a_loss_of_redis_before_anythi
         sleeper(&c, &world, &scope, "b").await.is_some()
     })
     .await;
-    assert_eq!(in_use(&c, &world, &scope).await, 1, "{}", world.logs());
+    assert_eq!(in_use(&c, &scope).await, 1, "{}", world.logs());
     assert!(witness.of("b").is_empty(), "two of one key ran at once");
     witness.touch("go-a");
     let a = world.ended(&c, "a").await;
     assert_eq!((a.status, witness.executions("a")), (Status::Done, 1));
     witness.touch("go-b");
     world.ended(&c, "b").await;
-    wait("the slot to be free", async || in_use(&c, &world, &scope).await == 0).await;
+    wait("the slot to be free", async || in_use(&c, &scope).await == 0).await;
     assert_eq!(worker.stop().await, Some(0));
     assert_eq!(reaper.stop().await, Some(0));
 }

@@ -26,7 +26,7 @@ const SLICE: usize = 500;
 /// Later than any look at a scope.
 const ALWAYS: u64 = u64::MAX / 4096;
 
-fn locks(n: usize) -> Vec<Scope> {
+pub(super) fn locks(n: usize) -> Vec<Scope> {
     (0..n).map(|i| Scope::new(GuardKind::Lock, "", &format!("lock-{i}"), [1, 5000, 0, 0])).collect()
 }
 
