@@ -73,7 +73,7 @@ pub async fn lost_session(
     let lost = jobs.iter().zip(&answer.results).filter(|(_, r)| is_lost(r));
     // One death, whatever it took along.
     let name = format!("@{session}");
-    watch::lost(c, crash_loop, &lost.map(|(t, _)| t.kind.as_str()).collect(), &name).await;
+    watch::lost(c, crash_loop, &lost.map(|(t, _)| t.kind.as_str()).collect(), "-", &name).await;
     // Ordering: the verdicts are journaled before any carrier is touched.
     c.relay.publish(p, &answer.entries, Pace::call(PATIENCE)).await?;
     let mut done = Recovered { is_partial, ..Recovered::default() };

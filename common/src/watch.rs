@@ -38,15 +38,15 @@ impl CrashLoop {
     }
 }
 
-/// What was lost without its worker saying so. `name`: it is counted once under this name, for each type.
-pub async fn lost(c: &Connected, guard: &CrashLoop, types: &BTreeSet<&str>, name: &str) {
+/// What was lost without its worker saying so. `member`: what the guard may have let start, which is over; "-": nothing that is known.
+/// `name`: it is counted once under this name, for each type.
+pub async fn lost(c: &Connected, guard: &CrashLoop, types: &BTreeSet<&str>, member: &str, name: &str) {
     let hold_ms = guard.hold_ms;
     for scope in types.iter().filter_map(|t| guard.scope(t)) {
         let act = GuardAct::Report { mark: name.into(), outcome: GuardOutcome::Crashed };
         let p = scope.partition(c.store.keys().partitions());
         let scopes = [scope];
-        // A member that holds nothing.
-        let item = GuardItem { act, member: "-".into(), scopes: vec![0].into() };
+        let item = GuardItem { act, member: member.into(), scopes: vec![0].into() };
         match c.store.guard(p, None, hold_ms, &scopes, &[item]).await {
             Ok(answer) => {
                 tell(c, &scopes, &answer.watched, answer.now_ms).await;

@@ -22,6 +22,7 @@ mod suite {
     mod faults;
     mod gates;
     mod given_back;
+    mod guard_gates;
     mod guard_limits;
     mod guard_rates;
     mod guard_slots;

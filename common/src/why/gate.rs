@@ -213,12 +213,17 @@ fn guarded(f: &Facts, r: &Record, g: &GuardFacts) -> Gate {
         return Gate { until: iso_millis(r.due_ms), ..gate(GateCode::Guarded, what, then) };
     }
     let place = g.before.map(|n| format!("; {n} jobs are before it in line")).unwrap_or_default();
-    let then = if g.before.is_some() {
-        "it is woken when its turn comes"
-    } else {
-        "its turn has come, or it comes back by itself soon and asks again"
+    let clears = g.now.as_ref().and_then(|v| v.clears_at.clone());
+    let is_gate = [GuardKind::Breaker, GuardKind::CrashLoop].iter().any(|k| k.reason() == g.reason);
+    let then = match (is_gate, &clears, g.before) {
+        (true, Some(_), _) => "then those that waited longest are tried; when one goes well, all start",
+        (true, None, Some(_)) => {
+            "it is woken when one that is tried now goes well, or when it is to be tried itself"
+        }
+        (false, _, Some(_)) => "it is woken when its turn comes",
+        (_, _, None) => "its turn has come, or it comes back by itself soon and asks again",
     };
-    gate(GateCode::Guarded, format!("{what}{place}"), then)
+    Gate { until: clears, ..gate(GateCode::Guarded, format!("{what}{place}"), then) }
 }
 
 /// The store has not seen it, or has no record any more.

@@ -248,6 +248,35 @@ fn a_deferred_job_is_told_its_guard_and_its_slot_or_its_place_in_line() {
 }
 
 #[test]
+fn a_job_that_a_gate_holds_is_told_until_when_and_what_follows() {
+    let view = |clears_at| GuardView {
+        kind: "breaker",
+        scope: "host: h".into(),
+        limit: "50% of 20 or more fail in 1m".into(),
+        now: "open: nobody starts (time 1 in a row)".into(),
+        is_full: true,
+        waiting: 5,
+        clears_at,
+        hash: "0".into(),
+    };
+    let mut f = facts(Record { code: "circuit_open".into(), due_ms: NOW - 5, ..record(Status::Deferred) });
+    let guard = |clears_at| GuardFacts {
+        reason: "circuit_open".into(),
+        label: "host: h".into(),
+        now: Some(view(clears_at)),
+        before: Some(3),
+    };
+    f.guard = Some(guard(at(NOW + 9000)));
+    let open = explain(f.clone()).gate;
+    assert_eq!((open.code, open.until), (GateCode::Guarded, at(NOW + 9000)));
+    assert!(open.then.contains("those that waited longest are tried"), "{}", open.then);
+    f.guard = Some(guard(None));
+    let half_open = explain(f).gate;
+    assert_eq!(half_open.until, None);
+    assert!(half_open.then.contains("tried now"), "{}", half_open.then);
+}
+
+#[test]
 fn a_job_that_waits_for_a_lock_is_told_which_and_who_has_it() {
     let owner = |job: &str| LockOwner {
         job: job.into(),

@@ -13,7 +13,7 @@ use surety_common::{
     fault,
     pace::{Pace, Transient},
     recover::{Left, settle_carrier, why_lost},
-    store::{CarrierAct, DueAct, DueItem, DueReply, Read, Record, ops::Settled},
+    store::{CarrierAct, DueAct, DueItem, DueReply, Read, Record, guards::member, ops::Settled},
     telemetry::metrics::{attempt_lost, reaper},
     watch::{self, CrashLoop},
     wire::receipt::Draft,
@@ -354,9 +354,10 @@ async fn follow(x: &Context, j: &Judged, s: Settled) -> Result<(), RuleError> {
             );
             if j.due == Due::Overstayed {
                 attempt_lost(&r.queue, &r.job_type);
-                let name = format!("{}/{}/{}", j.id, r.generation, r.epoch);
+                let of = member(&j.id, r.generation);
+                let name = format!("{of}/{} {}", r.epoch, r.session);
                 let types = BTreeSet::from([r.job_type.as_str()]);
-                watch::lost(&x.c, &CrashLoop::new(&x.settings), &types, &name).await;
+                watch::lost(&x.c, &CrashLoop::new(&x.settings), &types, &of, &name).await;
             }
             let left = Left { job: &j.id, queue: &r.queue, kind: &r.job_type, code, why: &why };
             settle_carrier(&x.c, &left, &s, x.settings.lease.ttl).await?;

@@ -1,5 +1,6 @@
 //! Gates: circuit breaker and crash loop. The script against its model, and end to end with real workers and servers.
 
+mod crashes;
 mod model;
 
 use std::collections::BTreeSet;

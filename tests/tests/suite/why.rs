@@ -175,3 +175,86 @@ async fn a_job_whose_record_is_gone_is_explained_from_the_journal() {
     .await
     .unwrap();
 }
+
+/// What `surety why` says of a job that a guard defers: what holds it, and until when (ms) where time decides that.
+async fn guarded(world: &World, c: &surety_common::connect::Connected, id: &str) -> (String, Option<u64>) {
+    world.status(c, id, Status::Deferred).await;
+    // The event with the guard's name is journaled after the record.
+    wait("the journal to have it", async || {
+        why(world, id).await["gate"]["what"].as_str().is_some_and(|w| w.contains('('))
+    })
+    .await;
+    let gate = why(world, id).await["gate"].clone();
+    assert_eq!(gate["code"], "guarded", "{gate}");
+    let until = gate["until"].as_str().map(|t| t.parse::<jiff::Timestamp>().unwrap().as_millisecond() as u64);
+    (gate["what"].as_str().unwrap().to_owned(), until)
+}
+
+// Shows: S-06, S-08
+#[tokio::test]
+async fn a_job_that_a_guard_defers_is_told_which_one_and_when_it_clears() {
+    let witness = Witness::default();
+    let handlers = witness.handler("slow", "until [ -e $W.go ]; do sleep 0.02; done")
+        + &witness.handler("fails", "exit 1")
+        + &witness.handler("dies", "kill -SEGV $$")
+        + &witness.handler("quick", ":");
+    let rules = r#"
+[guards.rate.api]
+scope = "{type}"
+types = ["quick"]
+limit = 1
+per = "10m"
+[guards.concurrency.one]
+scope = "{type}"
+types = ["slow"]
+limit = 1
+[guards.breaker.host]
+scope = "{type}"
+types = ["fails"]
+sample = 1
+open = "10m"
+[guards.crash_loop.repo]
+scope = "{type}"
+types = ["dies"]
+threshold = 1
+open = "9m"
+"#;
+    let world = World::with(&(handlers + rules)).await;
+    let c = world.connect().await;
+    let mut worker = world.worker(&[], &[]);
+    for kind in ["quick", "slow", "fails", "dies"] {
+        let body = format!(r#"{{"type":"{kind}","retry":{{"max_retries":0}}}}"#);
+        world.publish("default", &format!("{kind}1"), &body).await;
+        world
+            .until(&c, &format!("{kind}1"), |r| {
+                r.started_ms > 0 && (kind == "slow" || r.status.is_terminal())
+            })
+            .await;
+        // A guard hears of an end after it was committed.
+        let hears =
+            async || match kind {
+                "fails" | "dies" => c.store.scopes().await.unwrap().iter().any(|s| {
+                    s.scope.label.ends_with(kind) && s.fields.get("level").is_some_and(|l| l == "1")
+                }),
+                _ => true,
+            };
+        wait("the guard to hear of it", hears).await;
+        world.publish("default", &format!("{kind}2"), &body).await;
+    }
+    let now = c.store.now_ms().await.unwrap();
+    let (what, until) = guarded(&world, &c, "quick2").await;
+    assert!(what.contains("\"api: quick\"") && what.contains("rate_limited"), "{what}");
+    assert!(until.is_some_and(|t| t > now + 500_000 && t < now + 700_000), "{until:?}");
+    let (what, until) = guarded(&world, &c, "slow2").await;
+    assert!(what.contains("\"one: slow\"") && what.contains("1 held"), "{what}");
+    assert_eq!(until, None, "no time decides that");
+    for (job, name, span) in [("fails2", "host: fails", 600_000), ("dies2", "repo: dies", 540_000)] {
+        let (what, until) = guarded(&world, &c, job).await;
+        assert!(what.contains(name) && what.contains("open: nobody starts"), "{what}");
+        let left = until.map(|t| t.saturating_sub(now));
+        assert!(left.is_some_and(|ms| ms > span - 60_000 && ms <= span), "{left:?}");
+    }
+    witness.touch("go");
+    assert_eq!(world.ended(&c, "slow2").await.status, Status::Done);
+    assert_eq!(worker.stop().await, Some(0));
+}

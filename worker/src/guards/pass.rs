@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use surety_common::{
     clock::boot_ms,
-    domain::guard::GuardKind,
+    domain::{ErrorCode, guard::GuardKind},
     store::{GuardOutcome, Scope, guards::member},
 };
 
@@ -132,23 +132,28 @@ pub(crate) fn ended(w: &Arc<Shared>, job: &mut InHand, epoch: u64, ended: &Ended
     let document = &job.decoded.job;
     let Some(scope) = w.guards.crash_loop(document.kind.as_str()) else { return };
     let member = member(&document.id, job.decoded.generation);
-    let name = format!("{member}/{epoch}");
+    // Whose crash it was, too: one worker alone is not believed at once.
+    let name = format!("{member}/{epoch} {}", job.held.session.id);
     let pass = job.pass.get_or_insert_with(|| Box::new(Pass::new(w, member)));
     if !pass.holds(&scope) {
         pass.report = Some((Arc::new(scope), name));
     }
 }
 
+fn outcome_of(code: ErrorCode) -> GuardOutcome {
+    use ErrorCode as C;
+    match code {
+        C::Signal | C::Oom | C::PidsLimit | C::Lost => GuardOutcome::Crashed,
+        C::LockLost => GuardOutcome::Neutral,
+        _ => GuardOutcome::WentWrong,
+    }
+}
+
 fn outcome(ended: &Ended) -> GuardOutcome {
-    use surety_common::domain::ErrorCode as C;
     match ended {
         Ended::Done { .. } => GuardOutcome::WentWell,
         Ended::NotStarted { .. } => GuardOutcome::Crashed,
-        Ended::Failed { code, .. } => match code {
-            C::Signal | C::Oom | C::PidsLimit | C::Lost => GuardOutcome::Crashed,
-            C::LockLost => GuardOutcome::Neutral,
-            _ => GuardOutcome::WentWrong,
-        },
+        Ended::Failed { code, .. } => outcome_of(*code),
         // Its lease was taken: it is lost.
         Ended::Fenced => GuardOutcome::Crashed,
         Ended::Stopped | Ended::Cancelled => GuardOutcome::Neutral,
@@ -172,5 +177,24 @@ impl Drop for Pass {
             let member = self.member.clone();
             self.w.lanes.guard(at, Request::Crashed { member, scope, name, _token: self.w.tracker.token() });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use surety_common::domain::ErrorCode as C;
+
+    use super::*;
+
+    // Shows: S-08
+    #[test]
+    fn what_kills_an_attempt_is_a_crash_and_what_a_handler_says_is_none() {
+        for code in [C::Signal, C::Oom, C::PidsLimit, C::Lost] {
+            assert_eq!(outcome_of(code), GuardOutcome::Crashed, "{}", code.name());
+        }
+        for code in [C::ExitCode, C::HandlerError, C::Timeout, C::OutputLimit] {
+            assert_eq!(outcome_of(code), GuardOutcome::WentWrong, "{}", code.name());
+        }
+        assert_eq!(outcome_of(C::LockLost), GuardOutcome::Neutral);
     }
 }

@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+/// Everybody who was told that a type is watched has started one, and shown that it can, within this time (ms).
+const MOMENT_MS: u64 = 1000;
 /// Slots that a window is counted in.
 const SLOTS: usize = 10;
 /// Largest number that a parameter of a guard may be: what six bytes hold, and what Lua writes out in full.
@@ -115,7 +117,11 @@ impl Gate {
 
     /// The window slot of a moment.
     fn slot(&self, now_ms: u64) -> u64 {
-        now_ms / (self.window_ms / SLOTS as u64).max(1)
+        now_ms / self.slot_ms()
+    }
+
+    fn slot_ms(&self) -> u64 {
+        (self.window_ms / SLOTS as u64).max(1)
     }
 
     /// Well and badly, in the slots of the window that ends now.
@@ -165,8 +171,24 @@ impl Gate {
         GateState { until_ms: now_ms + open_ms, level, round, ends: Ends::default() }
     }
 
+    /// Whether crashes, if they are enough, open it. `is_of_several`: they were of more than one session. One alone is believed when
+    /// all others were told so long ago that the type is watched, and none of them runs one now.
+    pub fn is_believed(&self, is_of_several: bool, watched_ms: Option<u64>, do_others_run: bool) -> bool {
+        let moment = MOMENT_MS.min(self.slot_ms());
+        let is_shared = matches!(self.trip, Trip::Crashes { is_shared: true, .. });
+        !is_shared || is_of_several || (watched_ms.is_some_and(|ms| ms >= moment) && !do_others_run)
+    }
+
     /// The state after something has ended. A probe decides; what began before the gate was opened says nothing any more.
-    pub fn ended(&self, state: &GateState, is_bad: bool, is_probe: bool, now_ms: u64) -> GateState {
+    /// `may_open`: [`Gate::is_believed`].
+    pub fn ended(
+        &self,
+        state: &GateState,
+        is_bad: bool,
+        is_probe: bool,
+        may_open: bool,
+        now_ms: u64,
+    ) -> GateState {
         let calm = GateState { round: state.round, ..GateState::default() };
         match state.phase(now_ms) {
             Phase::HalfOpen if is_probe && is_bad => self.opened(state, now_ms),
@@ -179,7 +201,11 @@ impl Gate {
                     *(if is_bad { badly } else { well }) += 1;
                 }
                 let after = GateState { ends: Ends { slot: self.slot(now_ms), counts }, ..*state };
-                if self.trips(self.ends(&after, now_ms)) { self.opened(&after, now_ms) } else { after }
+                if may_open && self.trips(self.ends(&after, now_ms)) {
+                    self.opened(&after, now_ms)
+                } else {
+                    after
+                }
             }
         }
     }
@@ -199,7 +225,7 @@ mod tests {
     }
 
     fn after(gate: &Gate, ends: &[(u64, bool)]) -> GateState {
-        ends.iter().fold(GateState::default(), |s, (at, is_bad)| gate.ended(&s, *is_bad, false, *at))
+        ends.iter().fold(GateState::default(), |s, (at, is_bad)| gate.ended(&s, *is_bad, false, true, *at))
     }
 
     #[test]
@@ -222,11 +248,11 @@ mod tests {
         for open_ms in [200, 350, 350] {
             let now = s.until_ms;
             assert_eq!((s.phase(now - 1), s.phase(now)), (Phase::Open, Phase::HalfOpen));
-            assert_eq!(b.ended(&s, false, false, now), s, "what began before says nothing");
-            s = b.ended(&s, true, true, now);
+            assert_eq!(b.ended(&s, false, false, true, now), s, "what began before says nothing");
+            s = b.ended(&s, true, true, true, now);
             assert_eq!(s.until_ms, now + open_ms);
         }
-        let s = b.ended(&s, false, true, s.until_ms);
+        let s = b.ended(&s, false, true, true, s.until_ms);
         assert_eq!((s.phase(0), s.level, s.round), (Phase::Closed, 0, 4));
         assert_eq!(b.hold_off(1), Duration::from_millis(100), "and begins anew");
     }
@@ -239,6 +265,18 @@ mod tests {
         assert!(!c.is_watched(&after(&c, &[(1, true)]), 2));
         assert!(c.is_watched(&after(&c, &[(1, true), (1, true)]), 2));
         assert!(!c.is_watched(&after(&c, &[(1, true), (1, true)]), 2000), "it is over with the window");
+    }
+
+    #[test]
+    fn one_worker_alone_is_believed_when_the_others_were_told_and_have_nothing_to_say() {
+        let c = crash_loop();
+        let three = after(&c, &[(1, true), (2, true)]);
+        assert_eq!(c.ended(&three, true, false, false, 3).level, 0, "enough of them, and not believed");
+        assert!(c.is_believed(true, None, true), "it is not one worker");
+        assert!(!c.is_believed(false, None, false) && !c.is_believed(false, Some(99), false));
+        assert!(c.is_believed(false, Some(100), false) && !c.is_believed(false, Some(100), true));
+        let rule = Gate { trip: Trip::Crashes { threshold: 3, is_shared: false }, ..c };
+        assert!(rule.is_believed(false, None, true), "whoever has a rule is asked at each start");
     }
 
     #[test]

@@ -111,13 +111,30 @@ struct Model {
     held: BTreeMap<u64, Held>,
     seen: Vec<String>,
     told: u64,
+    /// When it was first said to be watched.
+    since: Option<u64>,
+    /// Sessions whose ends were bad.
+    from: BTreeSet<String>,
+    /// One death was counted: no other one is within the hour that a hold lasts here.
+    has_died: bool,
     woken: Vec<u64>,
 }
 
 impl Model {
     fn new(gate: Gate) -> Self {
         let (line, held) = (BTreeSet::new(), BTreeMap::new());
-        Self { gate, state: GateState::default(), line, held, seen: Vec::new(), told: 0, woken: Vec::new() }
+        Self {
+            gate,
+            state: GateState::default(),
+            line,
+            held,
+            seen: Vec::new(),
+            told: 0,
+            since: None,
+            from: BTreeSet::new(),
+            has_died: false,
+            woken: Vec::new(),
+        }
     }
 
     fn is_probe(&self, held: &Held) -> bool {
@@ -144,7 +161,8 @@ impl Model {
         }
     }
 
-    fn count(&mut self, outcome: GuardOutcome, was_probe: bool, mark: Option<String>, now: u64) {
+    /// `of`: whose it was, and `mark` that name where it is a death.
+    fn count(&mut self, outcome: GuardOutcome, was_probe: bool, mark: Option<String>, of: &str, now: u64) {
         use GuardOutcome as O;
         let is_breaker = kind(&self.gate) == GuardKind::Breaker;
         let is_bad = match outcome {
@@ -158,15 +176,32 @@ impl Model {
             if self.seen.contains(&mark) {
                 return;
             }
+            let is_death = mark == of;
             self.seen.push(mark);
             self.seen.drain(..self.seen.len().saturating_sub(16));
+            if is_death && std::mem::replace(&mut self.has_died, true) {
+                return;
+            }
         }
-        self.state = self.gate.ended(&self.state, is_bad, was_probe, now);
+        if is_counted && is_bad {
+            if self.gate.ends(&self.state, now).1 == 0 {
+                self.from.clear();
+            }
+            self.from.insert(of.to_owned());
+        }
+        let others_run =
+            self.held.values().filter_map(|h| h.session).any(|s| !self.from.contains(&format!("@s{s}")));
+        let watched_ms = self.since.map(|since| now - since);
+        let may_open = self.gate.is_believed(self.from.len() > 1, watched_ms, others_run);
+        self.state = self.gate.ended(&self.state, is_bad, was_probe, may_open, now);
     }
 
     /// What the call is answered, and after it what is said of the scope.
     fn call(&mut self, op: Op, token: &str, now: u64) -> (Option<GuardReply>, Option<u64>) {
         let (before, was_watched) = (self.state, self.gate.is_watched(&self.state, now));
+        if !was_watched {
+            self.since = None;
+        }
         self.woken.clear();
         self.let_go(now);
         let is_tend = matches!(op, Op::Tend | Op::Death { .. });
@@ -175,6 +210,7 @@ impl Model {
         let held = &self.held;
         self.woken.retain(|m| held.get(m).is_none_or(|h| h.token != token));
         let is_watched = self.gate.is_watched(&self.state, now);
+        self.since = is_watched.then(|| self.since.unwrap_or(now));
         let is_shared = matches!(self.gate.trip, Trip::Crashes { is_shared: true, .. });
         let window = self.gate.window_ms;
         let is_news = is_tend || self.state != before || 2 * self.told < window + 2 * now;
@@ -213,13 +249,14 @@ impl Model {
                 if let Some(held) = held {
                     let was_probe = self.is_probe(&held);
                     self.held.remove(&member);
-                    self.count(outcome, was_probe, None, now);
+                    let of = format!("@s{}", held.session.unwrap_or_default());
+                    self.count(outcome, was_probe, None, &of, now);
                     self.let_go(now);
                 }
             }
             Op::Report { member, mark, outcome } => {
                 let was_probe = self.held.remove(&member).is_some_and(|h| self.is_probe(&h));
-                self.count(outcome, was_probe, Some(mark.to_string()), now);
+                self.count(outcome, was_probe, Some(mark.to_string()), "@", now);
                 self.let_go(now);
             }
             Op::Death { session } => {
@@ -227,7 +264,8 @@ impl Model {
                 let dead: Vec<u64> = self.held.iter().filter(|(_, h)| theirs(h)).map(|(m, _)| *m).collect();
                 for member in dead {
                     let was_probe = self.held.remove(&member).is_some_and(|h| self.is_probe(&h));
-                    self.count(GuardOutcome::Crashed, was_probe, Some(format!("@s{session}")), now);
+                    let of = format!("@s{session}");
+                    self.count(GuardOutcome::Crashed, was_probe, Some(of.clone()), &of, now);
                 }
                 self.let_go(now);
                 return Some(GuardReply::Tended);

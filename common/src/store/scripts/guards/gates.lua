@@ -5,23 +5,26 @@
 -- it is watched; a change of that is told by {10, scope, until (ms), 0 = not any more}.
 -- State: `until` and `level` (how often in a row it was opened: each time for twice as long), `round` (how often ever), `probing`
 -- (probes under way), `ends` (what ended in the window: ten slots), `seen` (reports that were counted, a line each), `told` (until
--- when it was said to be watched). A gate that nobody closes is half-open after `until`: no lost message keeps it open.
--- `hold`: hash member -> until (six bytes, ms) .. round (four bytes, of a probe; else 0) .. token, "?" for a probe that is
--- wanted. What is not renewed in time has crashed; what one session held counts as one crash. `wait`, `asleep`: as slots have them.
+-- when it was said to be watched), `since` (when it was first said so, this time), `from` (the session whose ends were bad,
+-- or SEVERAL), `died` (when the last death was counted). A gate that nobody closes is half-open after `until`: no lost message
+-- keeps it open.
+-- `hold`: hash member -> until (six bytes, ms) .. round (four bytes, of a probe; else 0) .. since (six bytes, ms) .. token, "?" for
+-- a probe that is wanted. What is not renewed in time has crashed; what one session held counts as one crash, and so do sessions
+-- that die within the time of a hold: that is one event (a Redis that was away). `wait`, `asleep`: as slots have them.
 -- `domain/guard/gate.rs` decides the same.
 
-local Gates = { fields = { 'until', 'level', 'round', 'probing', 'ends', 'seen', 'told' } }
+local Gates = { fields = { 'until', 'level', 'round', 'probing', 'ends', 'seen', 'told', 'since', 'from', 'died' } }
 
 do
   local OPEN, HALF_OPEN, CLOSED = 1, 2, 3
-  local OFFER, HOLD, END_SLOTS, MOST_SEEN, SAY_AGAIN = '?', '<I6I4', 10, 16, 2000
+  local OFFER, HOLD, END_SLOTS, MOST_SEEN, SAY_AGAIN, SEVERAL, MOMENT = '?', '<I6I4I6', 10, 16, 2000, '*', 1000
 
   local function phase_of(sc)
     if now < sc.until_ then return OPEN end
     return sc.level > 0 and HALF_OPEN or CLOSED
   end
 
-  local function token_of(value) return string.sub(value, 11) end
+  local function token_of(value) return string.sub(value, 17) end
 
   -- Whether it is a probe of the opening that stands now.
   local function is_probe(sc, value)
@@ -30,9 +33,10 @@ do
     return round == sc.round
   end
 
-  local function put(sc, member, until_, round, token)
+  -- `since`: when it began, where that was not now.
+  local function put(sc, member, until_, round, token, since)
     if is_probe(sc, sc.held[member]) then sc.probing = sc.probing - 1 end
-    local value = struct.pack(HOLD, until_, round) .. token
+    local value = struct.pack(HOLD, until_, round, since or now) .. token
     if is_probe(sc, value) then sc.probing = sc.probing + 1 end
     sc.held[member], sc.puts[member], sc.dels[member] = value, value, nil
     look_at(sc, until_)
@@ -99,12 +103,37 @@ do
   end
 
   local function no_ends(sc)
-    sc.ends, sc.counts, sc.changed = '', nil, true
+    sc.ends, sc.from, sc.counts, sc.changed = '', '', nil, true
+  end
+
+  -- One death, whatever it took along: '@' and the session, of a token or of the name of a report.
+  local function death_of(token)
+    return string.sub(token, 1, 1) == '@' and token or '@' .. (string.match(token, ' (.*)$') or '')
+  end
+
+  -- Everything that is held. What this call changed already stands in `held`.
+  local function read_held(sc)
+    local all = redis.call('HGETALL', sc.hold)
+    for i = 1, #all, 2 do
+      if sc.held[all[i]] == nil then sc.held[all[i]] = all[i + 1] end
+    end
+  end
+
+  -- Whether crashes of only one session suppress a type by themselves: after everybody was told that it is watched, and had a moment
+  -- to start one, and nobody else runs any.
+  local function says_enough(sc)
+    if sc.from == SEVERAL then return true end
+    if sc.since == 0 or now < sc.since + math.min(MOMENT, slot_ms(sc)) then return false end
+    read_held(sc)
+    for _, value in pairs(sc.held) do
+      if value and token_of(value) ~= OFFER and death_of(token_of(value)) ~= sc.from then return false end
+    end
+    return true
   end
 
   local function trips(sc)
     local well, badly = sums(sc)
-    if sc.kind == CRASH_LOOP then return badly >= sc.sample end
+    if sc.kind == CRASH_LOOP then return badly >= sc.sample and (not sc.is_shared or says_enough(sc)) end
     return well + badly >= sc.sample and badly * 1000 >= sc.failures * (well + badly)
   end
 
@@ -127,11 +156,8 @@ do
     no_ends(sc)
   end
 
-  -- One death, whatever it took along.
-  local function death_of(token) return '@' .. (string.match(token, ' (.*)$') or '') end
-
-  -- Something has ended. `mark`: it is counted once under this name.
-  local function count(sc, outcome, was_probe, mark)
+  -- Something has ended. `mark`: it is counted once under this name. `of`: whose it was, as `death_of` says.
+  local function count(sc, outcome, was_probe, mark, of)
     if outcome == UNDONE or outcome == NEUTRAL then return end
     local is_bad = outcome == CRASHED or outcome == TAKEN or (outcome == WENT_WRONG and sc.kind == BREAKER)
     local phase = phase_of(sc)
@@ -148,6 +174,15 @@ do
         local _, lines = string.gsub(sc.seen, '\n', '')
         if lines > MOST_SEEN then sc.seen = string.match(sc.seen, '\n(.*)') end
       end
+      if mark and mark == of then
+        sc.changed = true
+        if sc.died > 0 and now < sc.died + hold_ms then return end
+        sc.died = now
+      end
+      if is_bad then
+        local _, badly = sums(sc)
+        sc.from = badly == 0 and of or sc.from == of and of or SEVERAL
+      end
       local all = counts(sc)
       local i = is_bad and 2 * END_SLOTS or 2 * END_SLOTS - 1
       all[i] = all[i] + 1
@@ -159,11 +194,7 @@ do
   -- Takes away what nobody holds any more: not renewed in time, or of the session that is named. As with slots, not yet where
   -- the data set was just made whole.
   local function reclaim(sc, of_session)
-    local all = redis.call('HGETALL', sc.hold)
-    -- What this call changed already stands in `held`.
-    for i = 1, #all, 2 do
-      if sc.held[all[i]] == nil then sc.held[all[i]] = all[i + 1] end
-    end
+    read_held(sc)
     sc.next = nil
     for member, value in pairs(sc.held) do
       if value then
@@ -172,7 +203,7 @@ do
         if gate ~= RESTORED and (until_ <= now or (of_session and death == '@' .. of_session)) then
           local was_probe = is_probe(sc, value)
           free(sc, member)
-          if token ~= OFFER then count(sc, TAKEN, was_probe, death) end
+          if token ~= OFFER then count(sc, TAKEN, was_probe, death, death) end
         else
           look_at(sc, until_)
         end
@@ -183,6 +214,7 @@ do
   function Gates.load(sc, state)
     sc.until_, sc.level, sc.round = tonumber(state[1] or 0), tonumber(state[2] or 0), tonumber(state[3] or 0)
     sc.probing, sc.ends, sc.seen, sc.told = tonumber(state[4] or 0), state[5] or '', state[6] or '', tonumber(state[7] or 0)
+    sc.since, sc.from, sc.died = tonumber(state[8] or 0), state[9] or '', tonumber(state[10] or 0)
     local d = sc.d
     local function bits(n)
       local low = d % n
@@ -191,6 +223,7 @@ do
     end
     sc.offer, sc.is_shared, sc.probes, sc.failures, sc.sample = 1000 * bits(2048), bits(2) == 1, bits(128), bits(1024), d
     sc.was_watched, sc.probing_before = sc.is_shared and is_watched(sc), sc.probing
+    if not sc.was_watched then sc.since = 0 end
     sc.held, sc.puts, sc.dels, sc.waiting = {}, {}, {}, redis.call('ZCARD', sc.wait)
     if #sc.members > 0 then
       local found = redis.call('HMGET', sc.hold, unpack(sc.members))
@@ -253,7 +286,7 @@ do
     if value and token_of(value) == token then
       local was_probe = is_probe(sc, value)
       free(sc, member)
-      count(sc, outcome, was_probe, outcome == TAKEN and death_of(token) or nil)
+      count(sc, outcome, was_probe, outcome == TAKEN and death_of(token) or nil, death_of(token))
       let_go(sc)
     elseif token == OFFER then
       leave(sc, member)
@@ -271,7 +304,7 @@ do
     local value = sc.held[member]
     local was_probe = is_probe(sc, value)
     if value then free(sc, member) end
-    count(sc, outcome, was_probe, mark)
+    count(sc, outcome, was_probe, mark, death_of(mark))
     let_go(sc)
   end
 
@@ -279,12 +312,19 @@ do
     local token = item.text
     local value = sc.held[member]
     if not value then
+      -- Its end is known already, unless the store has forgotten it.
+      if item.flag ~= 1 then return 0 end
       put(sc, member, now + hold_ms, 0, token)
       return 2
     end
     if token_of(value) ~= token then return 0 end
-    local _, round = struct.unpack(HOLD, value)
-    put(sc, member, now + hold_ms, round, token)
+    local _, round, since = struct.unpack(HOLD, value)
+    put(sc, member, now + hold_ms, round, token, since)
+    -- A probe that runs for longer than crashes are counted has not crashed; nobody waits for its end.
+    if sc.kind == CRASH_LOOP and now >= since + sc.a and is_probe(sc, value) then
+      count(sc, WENT_WELL, true)
+      let_go(sc)
+    end
     return 1
   end
 
@@ -303,17 +343,19 @@ do
   -- Closed, and nothing was ever counted.
   function Gates.reset(sc)
     close(sc)
-    sc.seen = ''
+    sc.seen, sc.died = '', 0
     let_go(sc)
   end
 
   -- When there is something to be done by time.
   local function plan(sc)
     local phase = phase_of(sc)
-    if phase == OPEN then return look_at(sc, sc.until_) end
+    if phase == OPEN then look_at(sc, sc.until_) end
     if phase == CLOSED and sc.waiting > 0 then return look_at(sc, now) end
+    -- A partition that was away when it was told, or has forgotten it, is told again.
+    if sc.is_shared and is_watched(sc) then look_at(sc, now + math.max(math.floor(sc.a / 4), 1)) end
     local over = phase == HALF_OPEN and sc.until_ + sc.a or now + sc.a + slot_ms(sc)
-    look_at(sc, over > now and over or now + hold_ms)
+    if phase ~= OPEN then look_at(sc, over > now and over or now + hold_ms) end
   end
 
   function Gates.write(sc)
@@ -329,6 +371,8 @@ do
       set(sc, 'probing', sc.probing)
       set(sc, 'ends', sc.ends)
       set(sc, 'seen', sc.seen)
+      set(sc, 'from', sc.from)
+      set(sc, 'died', string.format('%.0f', sc.died))
     end
     if sc.changed then
       set(sc, 'until', string.format('%.0f', sc.until_))
@@ -345,6 +389,8 @@ do
       elseif sc.was_watched and not is_now then
         wakes[#wakes + 1] = { 10, sc.place, 0 }
       end
+      local since = not is_now and 0 or sc.since > 0 and sc.since or now
+      if is_now or sc.was_watched then set(sc, 'since', string.format('%.0f', since)) end
     end
     plan(sc)
   end
