@@ -15,6 +15,8 @@ use surety_tests::{
     world::{PATIENCE, messages_of, wait},
 };
 
+use super::{guard_slots::ask, tending::locks};
+
 const HANDLERS: &str = r#"
 [handlers.bad]
 command = ["sh", "-c", "exit 65"]
@@ -87,8 +89,14 @@ async fn each_role_does_its_work() {
         g.world.status(&c, id, status).await;
     }
     wait("every carrier to be settled", async || jobs_left(&g).await == 0).await;
+    // Somebody holds a lock: what guards hold is read with other commands than jobs are.
+    let lock = locks(1);
+    let p = lock[0].partition(c.store.keys().partitions());
+    c.store.guard(p, None, 600_000, &lock, &[ask("other/1", 1, &[0])]).await.unwrap();
     for args in [
         &["status", "fine"][..],
+        &["guards"],
+        &["locks"],
         &["events", "fine"],
         &["why", "fine"],
         &["queues"],
@@ -104,14 +112,14 @@ async fn each_role_does_its_work() {
     }
     // A producer asks the reaper, and cancels, over NATS alone.
     let (plain, _) = g.nats("producer").await;
-    let ask = async |id: &str, body: &'static str| {
+    let asked = async |id: &str, body: &'static str| {
         let reply = plain.request(format!("surety.control.job.{id}"), body.into()).await.unwrap();
         serde_json::from_slice::<serde_json::Value>(&reply.payload).unwrap()
     };
-    assert_eq!(ask("fine", r#"{"op":"status"}"#).await["answer"]["status"], "done");
-    assert_eq!(ask("fine", r#"{"op":"why"}"#).await["answer"]["gate"]["code"], "ended");
-    assert_eq!(ask("fine", r#"{"op":"cancel"}"#).await["answer"]["result"], "already_ended");
-    assert_eq!(ask("nobody", r#"{"op":"status"}"#).await["error"]["code"], "unknown_job");
+    assert_eq!(asked("fine", r#"{"op":"status"}"#).await["answer"]["status"], "done");
+    assert_eq!(asked("fine", r#"{"op":"why"}"#).await["answer"]["gate"]["code"], "ended");
+    assert_eq!(asked("fine", r#"{"op":"cancel"}"#).await["answer"]["result"], "already_ended");
+    assert_eq!(asked("nobody", r#"{"op":"status"}"#).await["error"]["code"], "unknown_job");
     // The operator takes the dead letter up again, cancels what waits, and clears up.
     g.surety("operator", &["dlq", "replay", "broken"]).await.exits(0);
     wait("the replay to fail too", async || {
@@ -403,6 +411,9 @@ const MAY_RUN: &[(&str, &str)] = &[
     ("HSET {}h f v", "wro"),
     ("ZADD {}z 1 a", "wro"),
     ("ZSCAN {}z 0", "wrso"),
+    ("ZCOUNT {}z 0 1", "rso"),
+    ("HLEN {}h", "wrso"),
+    ("ZRANK {}z a", "wrso"),
     ("XADD {}s * a b", "wro"),
     ("XLEN {}s", "wrso"),
     ("GET other:{p00}:store", ""),
