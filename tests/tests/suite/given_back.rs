@@ -1,6 +1,7 @@
 //! Deliveries that live workers give back, of jobs that wait: however many they are, none of them is lost.
 
-use surety_common::domain::Status;
+use redis::AsyncCommands;
+use surety_common::{connect::Connected, domain::Status};
 use surety_tests::{
     witness::{Witness, dead_letters, kinds, settled, wait_logged},
     world::World,
@@ -8,6 +9,19 @@ use surety_tests::{
 
 /// Runs until `$W.go-<job>` is there.
 const GATED: &str = "until [ -e $W.go-$SURETY_JOB_ID ]; do sleep 0.02; done";
+
+/// By what `early` stands in line: when it arrived (ms), of the one scope there is.
+async fn arrivals(world: &World, c: &Connected) -> Vec<u64> {
+    let scope = c.store.scopes().await.unwrap().remove(0);
+    let [_, _, wait, _] = c.store.keys().guard(scope.partition, &scope.scope.hash);
+    let mut found = Vec::new();
+    for node in 0..world.redis.nodes.len() {
+        // Another node of a cluster has not got it.
+        let score = world.redis.plain(node).await.zscore::<_, _, Option<f64>>(&wait, "early/1").await;
+        found.extend(score.ok().flatten().map(|ms| ms as u64));
+    }
+    found
+}
 
 // Shows: A-07
 #[tokio::test]
@@ -32,13 +46,14 @@ async fn a_job_is_deferred_more_often_than_any_limit_of_deliveries_keeps_its_pla
     let mut does_not = world.worker(&["--config", &ignorant, "--state-dir", &world.path("other-state")], &[]);
     wait_logged(&world, "a job to be handed on", async || does_not.log().contains("handed on")).await;
     // Two messages were given up by the broker: the one that was published, and a copy.
-    let mut carriers = vec![first.carrier];
+    let mut carriers = vec![first.carrier.clone()];
     while carriers.len() < 3 {
         let r =
             world.until(&c, "early", |r| r.status.is_terminal() || carriers.last() != Some(&r.carrier)).await;
         assert_eq!((r.status, r.code.as_str()), (Status::Deferred, "concurrency"), "{}", world.logs());
         carriers.push(r.carrier);
     }
+    assert_eq!(arrivals(&world, &c).await, [first.created_ms], "a copy arrived when the first message did");
     for name in ["holder", "early"] {
         assert!(witness.of("late").is_empty(), "who came first is first");
         witness.touch(&format!("go-{name}"));
