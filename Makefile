@@ -32,7 +32,7 @@ test: servers ## run every test, against real servers
 
 # Those that look at what Redis has, whatever runs on it. cluster:: runs on one by itself.
 CLUSTER_SUITES := scripts:: model:: clocks:: pauses:: waiting:: tending:: \
-	guards:: guard_limits:: guard_rates:: guard_slots:: gates:: crash_loops:: loop_guard:: \
+	guards:: guard_limits:: guard_rates:: rate_flow:: rate_model:: guard_slots:: gates:: crash_loops:: loop_guard:: \
 	locks:: lock_model:: locks_cli::
 
 test-cluster: servers ## run what concerns Redis once more, on a cluster of three masters

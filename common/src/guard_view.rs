@@ -43,7 +43,9 @@ pub fn view(s: &ScopeState) -> GuardView {
     let [a, b, c, _] = s.scope.params;
     let (limit, now, is_full, clears_ms) = match s.scope.kind {
         GuardKind::Rate => {
-            let tat = s.fields.get("tat").and_then(|t| t.parse::<u64>().ok()).unwrap_or(0);
+            // Behind all that started, and all that was promised a moment.
+            let tats = ["tat", "late", "book"].into_iter();
+            let tat = tats.filter_map(|t| s.fields.get(t)?.parse::<u64>().ok()).max().unwrap_or(0);
             let now_us = s.now_ms.saturating_mul(1000);
             let ahead = tat.saturating_sub(now_us);
             let burst = b / a.max(1) + 1;
@@ -138,6 +140,9 @@ mod tests {
             ("one every 1s, 5 at once", "5 of 5 may start at once")
         );
         assert_eq!(of(12_000_000).now, "3 of 5 may start at once");
+        let mut booked = state(GuardKind::Rate, [1_000_000, 4_000_000, 0, 0], 12_000_000, 0);
+        booked.fields.insert("book".into(), "16500000".into());
+        assert_eq!(view(&booked), of(16_500_000), "what was promised comes first");
         let full = of(16_500_000);
         assert_eq!((full.now.as_str(), full.is_full), ("the next free slot is in 2500ms", true));
         assert_eq!(full.clears_at.as_deref(), Some("1970-01-01T00:00:12.500Z"));

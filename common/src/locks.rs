@@ -185,7 +185,7 @@ pub async fn release(
     let item = GuardItem {
         act: GuardAct::Release {
             token: holder.token.as_str().into(),
-            mark: None,
+            until_ms: None,
             outcome: GuardOutcome::Neutral,
         },
         member: holder.member.as_str().into(),

@@ -30,7 +30,7 @@ pub async fn wake(c: &Connected, p: u32, hold_ms: u64, scopes: &[Scope], mut wok
                 items.push(GuardItem {
                     act: GuardAct::Release {
                         token: OFFER.into(),
-                        mark: None,
+                        until_ms: None,
                         outcome: GuardOutcome::Neutral,
                     },
                     member: sleeper.member.as_str().into(),

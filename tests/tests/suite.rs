@@ -49,6 +49,8 @@ mod suite {
     mod permissions;
     mod producers;
     mod provisioning;
+    mod rate_flow;
+    mod rate_model;
     mod reaper;
     mod receipts;
     mod redis_loss;

@@ -99,8 +99,9 @@ pub enum GuardAct<'a> {
     /// what it asks for, where its loop guard is asked, else empty; `keeps`: it was woken in vain too often, and what it could
     /// have is kept for it while it waits for the rest (the scopes are in the order of all).
     Ask { arrival_ms: u64, ack_subject: Cow<'a, str>, work: Cow<'a, str>, keeps: bool },
-    /// Gives back what `token` made. `mark`: the number that a rate limit gave.
-    Release { token: Cow<'a, str>, mark: Option<u64>, outcome: GuardOutcome },
+    /// Gives back what `token` made. `until_ms`: of what is kept ([`GuardOutcome::Kept`]), until when its job waits for the rest,
+    /// where it knows; then it is kept a little longer, else for an hour at most.
+    Release { token: Cow<'a, str>, until_ms: Option<u64>, outcome: GuardOutcome },
     /// Keeps what `token` made. `may_restore`: the data set was lost since, so what is gone may be held again, `number` being what
     /// was given with it (a lock's fencing token).
     Renew { token: Cow<'a, str>, may_restore: bool, number: u64 },
@@ -127,9 +128,9 @@ pub fn member(id: &JobId, generation: u32) -> String {
 /// What became of an item.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum GuardReply {
-    /// It may start. For each scope 0 when it was held already, else a number: a lock's fencing token, a rate limit's mark.
+    /// It may start. For each scope 0 when it was held already, else a number above 0: of a lock its fencing token.
     Passes(Vec<u64>),
-    /// Its slot comes at `at_ms`.
+    /// Its moment comes at `at_ms`.
     WaitsUntil {
         scope: usize,
         at_ms: u64,
@@ -386,6 +387,9 @@ fn pack_items(packed: &mut Packer, items: &[GuardItem<'_>]) {
             for item in alike {
                 match item.act {
                     GuardAct::Ask { arrival_ms: n, .. } | GuardAct::Renew { number: n, .. } => p.u48(n),
+                    GuardAct::Release { until_ms, outcome: GuardOutcome::Kept, .. } => {
+                        p.u48(until_ms.unwrap_or(0))
+                    }
                     _ => p,
                 };
             }
@@ -393,13 +397,10 @@ fn pack_items(packed: &mut Packer, items: &[GuardItem<'_>]) {
     }
 }
 
-/// The text that an item has for itself. Of releases alike, all have a mark or none needs it.
+/// The text that an item has for itself.
 fn pack_more(packed: &mut Packer, act: &GuardAct<'_>) {
     match act {
         GuardAct::Ask { ack_subject, .. } => packed.text(ack_subject),
-        GuardAct::Release { mark, outcome: GuardOutcome::Undone | GuardOutcome::Kept, .. } => {
-            packed.text(&mark.map(|m| m.to_string()).unwrap_or_default())
-        }
         _ => packed,
     };
 }

@@ -22,7 +22,7 @@ pub struct ScopeState {
     pub fields: BTreeMap<String, String>,
     /// Holds, offers among them.
     pub held: u64,
-    /// Who stands in line; of a rate limit: slots that are booked and not reached.
+    /// Who stands in line; of a rate limit: whose promised moment has not come.
     pub waiting: u64,
 }
 

@@ -163,7 +163,7 @@ impl Line {
     async fn run_through(&self, bed: &Bed, many: usize) -> Result<f64, BenchError> {
         let release = || GuardAct::Release {
             token: self.token.as_str().into(),
-            mark: None,
+            until_ms: None,
             outcome: GuardOutcome::Neutral,
         };
         let freed: Vec<GuardItem<'_>> = (0..SLOTS).map(|i| of_nobody(release(), i)).collect();

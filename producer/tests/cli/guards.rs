@@ -78,7 +78,7 @@ async fn a_breaker_a_crash_loop_and_a_root_start_over_and_who_waits_is_woken() {
         let end = GuardItem {
             act: GuardAct::Release {
                 token: begun.token.clone().into(),
-                mark: None,
+                until_ms: None,
                 outcome: GuardOutcome::Crashed,
             },
             ..ask("a/1")

@@ -43,7 +43,7 @@ fn tend() -> GuardAct<'static> {
 }
 
 fn release(token: &str, outcome: GuardOutcome) -> GuardAct<'static> {
-    GuardAct::Release { token: token.to_owned().into(), mark: None, outcome }
+    GuardAct::Release { token: token.to_owned().into(), until_ms: None, outcome }
 }
 
 /// Scopes that a reaper would look at now.

@@ -192,7 +192,7 @@ async fn hold(c: &Connected, scope: &Scope) -> String {
 /// Frees it, and wakes nobody, as a worker does that dies right after.
 async fn free_and_die(c: &Connected, scope: &Scope, token: String) {
     let p = scope.partition(c.store.keys().partitions());
-    let act = GuardAct::Release { token: token.into(), mark: None, outcome: GuardOutcome::WentWell };
+    let act = GuardAct::Release { token: token.into(), until_ms: None, outcome: GuardOutcome::WentWell };
     let release = GuardItem { act, member: "test/1".into(), scopes: vec![0].into() };
     let answer = c.store.guard(p, None, 600_000, std::slice::from_ref(scope), &[release]).await.unwrap();
     assert_eq!(answer.woken.len(), 1, "{answer:?}");

@@ -69,11 +69,11 @@ pub(super) fn ask(member: &str, arrival_ms: u64, scopes: &[u16]) -> GuardItem<'s
 pub(super) fn release(
     member: &str,
     token: &str,
-    mark: Option<u64>,
+    until_ms: Option<u64>,
     outcome: GuardOutcome,
     scopes: &[u16],
 ) -> GuardItem<'static> {
-    let act = GuardAct::Release { token: token.to_owned().into(), mark, outcome };
+    let act = GuardAct::Release { token: token.to_owned().into(), until_ms, outcome };
     GuardItem { act, member: member.to_owned().into(), scopes: scopes.to_vec().into() }
 }
 
@@ -477,7 +477,7 @@ impl Case {
         let of = |job: &usize, scopes: &u8, act| item(act, &member(*job), &places(*scopes));
         let give = |token: String| GuardAct::Release {
             token: token.into(),
-            mark: None,
+            until_ms: None,
             outcome: GuardOutcome::WentWell,
         };
         match op {

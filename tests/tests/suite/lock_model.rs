@@ -35,7 +35,11 @@ fn asking(arrival_ms: u64, member: &str, n: usize, keeps: bool) -> GuardItem<'st
 
 fn releasing(token: &str, member: &str, n: usize) -> GuardItem<'static> {
     let token = token.to_owned();
-    item(GuardAct::Release { token: token.into(), mark: None, outcome: GuardOutcome::WentWell }, member, n)
+    item(
+        GuardAct::Release { token: token.into(), until_ms: None, outcome: GuardOutcome::WentWell },
+        member,
+        n,
+    )
 }
 
 fn renewing(token: &str, member: &str, may_restore: bool, number: u64) -> GuardItem<'static> {
@@ -278,7 +282,7 @@ async fn what_is_kept_for_a_job_ends_an_hour_after_the_first_time_and_a_look_wak
     assert_eq!(looked.woken, [woken]);
     assert_eq!(w.plain.hget::<_, _, Vec<u8>>(&hold, "job/1").await.unwrap(), kept[0]);
     // Over, it leaves its place, as any job in line does.
-    let leaves = GuardAct::Release { token: OFFER.into(), mark: None, outcome: GuardOutcome::Neutral };
+    let leaves = GuardAct::Release { token: OFFER.into(), until_ms: None, outcome: GuardOutcome::Neutral };
     call(&w, HOUR_MS, &["a"], item(leaves, "job/1", 1)).await;
     assert!(!w.plain.exists::<_, bool>(&hold).await.unwrap());
 }

@@ -364,7 +364,7 @@ async fn a_lock_that_ended_while_the_claim_took_long_is_missed_before_anything_r
     proxy.delay(Duration::ZERO);
     assert_eq!(world.status(&c, "a", Status::Deferred).await.code, "lock_busy");
     witness.touch("all");
-    let act = GuardAct::Release { token: other.token.into(), mark: None, outcome: GuardOutcome::Neutral };
+    let act = GuardAct::Release { token: other.token.into(), until_ms: None, outcome: GuardOutcome::Neutral };
     let item = GuardItem { act, member: "other/1".into(), scopes: vec![0].into() };
     let freed = c.store.guard(p, None, 60_000, &scope, &[item]).await.unwrap();
     wake(&c, p, 60_000, &scope, freed.woken).await;

@@ -10,7 +10,7 @@ use surety_common::{
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use super::{Asking, Deferral, Hold, defer::Until, leave_lines, loops, next};
+use super::{Asking, Deferral, Hold, defer::Until, leave_lines, loops, next, scopes::offer_ms};
 use crate::{
     hand::{InHand, Settle},
     lanes::by_session,
@@ -24,7 +24,8 @@ pub(crate) enum Request {
     /// The drain waits for it.
     Release {
         hold: Arc<Hold>,
-        mark: Option<u64>,
+        /// Of what is kept: until when its job waits for the rest.
+        until_ms: Option<u64>,
         outcome: GuardOutcome,
         _token: TaskTrackerToken,
     },
@@ -45,8 +46,8 @@ pub(crate) enum Request {
 
 impl Request {
     /// A release for which the drain waits.
-    pub(crate) fn release(w: &Shared, hold: Arc<Hold>, mark: Option<u64>, outcome: GuardOutcome) -> Self {
-        Self::Release { hold, mark, outcome, _token: w.tracker.token() }
+    pub(crate) fn release(w: &Shared, hold: Arc<Hold>, until_ms: Option<u64>, outcome: GuardOutcome) -> Self {
+        Self::Release { hold, until_ms, outcome, _token: w.tracker.token() }
     }
 }
 
@@ -167,9 +168,9 @@ async fn call(w: &Arc<Shared>, p: u32, asks: Vec<Asking>, others: Vec<Request>) 
 /// What is to be done for a request that asks for no start.
 fn other_item<'a>(other: &'a Request, scopes: Cow<'a, [u16]>) -> Option<GuardItem<'a>> {
     let (member, act) = match other {
-        Request::Release { hold, mark, outcome, .. } => {
+        Request::Release { hold, until_ms, outcome, .. } => {
             let token = Cow::Borrowed(&*hold.token);
-            (&hold.member, GuardAct::Release { token, mark: *mark, outcome: *outcome })
+            (&hold.member, GuardAct::Release { token, until_ms: *until_ms, outcome: *outcome })
         }
         Request::Check { member, .. } => (member, GuardAct::Check),
         Request::Crashed { member, name, .. } => {
@@ -228,20 +229,26 @@ async fn answered(
         }
     };
     let Some(scope) = scopes.get(scope) else { return };
+    let moment = match until {
+        Until::Moment(at_ms) => Some(at_ms),
+        Until::Turn { .. } => None,
+    };
+    // Who is in line for what it was offered waits no longer than for an offer that nobody comes for.
+    let is_near = moment.is_some_and(|at_ms| at_ms <= now_ms + offer_ms(&w.live.now()));
     // What other partitions gave is given back by the drop of the pass; what they offer and were not asked for yet, by this.
     asking.take();
     if let Some(pass) = &asking.job.pass {
         for scopes in asking.rest.chunk_by(|(p, _), (q, _)| p == q) {
             if let Some((at, _)) = scopes.first() {
-                leave_lines(w, *at, pass.member.clone(), scopes);
+                leave_lines(w, *at, pass.member.clone(), scopes, moment.filter(|_| is_near));
             }
         }
     }
     let mut job = asking.job;
     let is_patient = keeps(&job);
     let is_for_long = !matches!(scope.kind, GuardKind::Rate | GuardKind::Concurrency | GuardKind::Lock);
-    if let Some(pass) = job.pass.as_mut().filter(|_| !is_for_long && is_patient) {
-        pass.keeps();
+    if let Some(pass) = job.pass.as_mut().filter(|_| !is_for_long && (is_patient || is_near)) {
+        pass.keeps(moment);
     }
     job.pass = None;
     let p = w.c.store.keys().partition(&job.decoded.job.id);

@@ -26,7 +26,7 @@ const LONGEST: Duration = Duration::from_secs(600);
 /// How long a guard keeps a job waiting.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Until {
-    /// Its slot is booked (ms of the store's clock).
+    /// Its moment is promised (ms of the store's clock).
     Moment(u64),
     /// Its turn comes; so many are before it.
     Turn { before: u64 },
@@ -69,7 +69,7 @@ pub(crate) async fn commit(w: Arc<Shared>, p: u32, group: Vec<Deferral>, permit:
     let answer = match deferred {
         Ok(answer) => answer,
         Err(e) => {
-            // Its slot is booked, its place in line is taken: it comes back, and only its record does not say so.
+            // Its moment is promised, its place in line is taken: it comes back, and only its record does not say so.
             let is_rebuilt = matches!(e, StoreError::Rebuilding);
             tracing::warn!(jobs = group.len(), error = %e, "deferred jobs are not noted; they are given back");
             for d in group {
@@ -120,7 +120,7 @@ async fn settle(w: &Arc<Shared>, p: u32, d: Deferral, reply: DeferReply, now_ms:
     {
         // It does not wait for its turn, so it stands in nobody's way. (A second carrier is in line for the first one.)
         let at = d.scope.partition(w.c.store.keys().partitions());
-        leave_lines(w, at, member(&job.decoded), &[(at, d.scope)]);
+        leave_lines(w, at, member(&job.decoded), &[(at, d.scope)], None);
     }
     let w2 = w.clone();
     w.tracker.spawn(async move { refused(&w2, p, job, instead).await });

@@ -66,12 +66,20 @@ impl Guards {
     }
 }
 
-/// A job leaves the lines of scopes of a partition, and offers that were made to it go to the next.
-fn leave_lines(w: &Arc<Shared>, partition: u32, member: Arc<str>, scopes: &[Place]) {
+/// A job leaves the lines of scopes of a partition. Offers that were made to it go to the next; or they are kept for it until that
+/// moment (ms).
+fn leave_lines(
+    w: &Arc<Shared>,
+    partition: u32,
+    member: Arc<str>,
+    scopes: &[Place],
+    kept_until_ms: Option<u64>,
+) {
     let known_in = w.c.store.data_set(partition);
     let scopes = scopes.iter().filter(|(_, s)| is_held(s.kind)).map(|(_, s)| (s.clone(), 0)).collect();
     let hold = Arc::new(Hold { partition, member, token: OFFER.into(), known_in, scopes });
-    w.lanes.guard(partition, Request::release(w, hold, None, GuardOutcome::Neutral));
+    let outcome = kept_until_ms.map_or(GuardOutcome::Neutral, |_| GuardOutcome::Kept);
+    w.lanes.guard(partition, Request::release(w, hold, kept_until_ms, outcome));
 }
 
 /// What has to be asked before the claim of a job, partition by partition.

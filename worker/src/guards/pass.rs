@@ -24,7 +24,7 @@ pub(crate) struct Hold {
     pub(crate) token: Arc<str>,
     /// Incarnation of the data set that made it.
     pub(crate) known_in: Arc<str>,
-    /// What was made by that call, each with its number: a lock's fencing token, a rate limit's mark.
+    /// What was made by that call, each with its number: a lock's fencing token.
     pub(crate) scopes: Vec<(Arc<Scope>, u64)>,
 }
 
@@ -43,6 +43,8 @@ pub(crate) struct Pass {
     /// What another delivery of the job made: nothing of ours until the claim is granted.
     pub(crate) borrowed: Vec<(u32, Vec<Arc<Scope>>)>,
     outcome: GuardOutcome,
+    /// Of what is kept: until when the job waits for the rest.
+    until_ms: Option<u64>,
     /// The crash-loop guard of its type was asked.
     pub(crate) has_asked: bool,
     /// That guard, where it was not asked and has to be told: with the name under which it is told once.
@@ -62,6 +64,7 @@ impl Pass {
             holds: Vec::new(),
             borrowed: Vec::new(),
             outcome: GuardOutcome::Undone,
+            until_ms: None,
             has_asked: false,
             report: None,
             since: boot_ms(),
@@ -92,9 +95,10 @@ impl Pass {
         }
     }
 
-    /// The job waits for something else: what can be kept for it is, when this is dropped.
-    pub(crate) fn keeps(&mut self) {
+    /// The job waits for something else: what can be kept for it is, when this is dropped. `until_ms`: it comes back then.
+    pub(crate) fn keeps(&mut self, until_ms: Option<u64>) {
         self.outcome = GuardOutcome::Kept;
+        self.until_ms = until_ms;
     }
 
     /// Whether what is held was given, or renewed, so long ago that it may end before the session that it is trusted with: that
@@ -166,11 +170,8 @@ impl Drop for Pass {
             self.w.guards.kept.forget(key);
         }
         for hold in self.holds.drain(..) {
-            // A mark is one number: where several limits counted, only time gives their tokens back.
-            let mut marks = hold.scopes.iter().filter(|(s, _)| s.kind == GuardKind::Rate).map(|(_, n)| *n);
-            let mark = marks.next().filter(|_| marks.next().is_none());
             let partition = hold.partition;
-            self.w.lanes.guard(partition, Request::release(&self.w, hold, mark, self.outcome));
+            self.w.lanes.guard(partition, Request::release(&self.w, hold, self.until_ms, self.outcome));
         }
         if let Some((scope, name)) = self.report.take() {
             let at = scope.partition(self.w.c.store.keys().partitions());

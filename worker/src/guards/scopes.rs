@@ -88,7 +88,7 @@ fn known_or(
 }
 
 /// How long an offered slot stands (ms).
-fn offer_ms(now: &Settings) -> u64 {
+pub(super) fn offer_ms(now: &Settings) -> u64 {
     u64::try_from(now.guards.offer.as_millis()).unwrap_or(u64::MAX)
 }
 

@@ -1,4 +1,4 @@
-//! Rate limits: the generic cell rate algorithm (ITU-T I.371), with booked slots. `scripts/guards/rate.lua` does the same on
+//! Rate limits: the generic cell rate algorithm (ITU-T I.371), with promised moments. `scripts/guards/rate.lua` does the same on
 //! Redis's clock.
 
 use std::time::Duration;
@@ -20,12 +20,19 @@ impl Rate {
         Self { interval_us, tolerance_us: interval_us.saturating_mul(burst.max(1) - 1) }
     }
 
-    /// The first moment at which a start conforms, not before `now_us`, given the theoretical arrival time `tat_us`; and the
-    /// theoretical arrival time after that start was counted.
-    pub fn slot(self, tat_us: u64, now_us: u64) -> (u64, u64) {
-        let ahead = tat_us.max(now_us);
-        let slot = ahead.saturating_sub(self.tolerance_us).max(now_us);
-        (slot, ahead + self.interval_us)
+    /// The theoretical arrival time after a start at `now_us`, given the one before it; `None` where that does not conform.
+    pub fn start(self, tat_us: u64, now_us: u64) -> Option<u64> {
+        let ahead_us = tat_us.max(now_us);
+        (ahead_us - now_us <= self.tolerance_us).then_some(ahead_us + self.interval_us)
+    }
+
+    /// The moment that is promised to who came last and does not conform, and the theoretical arrival time after it; `book_us`: that
+    /// after all that started, or was promised to start, before it. Where no burst makes up for it, who starts a moment late delays
+    /// the next: those moments are a twentieth further apart, 20 ms at most.
+    pub fn promise(self, book_us: u64) -> (u64, u64) {
+        let gap_us =
+            if self.tolerance_us < self.interval_us { (self.interval_us / 20).min(20_000) } else { 0 };
+        (book_us.saturating_sub(self.tolerance_us), book_us + self.interval_us + gap_us)
     }
 }
 
@@ -36,14 +43,26 @@ mod tests {
     #[test]
     fn a_burst_starts_at_once_and_what_follows_is_spaced() {
         let rate = Rate::new(10, Duration::from_secs(1), 3);
-        let (mut tat, now, mut slots) = (0, 5_000_000, vec![]);
-        for _ in 0..5 {
-            let (slot, next) = rate.slot(tat, now);
-            slots.push(slot - now);
-            tat = next;
+        let now = 5_000_000;
+        let mut tat = 0;
+        for _ in 0..3 {
+            tat = rate.start(tat, now).unwrap();
         }
-        assert_eq!(slots, [0, 0, 0, 100_000, 200_000]);
-        let (slot, _) = rate.slot(tat, now + 10_000_000);
-        assert_eq!(slot, now + 10_000_000, "after a pause the burst is there again");
+        assert_eq!(rate.start(tat, now), None);
+        let (first, book) = rate.promise(tat);
+        let (second, _) = rate.promise(book);
+        assert_eq!([first - now, second - now], [100_000, 200_000]);
+        assert_eq!(rate.start(tat, first - 1), None);
+        assert!(rate.start(tat, first).is_some());
+        let after_a_pause = now + 10_000_000;
+        assert_eq!(rate.start(tat, after_a_pause), Some(after_a_pause + 100_000), "the burst is there again");
+    }
+
+    #[test]
+    fn without_a_burst_there_is_room_for_a_little_delay() {
+        let rate = Rate::new(10, Duration::from_secs(1), 1);
+        let (first, book) = rate.promise(1_000_000);
+        let (second, _) = rate.promise(book);
+        assert_eq!(second - first, 105_000);
     }
 }

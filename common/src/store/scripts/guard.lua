@@ -6,7 +6,7 @@
 --   length: what each has as `more`, and as `number`; an empty one where none has any.
 --   1 ask     text: what it asks for (loops); more: ack subject; number: arrival (ms); flag: 1 = it was woken in vain
 --             too often, and keeps what it gets
---   2 release text: token; more: the mark that `take` gave or ''; flag: how it ended
+--   2 release text: token; flag: how it ended; number: of what is kept, until when its job waits (ms), 0 = nobody knows
 --   3 renew   text: token; flag: 1 = may hold again what is gone; number: what was given with it
 --   4 adopt   the attempt was granted: what others made for it is its own
 --   5 tend    text: a session that is dead, or ''
@@ -119,16 +119,32 @@ local function ask_first(item)
   return n
 end
 
+-- It has to come back: every limit to which it does not conform promises it a moment, so that at the latest it has all of them.
+local function promise_all(item, member, by, number)
+  for j = 1, #item do
+    local sc = item[j]
+    if sc.of == Rate then
+      local how, ms = Rate.judge(sc, member, item)
+      if how == BOOK then Rate.book(sc, member) end
+      if how and ms > number then by, number = sc, ms end
+    end
+  end
+  return by, number
+end
+
 local function ask(item)
-  local member, refused, by, number, at, limit = item.member, nil, nil, nil, 0, nil
+  local member, refused, by, number, at, limit, queues = item.member, nil, nil, nil, 0, nil, false
   local keeper = item.keeper
   if keeper then item.was_counted, item.is_second = keeper.of.has(keeper, member) end
   for j = 1, #item do
     local how, ms, which = item[j].of.judge(item[j], member, item)
-    -- What stops comes first; a booked slot before a line; a line before a slot that could be booked, the latest of those.
-    local rank = how == STOP and 4 or how == WAIT and 3 or how == QUEUE and 2 or how == BOOK and 1 or 0
-    if rank > (refused or 0) or (rank > 0 and rank == refused and rank ~= 2 and ms > number) then
-      refused, by, number, at, limit = rank, item[j], ms, j, which
+    -- What stops comes first; a moment that was promised before a line; a line before one that could be, the latest of those.
+    if how then
+      local rank = how == STOP and 4 or how == WAIT and 3 or how == QUEUE and 2 or 1
+      queues = queues or how == QUEUE
+      if rank > (refused or 0) or (rank == refused and rank ~= 2 and ms > number) then
+        refused, by, number, at, limit = rank, item[j], ms, j, which
+      end
     end
   end
   if not refused then
@@ -140,13 +156,15 @@ local function ask(item)
     for j = 1, #item do answer[j + 1] = item[j].of.take(item[j], member, item) end
     return answer
   end
-  -- What comes before a line in the order that everybody keeps, and all that is there when a slot was booked, it may keep.
-  local keeps = item.flag == 1 and (by.of == Slots and at or by.of == Rate and #item + 1) or 0
+  local waits_until = by.of == Rate
+  if waits_until and not queues then by, number = promise_all(item, member, by, number) end
+  -- What comes before a line in the order that everybody keeps, and all that is there when it comes back at a moment, it may keep;
+  -- and does, where that moment is near: else all in line would be woken for one slot, each for a moment later than the last.
+  local keeps = item.flag == 1 and (by.of == Slots and at or waits_until and #item + 1) or 0
   for j = 1, #item do
     local sc = item[j]
-    if j < keeps and sc.of.reserve then
-      sc.of.reserve(sc, member, nil, by.of == Rate and number)
-    elseif sc.of.decline and not (refused == 2 and sc == by) then
+    local may = sc.of.reserve and (j < keeps or (waits_until and number <= now + sc.b))
+    if not (may and sc.of.reserve(sc, member, nil, waits_until and number)) and sc.of.decline and not (refused == 2 and sc == by) then
       sc.of.decline(sc, member)
     end
   end
@@ -154,7 +172,6 @@ local function ask(item)
   if refused == 2 then
     return { 2, by.place, by.of.queue(by, member, number_of(item), more_of(item)) or number }
   end
-  if refused == 1 then by.of.book(by, member) end
   return { 1, by.place, number }
 end
 
@@ -163,14 +180,14 @@ local function done(item, member)
   if op == 1 then
     answer = gate == RESTORED and { 4 } or ask(item)
   elseif op == 2 then
-    local outcome, mark = item.flag, nil
-    if outcome == UNDONE or outcome == KEPT then outcome, mark = UNDONE, tonumber(more_of(item)) end
+    local is_kept, until_ = item.flag == KEPT, number_of(item)
     for j = 1, #item do
-      local of = item[j].of
-      if item.flag == KEPT and of.reserve then
-        of.reserve(item[j], member, item.text)
-      else
-        of.drop(item[j], member, item.text, outcome, mark)
+      local sc, of = item[j], item[j].of
+      if not (is_kept and of.reserve) then
+        of.drop(sc, member, item.text, is_kept and UNDONE or item.flag)
+      elseif not of.reserve(sc, member, item.text, until_ > 0 and until_) then
+        -- Where it is only in line it waits elsewhere now.
+        of.drop(sc, member, item.text, NEUTRAL)
       end
     end
   elseif op == 3 then

@@ -334,7 +334,7 @@ async fn drive(w: &Scripts, n: usize, gate: Gate, ops: &[Op]) -> Result<(), Test
                     &scope,
                     nobody,
                     member,
-                    GuardAct::Release { token: token.into(), mark: None, outcome },
+                    GuardAct::Release { token: token.into(), until_ms: None, outcome },
                 )
                 .await
             }

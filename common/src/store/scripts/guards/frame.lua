@@ -14,9 +14,9 @@
 --   report(sc, member, mark, outcome)   how something ended that did not ask (where a kind has it)
 --   queue(sc, member, arrival, ack)      joins the line; how many are before it
 --   turn, book, decline       what follows from QUEUE and BOOK; another guard of the job said no (where a kind has them)
---   reserve(sc, member, token, slot)     what it has by this token, or (nil) was offered or could have, is kept for it while it
---                             waits for something else
---   drop(sc, member, token, outcome, mark)   what the token made is given back
+--   reserve(sc, member, token, until_)   what it has by this token, or (nil) was offered or could have, is kept for it while it
+--                             waits for something else (until then); whether it is
+--   drop(sc, member, token, outcome)   what the token made is given back
 --   renew(sc, member, item)   1 renewed, 0 gone, 2 held again; item: text = token, flag = 1 where it may be, number: a fencing token
 --   has_come(sc, member)      in this very call, so that it need not be woken
 --   tend(sc, of_session)      what is due by time; what that session held is free. Sets `is_idle` when nothing is left
@@ -25,7 +25,7 @@
 --   write(sc)                 at the end of the call
 
 local RATE, CONCURRENCY, LOCK, PAUSE, CRASH_LOOP, BREAKER, LOOP = 1, 2, 3, 4, 5, 6, 7
--- How a start is refused. WAIT: a slot is booked already. BOOK: one could be. QUEUE: in line. STOP: for ever.
+-- How a start is refused. WAIT: a moment was promised. BOOK: one can be. QUEUE: in line. STOP: for ever.
 local WAIT, BOOK, QUEUE, STOP = 1, 2, 3, 4
 local HELD = 0
 -- How what is dropped has ended. UNDONE: it never ran. TAKEN: lost, with its session. KEPT: it never ran either, and what can be

@@ -1,105 +1,157 @@
--- Rate limits: GCRA on Redis's clock. One number per scope, the theoretical arrival time (TAT, microseconds); what does not
--- conform now books the moment at which it will, so that it comes back once and exactly then.
--- Params: a = emission interval (us), b = tolerance (us): (burst - 1) intervals. State: `tat`.
--- `wait`: zset member -> slot (us) of what was admitted or booked, so that a second asking is not counted twice.
--- Where a job holds something else in the same call (a slot), that says whether it was counted, and no slot is noted here.
--- `last`: the token of the call that counted last, where it booked nothing and noted nothing.
--- An attempt that may start always has a number to give back, a booked one BOOKED: its end takes the slot away, so that the
--- next attempt is counted again.
+-- Rate limits: GCRA on Redis's clock, judged by what really starts. What does not conform now is promised the moment at which it
+-- will, so that it comes back once and exactly then. A promise is no start: who comes for it late is judged again, before those who
+-- were promised nothing, and what nobody comes for costs no token.
+-- Params: a = emission interval (us), b = tolerance (us): (burst - 1) intervals. State: `tat`, `book`, `late`: theoretical arrival
+-- times (us), none before the one that is named first: by all starts; behind all promises, by which newcomers are judged; behind the
+-- promises to those who came late. `last`: the token of the call that started something last.
+-- `wait`: zset member -> the moment that it was promised (us), or minus that at which it started, so that a second asking is not
+-- counted twice. Where a job holds something else in the same call (a slot), that says whether it was counted.
+-- The end of an attempt ends its promise: the next one is counted again.
 
-local Rate = { fields = { 'tat', 'last' } }
+local Rate = { fields = { 'tat', 'book', 'late', 'last' } }
 
--- A booked slot that nobody used for this long is forgotten (us); it was counted, and its time has passed.
-local SLOT_KEPT = 20000000
--- Below every TAT, so that it gives no token back.
-local BOOKED = 1
+do
 
-function Rate.load(sc, state)
-  sc.tat, sc.last = tonumber(state[1] or 0), state[2] or ''
-  -- Each call moves what is due, or a reaper would look at a busy scope with every tick.
-  if sc.next and sc.next <= now then sc.next = nil end
-  -- Slots of what asks in this call.
-  sc.slots = {}
-  sc.is_bare = redis.call('EXISTS', sc.wait) == 0
-  if #sc.members > 0 and not sc.is_bare then
-    local found = redis.call('ZMSCORE', sc.wait, unpack(sc.members))
-    for i = 1, #found do sc.slots[sc.members[i]] = found[i] and tonumber(found[i]) end
-  end
-  -- Members whose slots this call changes.
-  sc.changes = {}
+-- So long after its moment a promise is forgotten (us): the job came and waits for something else, or is over.
+local PROMISE_KEPT = 3600000000
+-- So long a second asking of what has started is not counted (us).
+local START_KEPT = 20000000
+-- A reaper looks so long after the last call (ms).
+local LOOK_AFTER = 20000
+local COUNTED = 1
+
+-- Forgets what nobody will come for any more.
+local function trim(sc)
+  local oldest = micros - PROMISE_KEPT
+  redis.call('ZREMRANGEBYSCORE', sc.wait, '0', string.format('(%.0f', oldest))
+  redis.call('ZREMRANGEBYSCORE', sc.wait, string.format('(%.0f', -oldest), '(0')
 end
 
--- nil: it may start. Else the slot (ms) until which it has to wait.
+function Rate.load(sc, state)
+  sc.tat, sc.last = tonumber(state[1] or 0), state[4] or ''
+  sc.late = math.max(sc.tat, tonumber(state[3] or 0))
+  sc.book = math.max(sc.late, tonumber(state[2] or 0))
+  -- Where no burst makes up for it, who starts a moment late delays the next: moments that are promised are a little further apart.
+  sc.gap = sc.b < sc.a and math.min(math.floor(sc.a / 20), 20000) or 0
+  sc.was_last, sc.is_bare = sc.last == own_token, redis.call('EXISTS', sc.wait) == 0
+  -- Each call moves what is due, or a reaper would look at a busy scope with every tick.
+  if sc.next and sc.next <= now then
+    sc.next = nil
+    if not sc.is_bare then trim(sc) end
+  end
+  -- What was promised to those who ask in this call; whose this call changes; who was told that it may start.
+  sc.slots, sc.changes, sc.given = {}, {}, {}
+  sc.knows_none = true
+  if #sc.members > 0 and not sc.is_bare then
+    local found = redis.call('ZMSCORE', sc.wait, unpack(sc.members))
+    for i = 1, #found do
+      if found[i] then sc.slots[sc.members[i]], sc.knows_none = tonumber(found[i]), false end
+    end
+  end
+end
+
+local function has_started(slot) return slot < 0 and micros + slot < START_KEPT end
+
+-- Who came for its moment and does not conform goes behind others of those; but a little delay of its own turn is no other turn.
+local function moment_after(sc, slot)
+  return (sc.tat - sc.b - slot < sc.a and sc.tat or sc.late) - sc.b
+end
+
+-- nil: it may start. Else the moment (ms) until which it has to wait.
 function Rate.judge(sc, member, item)
   if item.was_counted then return nil end
   local slot = sc.slots[member]
-  if slot and slot + SLOT_KEPT < micros then slot = nil end
-  if slot then
-    if slot <= micros then return nil end
-    return WAIT, math.ceil(slot / 1000)
+  if not slot then
+    if sc.book - sc.b <= micros then return nil end
+    return BOOK, math.ceil((sc.book - sc.b) / 1000)
   end
-  if math.max(sc.tat, micros) - sc.b <= micros then return nil end
-  return BOOK, math.ceil((sc.tat - sc.b) / 1000)
+  if slot > micros then return WAIT, math.ceil(slot / 1000) end
+  if has_started(slot) or sc.tat - sc.b <= micros then return nil end
+  return BOOK, math.ceil(moment_after(sc, slot) / 1000)
+end
+
+-- Promises the moment that `judge` told.
+function Rate.book(sc, member)
+  local slot = sc.slots[member]
+  if slot then
+    slot = moment_after(sc, slot)
+    sc.late = math.max(sc.late, slot + sc.b + sc.a + sc.gap)
+    sc.book = math.max(sc.book, sc.late)
+  else
+    slot = sc.book - sc.b
+    sc.book = sc.book + sc.a + sc.gap
+  end
+  sc.slots[member], sc.changes[member] = slot, true
+  sc.changed, sc.is_idle = true, false
+end
+
+local function start(sc, n, is_new)
+  if is_new then sc.book = math.max(sc.book, micros) + n * sc.a end
+  sc.tat = math.max(sc.tat, micros) + n * sc.a
+  sc.late = math.max(sc.late, sc.tat)
+  sc.book = math.max(sc.book, sc.late)
+  sc.last, sc.changed, sc.is_idle = own_token, true, false
 end
 
 function Rate.room(sc)
-  local ahead = math.max(sc.tat, micros) - sc.b
-  if not sc.is_bare or ahead > micros then return 0 end
+  local ahead = math.max(sc.book, micros) - sc.b
+  if not sc.knows_none or ahead > micros then return 0 end
   return math.floor((micros - ahead) / math.max(sc.a, 1)) + 1
 end
 
-function Rate.take_first(sc, _, n)
-  sc.last, sc.tat = own_token, math.max(sc.tat, micros) + n * sc.a
-  sc.changed, sc.is_idle = true, false
-end
-
-local function count(sc, member, slot)
-  sc.tat = math.max(sc.tat, micros) + sc.a
-  sc.slots[member], sc.changes[member], sc.last = slot, true, ''
-  sc.changed, sc.is_idle = true, false
-end
+function Rate.take_first(sc, _, n) start(sc, n, true) end
 
 function Rate.take(sc, member, item)
-  if item.was_counted then return item.is_second and HELD or BOOKED end
+  if item.was_counted then return item.is_second and HELD or COUNTED end
   local slot = sc.slots[member]
-  if slot and slot + SLOT_KEPT >= micros then return BOOKED end
-  if not item.keeper then
-    count(sc, member, micros)
-    return sc.tat
+  if slot and has_started(slot) then
+    -- This very call, repeated, or another delivery of the job.
+    local is_repeated = sc.was_last and not sc.given[member]
+    sc.given[member] = true
+    return is_repeated and COUNTED or HELD
   end
-  sc.last, sc.tat = own_token, math.max(sc.tat, micros) + sc.a
-  sc.changed, sc.is_idle = true, false
-  return BOOKED
+  start(sc, 1, not slot)
+  if not item.keeper then sc.slots[member], sc.changes[member], sc.given[member] = -micros, true, true end
+  return COUNTED
 end
 
--- Books the first moment that conforms. Nothing is booked twice: `judge` finds the slot from now on.
-function Rate.book(sc, member) count(sc, member, sc.tat - sc.b) end
-
--- The end of an attempt forgets its slot: the next one is counted again. A claim that was refused gives the token back, as long as
--- nobody took one since (`mark`: the TAT that it made; or its call was the last one, and it had booked nothing before); later it
--- would put two starts into one interval, so the job keeps its slot and may come again with it.
-function Rate.drop(sc, member, token, outcome, mark)
-  if outcome == UNDONE then
-    local slot = sc.slots[member]
-    local is_last = slot and mark == sc.tat or not slot and (token == sc.last or token == sc.undone)
-    if not is_last then return end
-    -- Once: a repeated call finds neither the slot nor the token.
-    if not slot then sc.last, sc.undone = '', token end
-    sc.tat, sc.changed = sc.tat - sc.a, true
+-- What never ran gives its token back as long as nobody took one since, once, and keeps what it was promised: who waits for something
+-- else comes again.
+function Rate.drop(sc, member, token, outcome)
+  local slot = sc.slots[member]
+  if outcome ~= UNDONE then
+    if slot then sc.slots[member], sc.changes[member] = nil, true end
+    return
   end
-  if not sc.is_bare then sc.slots[member], sc.changes[member] = nil, true end
+  if token == sc.last or token == sc.undone then
+    local tat = sc.tat
+    sc.tat, sc.last, sc.undone, sc.changed = tat - sc.a, '', token, true
+    if sc.late == tat then sc.late = sc.tat end
+    if sc.book == tat then sc.book = sc.tat end
+  end
+  if slot and slot < 0 then sc.slots[member], sc.changes[member] = micros, true end
 end
 
 function Rate.renew() return 1 end
-function Rate.adopt() return BOOKED end
 
-function Rate.tend(sc)
-  redis.call('ZREMRANGEBYSCORE', sc.wait, '-inf', string.format('(%.0f', micros - SLOT_KEPT))
-  sc.is_idle = sc.tat <= micros and redis.call('EXISTS', sc.wait) == 0
+-- It runs: whoever it was that was counted for it gives nothing back.
+function Rate.adopt(sc)
+  sc.last, sc.changed = '', true
+  return COUNTED
 end
 
--- Slots that are booked stay: their jobs come back for them.
-function Rate.reset(sc) sc.tat, sc.last, sc.changed = 0, '', true end
+function Rate.tend(sc)
+  trim(sc)
+  sc.is_idle = sc.book <= micros and redis.call('EXISTS', sc.wait) == 0
+end
+
+-- What was promised stays: those jobs come back for it.
+function Rate.reset(sc)
+  sc.tat, sc.book, sc.late, sc.last, sc.changed = 0, 0, 0, '', true
+  -- Where nothing is promised they are not written.
+  set(sc, 'book', '0')
+  set(sc, 'late', '0')
+end
 
 function Rate.write(sc)
   local add, rem = {}, {}
@@ -117,6 +169,10 @@ function Rate.write(sc)
   if sc.changed then
     set(sc, 'tat', string.format('%.0f', sc.tat))
     set(sc, 'last', sc.last)
+    if sc.book > sc.tat then set(sc, 'book', string.format('%.0f', sc.book)) end
+    if sc.late > sc.tat then set(sc, 'late', string.format('%.0f', sc.late)) end
   end
-  look_at(sc, math.max(math.ceil(sc.tat / 1000), now + SLOT_KEPT / 1000))
+  look_at(sc, math.max(math.ceil(sc.book / 1000), now + LOOK_AFTER))
+end
+
 end

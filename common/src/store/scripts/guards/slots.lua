@@ -95,7 +95,9 @@ end
 -- Not woken: it waits for something else. But who has its outcome already leaves its place.
 local function look_again(sc, member, until_)
   if until_ <= now then return free(sc, member) end
-  if #wakes < MOST_WAKES and not sc.has_looked then wake(sc, member, ONLY_LOOK) end
+  -- What ends before the next look is not worth one.
+  local is_for_long = until_ > now + LOOKED_AT
+  if is_for_long and #wakes < MOST_WAKES and not sc.has_looked then wake(sc, member, ONLY_LOOK) end
   look_at(sc, math.min(until_, now + LOOKED_AT))
 end
 
@@ -247,13 +249,15 @@ end
 -- kept. Everybody keeps only what comes before what it waits for, in one order: nobody waits in a circle.
 function Slots.reserve(sc, member, token, slot)
   local value = sc.held[member]
-  local is_its = value and (token and token_of(value) == token or not token and is_offer(value))
-  if not is_its and (value or sc.n >= sc.a or sc.waiting > 0) then return end
+  local is_by_offer = not token or token == OFFER
+  local is_its = value and (is_by_offer and is_offer(value) or not is_by_offer and token_of(value) == token)
+  if not is_its and (value or sc.n >= sc.a or sc.waiting > 0) then return false end
   leave_queue(sc, member)
   -- From the first time on: asking again makes it no longer.
   local latest = value and is_reserved(value) and tonumber(string.sub(value, 9)) or now + KEPT_FOR
   put(sc, member, slot and math.min(slot + sc.b, latest) or latest, OFFER .. '0' .. string.format('%.0f', latest))
   look_at(sc, now + LOOKED_AT)
+  return true
 end
 
 function Slots.drop(sc, member, token)
