@@ -308,8 +308,10 @@ async fn a_worker_that_cannot_start_a_type_does_not_stop_it_for_those_that_can()
     std::fs::write(&bad, format!("{}\n{missing}", world.config)).unwrap();
     world.reconfigure(&witness.handler("t", "sleep 0.3"));
     let mut reaper = world.reaper(&[]);
-    let mut workers =
-        [world.worker(&[], &[]), world.worker(&["--config", &bad, "--state-dir", &world.path("s2")], &[])];
+    let mut workers = [
+        world.worker(&["--slots", "2"], &[]),
+        world.worker(&["--config", &bad, "--state-dir", &world.path("s2")], &[]),
+    ];
     for w in &mut workers {
         w.logged("worker ready").await;
     }
