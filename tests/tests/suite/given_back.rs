@@ -27,7 +27,7 @@ async fn arrivals(world: &World, c: &Connected) -> Vec<u64> {
 #[tokio::test]
 async fn a_job_is_deferred_more_often_than_any_limit_of_deliveries_keeps_its_place_and_runs() {
     let witness = Witness::default();
-    let limits = "[layout]\nmax_deliver = 4\n[worker]\nhand_on_limit = 2\n[guards]\nfallback = \"100ms\"\n";
+    let limits = "[lease]\nttl = \"6s\"\nmargin = \"2s\"\n[layout]\nmax_deliver = 4\n[worker]\nhand_on_limit = 2\n[guards]\nfallback = \"100ms\"\n";
     let rule = "[guards.concurrency.one]\nscope = \"{type}\"\nlimit = 1\n";
     let world = World::with(&(limits.to_owned() + rule)).await;
     let c = world.connect().await;
@@ -61,7 +61,8 @@ async fn a_job_is_deferred_more_often_than_any_limit_of_deliveries_keeps_its_pla
         assert_eq!((r.status, r.epoch, r.charged), (Status::Done, 1, 0), "{name}");
     }
     witness.touch("go-late");
-    assert_eq!(world.ended(&c, "late").await.status, Status::Done);
+    let late = world.ended(&c, "late").await;
+    assert_eq!((late.status, late.code.as_str()), (Status::Done, ""));
     settled(&world, &c).await;
     assert_eq!(kinds(&world, &c, "early").await, ["deferred", "started", "finished"]);
     world.history(&c).await.check().unwrap();
