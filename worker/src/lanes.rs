@@ -4,7 +4,10 @@
 use std::sync::Arc;
 
 use surety_common::{
-    store::{StoreError, group::gather},
+    store::{
+        StoreError,
+        group::{GROUP_CAP, gather},
+    },
     telemetry::metrics::worker,
 };
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
@@ -80,16 +83,18 @@ fn put<T>(lanes: &[mpsc::Sender<T>], p: u32, what: T) {
 /// Serves the lanes until `end`. Calls run on `calls`.
 pub(crate) fn serve(w: &Arc<Shared>, ends: Ends, calls: &TaskTracker, end: &CancellationToken) {
     let Ends { claims: to_claim, finishes: to_finish, guards: to_guard, defers } = ends;
-    lane(w, to_claim, calls, end, claims::claim);
-    lane(w, to_finish, calls, end, finishes::finish);
-    lane(w, to_guard, calls, end, guards::serve);
-    lane(w, defers, calls, end, guards::commit);
+    lane(w, to_claim, GROUP_CAP, calls, end, claims::claim);
+    lane(w, to_finish, GROUP_CAP, calls, end, finishes::finish);
+    // Each job asks and gives back, and both are little work.
+    lane(w, to_guard, 2 * GROUP_CAP, calls, end, guards::serve);
+    lane(w, defers, GROUP_CAP, calls, end, guards::commit);
 }
 
 /// One lane for each partition.
 fn lane<T, F, Fut>(
     w: &Arc<Shared>,
     ends: Vec<mpsc::Receiver<T>>,
+    most: usize,
     calls: &TaskTracker,
     end: &CancellationToken,
     commit: F,
@@ -101,7 +106,7 @@ fn lane<T, F, Fut>(
     for (p, queue) in (0u32..).zip(ends) {
         let (w, tasks, end) = (w.clone(), calls.clone(), end.clone());
         calls.spawn(async move {
-            let serve = gather(queue, &tasks, |group, permit| commit(w.clone(), p, group, permit));
+            let serve = gather(queue, most, &tasks, |group, permit| commit(w.clone(), p, group, permit));
             tokio::select! {
                 () = serve => {}
                 () = end.cancelled() => {}

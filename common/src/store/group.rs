@@ -12,9 +12,9 @@ const IN_FLIGHT: usize = 3;
 /// Requests that wait in the queue before `ask` waits itself.
 const QUEUE_CAP: usize = 4 * GROUP_CAP;
 
-/// Hands what comes from `queue` to `commit` in groups of at most [`GROUP_CAP`], each on a task of `tasks`; ends when the queue
-/// does. `commit` drops its permit as soon as the next call may start.
-pub async fn gather<T, F, Fut>(mut queue: mpsc::Receiver<T>, tasks: &TaskTracker, commit: F)
+/// Hands what comes from `queue` to `commit` in groups of at most `most`, each on a task of `tasks`; ends when the queue does.
+/// `commit` drops its permit as soon as the next call may start.
+pub async fn gather<T, F, Fut>(mut queue: mpsc::Receiver<T>, most: usize, tasks: &TaskTracker, commit: F)
 where
     F: Fn(Vec<T>, OwnedSemaphorePermit) -> Fut,
     Fut: Future<Output = ()> + Send + 'static,
@@ -22,8 +22,8 @@ where
     let permits = Arc::new(Semaphore::new(IN_FLIGHT));
     // The permit comes first: while all calls are in flight, requests gather.
     while let Ok(permit) = permits.clone().acquire_owned().await {
-        let mut group = Vec::with_capacity(GROUP_CAP.min(queue.len().max(4)));
-        if queue.recv_many(&mut group, GROUP_CAP).await == 0 {
+        let mut group = Vec::with_capacity(most.min(queue.len().max(4)));
+        if queue.recv_many(&mut group, most).await == 0 {
             return;
         }
         tasks.spawn(commit(group, permit));
@@ -56,7 +56,7 @@ impl<Q: Send + 'static, R: Send + 'static> Group<Q, R> {
                 let (asks, replies) = group.into_iter().unzip();
                 commit(asks, replies, permit)
             };
-            gather(requests, &calls, split).await;
+            gather(requests, GROUP_CAP, &calls, split).await;
         });
         Self { queue }
     }
