@@ -175,16 +175,28 @@ local function ask(item)
   return { 1, by.place, number }
 end
 
+-- What one call gave to all of them, and is not kept.
+local function release_all(item)
+  for j = 1, #item do
+    local sc, of, members = item[j], item[j].of, item.members
+    if of.drop_all then
+      of.drop_all(sc, members, item.text, item.flag)
+    else
+      for k = 1, #members do of.drop(sc, members[k], item.text, item.flag) end
+    end
+  end
+end
+
 local function done(item, member)
   local op, answer = item.op, nil
   if op == 1 then
     answer = gate == RESTORED and { 4 } or ask(item)
   elseif op == 2 then
-    local is_kept, until_ = item.flag == KEPT, number_of(item)
+    local until_ = number_of(item)
     for j = 1, #item do
       local sc, of = item[j], item[j].of
-      if not (is_kept and of.reserve) then
-        of.drop(sc, member, item.text, is_kept and UNDONE or item.flag)
+      if not of.reserve then
+        of.drop(sc, member, item.text, UNDONE)
       elseif not of.reserve(sc, member, item.text, until_ > 0 and until_) then
         -- Where it is only in line it waits elsewhere now.
         of.drop(sc, member, item.text, NEUTRAL)
@@ -230,7 +242,12 @@ for i = 1, #items do
   local item = items[i]
   local members = item.members
   local first = 1
-  if item.op == 1 then first = 1 + ask_first(item) end
+  if item.op == 1 then
+    first = 1 + ask_first(item)
+  elseif item.op == 2 and item.flag ~= KEPT then
+    release_all(item)
+    first = #members + 1
+  end
   for k = first, #members do
     item.member, item.k = members[k], k
     done(item, members[k])

@@ -17,6 +17,7 @@
 --   reserve(sc, member, token, until_)   what it has by this token, or (nil) was offered or could have, is kept for it while it
 --                             waits for something else (until then); whether it is
 --   drop(sc, member, token, outcome)   what the token made is given back
+--   drop_all(sc, members, token, outcome)   the same of many at once (where that is less work)
 --   renew(sc, member, item)   1 renewed, 0 gone, 2 held again; item: text = token, flag = 1 where it may be, number: a fencing token
 --   has_come(sc, member)      in this very call, so that it need not be woken
 --   tend(sc, of_session)      what is due by time; what that session held is free. Sets `is_idle` when nothing is left

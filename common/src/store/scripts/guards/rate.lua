@@ -132,6 +132,12 @@ function Rate.drop(sc, member, token, outcome)
   if slot and slot < 0 then sc.slots[member], sc.changes[member] = micros, true end
 end
 
+-- Most hold a slot as well, and are not known here.
+function Rate.drop_all(sc, members, token, outcome)
+  if outcome ~= UNDONE and next(sc.slots) == nil then return end
+  for k = 1, #members do Rate.drop(sc, members[k], token, outcome) end
+end
+
 function Rate.renew() return 1 end
 
 -- It runs: whoever it was that was counted for it gives nothing back.

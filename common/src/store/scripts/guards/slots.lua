@@ -33,7 +33,8 @@ local own_value = struct.pack('<I6', own_until) .. own_token
 local function keep(sc, member, until_, value)
   if not sc.held[member] then sc.n = sc.n + 1 end
   sc.held[member] = value
-  sc.touched[#sc.touched + 1] = member
+  local n = #sc.puts
+  sc.puts[n + 1], sc.puts[n + 2] = member, value
   sc.is_idle = false
   if not sc.next or until_ < sc.next then look_at(sc, until_) end
 end
@@ -43,7 +44,9 @@ local function put(sc, member, until_, token) keep(sc, member, until_, struct.pa
 local function free(sc, member)
   if sc.held[member] then sc.n = sc.n - 1 end
   sc.held[member] = false
-  sc.touched[#sc.touched + 1] = member
+  sc.frees[#sc.frees + 1] = member
+  -- What was put may be what is freed now.
+  sc.is_mixed = #sc.puts > 0
 end
 
 local function leave_queue(sc, member)
@@ -136,7 +139,8 @@ end
 
 function Slots.load(sc, state)
   sc.fence = tonumber(state[1] or 0)
-  sc.held, sc.touched, sc.given = {}, {}, {}
+  -- What this call puts (member, value, and so on) and frees.
+  sc.held, sc.puts, sc.frees, sc.given = {}, {}, {}, {}
   sc.n, sc.waiting = redis.call('HLEN', sc.hold), redis.call('ZCARD', sc.wait)
   if #sc.members > 0 then
     local found = redis.call('HMGET', sc.hold, unpack(sc.members))
@@ -160,14 +164,15 @@ function Slots.room(sc)
 end
 
 function Slots.take_first(sc, members, n)
-  local held, touched, given, t = sc.held, sc.touched, sc.given, #sc.touched
+  local held, puts, given, at = sc.held, sc.puts, sc.given, #sc.puts
   for k = 1, n do
     local member = members[k]
     if held[member] then
       n = k - 1
       break
     end
-    held[member], given[member], touched[t + k] = own_value, true, member
+    held[member], given[member], puts[at + 1], puts[at + 2] = own_value, true, member, own_value
+    at = at + 2
   end
   if n > 0 then
     sc.n, sc.is_idle = sc.n + n, false
@@ -260,14 +265,33 @@ function Slots.reserve(sc, member, token, slot)
   return true
 end
 
+local function is_by(value, token) return #value == 6 + #token and string.find(value, token, 7, true) == 7 end
+
 function Slots.drop(sc, member, token)
   local value = sc.held[member]
-  if value and (token == OFFER and is_offer(value) or string.find(value, token, 7, true) == 7 and #value == 6 + #token) then
+  if value and (token == OFFER and is_offer(value) or is_by(value, token)) then
     free(sc, member)
     promote(sc)
   elseif token == OFFER then
     leave_queue(sc, member)
   end
+end
+
+-- What one call gave to many is the same text: it is compared once.
+function Slots.drop_all(sc, members, token)
+  if token == OFFER then
+    for k = 1, #members do Slots.drop(sc, members[k], token) end
+    return
+  end
+  local known
+  for k = 1, #members do
+    local value = sc.held[members[k]]
+    if value and (value == known or is_by(value, token)) then
+      known = value
+      free(sc, members[k])
+    end
+  end
+  promote(sc)
 end
 
 -- 1 renewed, 0 it is gone, 2 it was gone and is held again. An attempt that runs does have a slot, whatever the limit says; a
@@ -303,21 +327,18 @@ function Slots.reset(sc)
   sc.waiting = sc.waiting - #first / 2
 end
 
+-- What is put and what is freed; of what was both, the last stands in `held`.
 function Slots.write(sc)
-  local hset, hdel = {}, {}
-  local touched, held, n = sc.touched, sc.held, 0
-  for i = 1, #touched do
-    local member = touched[i]
-    local value = held[member]
-    if value then
-      hset[n + 1], hset[n + 2] = member, value
-      n = n + 2
-    else
-      hdel[#hdel + 1] = member
+  in_slices('HDEL', sc.hold, sc.frees)
+  local puts = sc.puts
+  if sc.is_mixed then
+    puts = {}
+    for i = 1, #sc.puts, 2 do
+      local n, member = #puts, sc.puts[i]
+      if sc.held[member] then puts[n + 1], puts[n + 2] = member, sc.held[member] end
     end
   end
-  in_slices('HDEL', sc.hold, hdel)
-  in_slices('HSET', sc.hold, hset)
+  in_slices('HSET', sc.hold, puts)
   if sc.changed then set(sc, 'fence', string.format('%.0f', sc.fence)) end
 end
 
