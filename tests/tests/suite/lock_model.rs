@@ -367,6 +367,24 @@ async fn a_lock_that_was_given_in_writes_that_are_lost_is_noticed_by_the_next_ca
     }
 }
 
+#[tokio::test]
+async fn a_call_has_room_for_the_locks_of_all_its_jobs() {
+    let w = World::start().await;
+    // Two groups of 200, each job with 16 locks of its own and some rules by key.
+    const JOBS: u16 = 400;
+    const EACH: u16 = 22;
+    let scopes: Vec<Scope> = (0..JOBS * EACH).map(|n| lock(&n.to_string())).collect();
+    let items: Vec<GuardItem<'_>> = (0..JOBS)
+        .map(|job| GuardItem {
+            scopes: (job * EACH..(job + 1) * EACH).collect(),
+            ..asking(1, &format!("{job}/1"), 0, false)
+        })
+        .collect();
+    let answer = w.store.guard(0, Some(&w.session), HOUR_MS, &scopes, &items).await.unwrap();
+    let has_all = |reply: &GuardReply| matches!(reply, GuardReply::Passes(n) if n.len() == usize::from(EACH));
+    assert!(answer.replies.len() == usize::from(JOBS) && answer.replies.iter().all(has_all));
+}
+
 // Shows: L-02
 #[tokio::test]
 async fn a_lock_whose_keys_were_lost_is_held_again_where_nobody_took_it() {

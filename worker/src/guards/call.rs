@@ -70,7 +70,7 @@ impl Table {
         if let Some(at) = known.map(|(_, at)| at).or_else(|| self.places.get(&scope.hash).copied()) {
             return at;
         }
-        // Bounded by the group: a few scopes for each of at most 200 requests.
+        // Bounded by the group: a few scopes, and sixteen locks at most, for each of some hundred requests.
         let at = u16::try_from(self.scopes.len()).unwrap_or(u16::MAX);
         if self.scopes.len() >= FEW {
             self.places.insert(scope.hash.clone(), at);

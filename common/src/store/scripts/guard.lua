@@ -67,10 +67,12 @@ while place <= #text do
 end
 
 if n_scopes > 0 then
-  local looks = redis.call('ZMSCORE', KEYS[FIRST_JOB + 1], unpack(hashes))
+  local looks
   for s = 1, n_scopes do
-    local sc = scopes[s]
-    sc.next = looks[s] and tonumber(looks[s])
+    local sc, at = scopes[s], (s - 1) % 2000
+    -- `unpack` has a limit, and each of some hundred jobs may have sixteen locks of its own.
+    if at == 0 then looks = redis.call('ZMSCORE', KEYS[FIRST_JOB + 1], unpack(hashes, s, math.min(s + 1999, n_scopes))) end
+    sc.next = looks[at + 1] and tonumber(looks[at + 1])
     local params = sc.kind .. ' ' .. sc.a .. ' ' .. sc.b .. ' ' .. sc.c .. ' ' .. sc.d
     local state = redis.call('HMGET', sc.state, 'params', unpack(sc.of.fields))
     if state[1] ~= params then
