@@ -6,6 +6,7 @@ use serde_json::Value;
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::{
+    clock::read_millis,
     domain::{EventKind, JobId, Status, ids::receipt_id},
     wire::event::Event,
 };
@@ -36,6 +37,8 @@ pub(super) struct Fact {
     pub(super) kind: Kind,
     pub(super) generation: u32,
     pub(super) epoch: u64,
+    /// When it happened, in milliseconds by the clock of its store; 0 where that cannot be read.
+    pub(super) at_ms: u64,
     /// `None`: one that this release does not know.
     pub(super) status: Option<Status>,
     /// Of `finished`: its receipt is this job's, this generation's, and says the same outcome.
@@ -55,6 +58,7 @@ impl Fact {
             kind: kind.map_or(Kind::Unknown, |k| Kind::Known(*k)),
             generation: e.generation,
             epoch: e.epoch,
+            at_ms: read_millis(&e.at).unwrap_or(0),
             status: Status::ALL.into_iter().find(|s| s.name() == e.status),
             is_receipt_true: is_receipt_true(e),
             is_at_head,

@@ -1,5 +1,11 @@
 //! The order of one job's events: by `rev`, without gaps, each once. Several processes publish, so an event may be read
 //! before one with a smaller revision, and twice.
+//!
+//! A job of a deleted job's id is a new one and counts from 1. Who deleted the old one may have died before that was
+//! journaled, so the first events of the new life may be read before the `deleted` of the old one. What contradicts an ended
+//! life and is later than its last event is kept aside as the life that comes next, and counts once the `deleted` is there.
+
+use std::cmp::Ordering;
 
 use super::{
     fact::{Fact, Kind},
@@ -47,17 +53,41 @@ pub(super) struct Line {
     hashes: Vec<u64>,
     /// Events after a gap, by revision.
     early: Vec<Fact>,
+    /// When the last event before `next` happened; 0: not known.
+    at_ms: u64,
+    /// What was read of the life after this one, whose `deleted` was not read yet. A box, for nearly no job has one.
+    reborn: Option<Box<Reborn>>,
+}
+
+/// A life that has begun before the end of the one before it was read.
+#[derive(Debug, Clone)]
+struct Reborn {
+    line: Line,
+    /// When its first known event happened. What is older is of the life before.
+    since_ms: u64,
+    /// A revision that both lives have.
+    rev: u64,
 }
 
 impl Default for Line {
     fn default() -> Self {
-        Self { life: None, next: 1, hashes: Vec::new(), early: Vec::new() }
+        Self { life: None, next: 1, hashes: Vec::new(), early: Vec::new(), at_ms: 0, reborn: None }
     }
 }
 
 impl Line {
     /// The next event as it was read. `is_cut`: the journal has lost its oldest events, so a job may begin with any.
     pub(super) fn take(&mut self, f: Fact, is_cut: bool) -> Result<Taken, Broken> {
+        if self.is_of_next_life(&f) {
+            return self.keep_aside(f, is_cut);
+        }
+        let taken = self.take_own(f, is_cut)?;
+        self.turn_over()?;
+        Ok(taken)
+    }
+
+    /// An event of this life, or of one that begins behind its `deleted`.
+    fn take_own(&mut self, f: Fact, is_cut: bool) -> Result<Taken, Broken> {
         if f.rev == 0 {
             return Err(Broken::Rule("revision 0".into()));
         }
@@ -67,7 +97,7 @@ impl Line {
         if f.rev == self.next {
             if self.is_reborn_unseen(is_cut) {
                 self.begin_amid()?;
-                return self.take(f, is_cut);
+                return self.take_own(f, is_cut);
             }
             self.apply(f)?;
             self.follow_on()?;
@@ -87,6 +117,9 @@ impl Line {
 
     /// Nothing more comes: what is missing now is missing.
     pub(super) fn close(&mut self, is_cut: bool) -> Result<(), Broken> {
+        if let Some(r) = &self.reborn {
+            return Err(Broken::Ambiguous(r.rev));
+        }
         let Some(first) = self.early.first() else { return Ok(()) };
         if self.life.is_none() && is_cut {
             return self.begin_amid();
@@ -96,16 +129,62 @@ impl Line {
 
     /// Whether events are held back because one before them was not read.
     pub(super) fn has_gap(&self) -> bool {
-        !self.early.is_empty()
+        !self.early.is_empty() || self.reborn.is_some()
     }
 
+    /// The latest life, also while the end of the one before it is missing.
     pub(super) fn life(&self) -> Option<&Life> {
-        self.life.as_ref()
+        self.latest().life.as_ref()
     }
 
-    /// The highest revision that was read, with everything before it.
+    /// The highest revision of the latest life that was read, with everything before it.
     pub(super) fn rev(&self) -> u64 {
-        self.next - 1
+        self.latest().next - 1
+    }
+
+    fn latest(&self) -> &Self {
+        self.reborn.as_ref().map_or(self, |r| &r.line)
+    }
+
+    /// Whether an event can be only of a life after this one, which has its outcome and no `deleted`. One clock, that of the
+    /// store, has given all the times, and within a life they do not fall from one revision to the next.
+    fn is_of_next_life(&self, f: &Fact) -> bool {
+        let is_after = |r: &Reborn| match f.at_ms.cmp(&r.since_ms) {
+            Ordering::Less => false,
+            // The same millisecond saw the old record deleted and the new one made.
+            Ordering::Equal => f.kind != Kind::Known(EventKind::Deleted),
+            Ordering::Greater => true,
+        };
+        let contradicts = || {
+            let is_ended = self.life.as_ref().is_some_and(|l| l.is_ended() && !l.is_deleted());
+            is_ended && f.rev < self.next && f.at_ms > self.at_ms && self.remembered(f.rev) != Some(f.hash)
+        };
+        f.rev > 0 && (self.reborn.as_deref().is_some_and(is_after) || contradicts())
+    }
+
+    /// An event of the life after this one. What makes no sense there either is as ambiguous as it looked.
+    fn keep_aside(&mut self, f: Fact, is_cut: bool) -> Result<Taken, Broken> {
+        let (at_ms, rev) = (f.at_ms, f.rev);
+        let fresh = || Box::new(Reborn { line: Self::default(), since_ms: at_ms, rev });
+        let r = self.reborn.get_or_insert_with(fresh);
+        r.since_ms = r.since_ms.min(at_ms);
+        r.line.take_own(f, is_cut).map_err(|_| Broken::Ambiguous(r.rev))
+    }
+
+    /// Once the end of this life was read, the one that was kept aside takes its place, if it is younger.
+    fn turn_over(&mut self) -> Result<(), Broken> {
+        if !self.life.as_ref().is_some_and(Life::is_deleted) {
+            return Ok(());
+        }
+        let Some(r) = self.reborn.take() else { return Ok(()) };
+        if r.since_ms < self.at_ms {
+            return Err(Broken::Ambiguous(r.rev));
+        }
+        if let Some(first) = self.early.first() {
+            return Err(missing(self.next, first.rev));
+        }
+        *self = r.line;
+        Ok(())
     }
 
     /// A revision that was read before.
@@ -115,7 +194,7 @@ impl Line {
             // A job of a deleted job's id is a new one, and counts from 1.
             _ if self.life.as_ref().is_some_and(Life::is_deleted) && f.rev <= EARLY as u64 => {
                 *self = Self::default();
-                self.take(f, is_cut)
+                self.take_own(f, is_cut)
             }
             Some(_) => Err(Broken::Ambiguous(f.rev)),
             None => Ok(Taken::OldCopy),
@@ -171,7 +250,7 @@ impl Line {
         if let Some(h) = self.hashes.get_mut(i) {
             *h = f.hash;
         }
-        self.next = f.rev + 1;
+        (self.next, self.at_ms) = (f.rev + 1, f.at_ms);
     }
 
     /// The events that waited for the one that just came.

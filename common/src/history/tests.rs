@@ -188,6 +188,163 @@ fn a_deleted_jobs_id_may_begin_a_new_life() {
     assert_eq!((a.tally().failed, a.tally().copies, a.tally().deleted), (1, 1, 0));
 }
 
+/// An event at a second of some hour, by the clock of the store.
+fn at(second: u32, e: Event) -> Event {
+    Event { at: format!("2026-11-21T08:00:{second:02}.000Z"), ..e }
+}
+
+/// What the audit makes of a journal that begins with its first message: what is wrong, and the numbers.
+fn audited(events: &[Event]) -> (Vec<Finding>, Tally) {
+    let mut a = Audit::new(false);
+    events.iter().for_each(|e| a.take(e));
+    a.end();
+    (a.findings().to_vec(), a.tally())
+}
+
+/// A life with a delivered receipt, and the one after it, each in order.
+fn two_lives() -> [Vec<Event>; 2] {
+    let first = vec![
+        at(1, event(1, "started", "running", 1)),
+        at(2, event(2, "finished", "done", 1)),
+        at(3, event(3, "receipt_delivered", "done", 1)),
+        at(4, event(4, "deleted", "done", 1)),
+    ];
+    let second = vec![
+        at(5, event(1, "started", "running", 1)),
+        at(6, event(2, "lost", "retry_wait", 1)),
+        at(7, event(3, "started", "running", 2)),
+        at(8, event(4, "progress", "running", 2)),
+        at(9, event(5, "progress", "running", 2)),
+        at(10, event(6, "finished", "failed", 2)),
+    ];
+    [first, second]
+}
+
+// Shows: P7
+#[test]
+fn a_new_life_may_be_read_before_the_end_of_the_one_before() {
+    let [first, second] = two_lives();
+    // The last events of the old life come behind as many of the new one as you like.
+    for held in 1..=2 {
+        for n in 0..=second.len() {
+            let (told, late) = first.split_at(first.len() - held);
+            let (before, after) = second.split_at(n);
+            let all = [told, before, late, after].concat();
+            let (found, t) = audited(&all);
+            assert_eq!(found, [], "{held} held back behind {n}");
+            assert_eq!((t.events, t.failed, t.done, t.deleted, t.copies), (10, 1, 0, 0, 0));
+            let h = History::fold(all).unwrap();
+            assert_eq!((h.check(), h.count("a", "started"), h.copies), (Ok(()), 3, 0));
+        }
+    }
+}
+
+// Shows: P7
+#[test]
+fn the_events_of_a_life_that_is_kept_aside_may_be_out_of_order_and_there_twice() {
+    let [first, second] = two_lives();
+    let (told, late) = first.split_at(3);
+    let [s, l, again, ..] = &second[..] else { panic!("{second:?}") };
+    let mixed = [again, l, s, l, &told[0], s, &told[2]].map(Clone::clone);
+    let (found, t) = audited(&[told, &mixed, late, &second[3..], &second[..1]].concat());
+    assert_eq!(found, []);
+    assert_eq!((t.events, t.copies, t.failed), (10, 5, 1));
+    // All in one millisecond.
+    let now: Vec<Event> = second.iter().cloned().map(|e| at(5, e)).collect();
+    let deleted = at(5, late[0].clone());
+    assert_eq!(audited(&[told, &now[..4], &[deleted], &now[4..]].concat()).0, []);
+    // A third life may begin behind the end of the second.
+    let mut third = second.clone();
+    third.push(at(11, event(7, "deleted", "failed", 2)));
+    third.push(at(12, event(1, "started", "running", 1)));
+    let (found, t) = audited(&[told, &third, late].concat());
+    assert_eq!((found.as_slice(), t.open, t.events), (&[][..], 1, 12));
+}
+
+// Shows: P7
+#[test]
+fn the_old_life_may_have_had_more_revisions_than_are_remembered() {
+    let mut all = vec![at(1, event(1, "started", "running", 1))];
+    all.extend((2..100).map(|rev| at(2, event(rev, "progress", "running", 1))));
+    all.push(at(3, event(100, "finished", "done", 1)));
+    let copy = all[0].clone();
+    all.extend([at(5, event(1, "started", "running", 1)), at(6, event(2, "progress", "running", 1))]);
+    all.push(copy);
+    all.extend([at(4, event(101, "deleted", "done", 1)), at(7, event(3, "finished", "failed", 1))]);
+    let (found, t) = audited(&all);
+    assert_eq!(found, []);
+    assert_eq!((t.copies, t.failed, t.events), (1, 1, 104));
+}
+
+// Shows: P7
+#[test]
+fn a_life_without_the_end_of_the_one_before_is_a_gap_and_ambiguous_in_the_end() {
+    let [first, second] = two_lives();
+    let (told, late) = first.split_at(3);
+    let mut a = Audit::new(false);
+    told.iter().chain(&second[..1]).for_each(|e| a.take(e));
+    assert_eq!((a.gaps(), a.findings().len()), (1, 0));
+    // A comparison with the store has to do with the life that the store knows.
+    let known = |a: &Audit| a.told("a").map(|t| (t.rev, t.is_running, t.is_ended));
+    assert_eq!(known(&a), Some((1, true, false)));
+    a.take(&late[0]);
+    assert_eq!((a.gaps(), known(&a)), (0, Some((1, true, false))));
+
+    let (found, t) = audited(&[told, &second[..3]].concat());
+    assert_eq!((found[0].ambiguous, found.len(), t.broken, t.deleted), (Some(1), 1, 1, 0));
+    let found = History::fold([told, &second[..3]].concat()).unwrap_err();
+    let Violation::Ambiguous(pair) = found else { panic!("{found}") };
+    assert_eq!([&pair.0, &pair.1], [&first[0], &second[0]]);
+}
+
+// Shows: P2, P7
+#[test]
+fn what_no_life_explains_stays_ambiguous() {
+    let started = at(1, event(1, "started", "running", 1));
+    let done = at(3, event(2, "finished", "done", 1));
+    let deleted = at(5, event(3, "deleted", "done", 1));
+    let base = [started.clone(), done.clone()];
+    let other = |second, e: Event| at(second, e);
+    let failed = || event(2, "finished", "failed", 2);
+    let again = || event(1, "started", "running", 2);
+    for (why, more) in [
+        ("another outcome", vec![other(4, failed())]),
+        ("another outcome, and the end", vec![other(4, failed()), deleted.clone()]),
+        ("another beginning, and the end after it", vec![other(4, again()), deleted.clone()]),
+        (
+            "a second life before the end of the first",
+            vec![other(4, again()), other(6, failed()), deleted.clone()],
+        ),
+        ("what is not later than the outcome", vec![other(3, again()), deleted.clone()]),
+        ("a time that cannot be read", vec![again(), deleted.clone()]),
+        (
+            "two lives beside the old one",
+            vec![other(6, again()), other(7, failed()), other(8, again()), deleted.clone()],
+        ),
+        (
+            "a second life before the end of the first, which was read early",
+            vec![
+                other(9, event(4, "deleted", "done", 1)),
+                other(5, again()),
+                other(4, event(3, "receipt_delivered", "done", 1)),
+            ],
+        ),
+        (
+            "the same, read backwards",
+            vec![other(7, failed()), other(5, again()), other(6, event(3, "deleted", "done", 1))],
+        ),
+        ("a new life in which nothing fits", vec![other(6, event(1, "progress", "running", 1)), deleted]),
+    ] {
+        let all = [&base[..], &more].concat();
+        let found = History::fold(all.clone()).err();
+        assert!(matches!(found, Some(Violation::Ambiguous(_))), "{why}: {found:?}");
+        assert_eq!(audited(&all).1.broken, 1, "{why}");
+    }
+    // Nor is a job reborn that has no outcome.
+    let (found, _) = audited(&[started, other(2, again()), done]);
+    assert_eq!(found[0].ambiguous, Some(1));
+}
+
 #[test]
 fn a_journal_that_lost_its_oldest_messages_may_begin_anywhere() {
     let all = long_life();
@@ -273,6 +430,25 @@ proptest! {
         let h = History::fold(read).unwrap();
         prop_assert_eq!(h.check(), Ok(()));
         prop_assert_eq!(h.jobs["a"].events.clone(), long_life());
+    }
+
+    // Shows: P7
+    #[test]
+    fn what_is_left_of_the_old_life_may_come_anywhere_in_the_new_one(
+        keys in prop::collection::vec(any::<u32>(), 14),
+        copies in prop::collection::vec(0usize..6, 4),
+    ) {
+        let [first, second] = two_lives();
+        let (told, late) = first.split_at(2);
+        let mut rest = [late, &second[1..]].concat();
+        rest.extend(copies.into_iter().map(|c| second[c].clone()));
+        let mut keyed: Vec<(u32, Event)> = keys.into_iter().zip(rest).collect();
+        keyed.sort_by_key(|(k, _)| *k);
+        let rest: Vec<Event> = keyed.into_iter().map(|(_, e)| e).collect();
+        let all = [told, &second[..1], &rest].concat();
+        let (found, t) = audited(&all);
+        prop_assert_eq!(found, []);
+        prop_assert_eq!((t.events, t.failed, t.deleted), (10, 1, 0));
     }
 
     #[test]

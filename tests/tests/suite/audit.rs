@@ -130,6 +130,18 @@ async fn a_gap_is_waited_for_and_then_told() {
     forge(&world, &[event("late", 1, "started", "running", 1)]).await;
     assert_eq!(audit.ended(PATIENCE).await, Some(0), "{}", audit.log());
 
+    // A new life of the same id, journaled before the end of the one before it.
+    let next = |second: u8, e: Value| {
+        let mut e = e;
+        e["at"] = format!("2026-11-21T09:00:{second:02}.000Z").into();
+        e
+    };
+    forge(&world, &[next(2, event("late", 1, "started", "running", 1))]).await;
+    let mut audit = Process::start(&bin("t-surety"), &args, &[], world.dir.path().join("reborn.log"));
+    audit.logged("came early").await;
+    forge(&world, &[next(1, event("late", 3, "deleted", "done", 1))]).await;
+    assert_eq!(audit.ended(PATIENCE).await, Some(0), "{}", audit.log());
+
     forge(&world, &[event("gone", 2, "finished", "done", 1)]).await;
     let said = world.surety(&["audit"]).await.exits(1);
     assert!(said.out.contains("job gone: revision 1 is missing, 2 follows"), "{}", said.out);
