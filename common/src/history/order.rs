@@ -43,20 +43,28 @@ impl From<String> for Broken {
 }
 
 /// The checker of one job.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Line {
     /// `None`: its first event was not read yet.
     life: Option<Life>,
-    /// The revision that comes next.
-    next: u64,
-    /// Hashes of the last revisions before `next`, by revision modulo their number.
-    hashes: Vec<u64>,
+    read: Revisions,
     /// Events after a gap, by revision.
     early: Vec<Fact>,
     /// When the last event before `next` happened; 0: not known.
     at_ms: u64,
     /// What was read of the life after this one, whose `deleted` was not read yet. A box, for nearly no job has one.
     reborn: Option<Box<Reborn>>,
+    /// What was read of the life before this one: a copy of it may come late. A box, for the same reason.
+    former: Option<Box<Revisions>>,
+}
+
+/// The revisions of a life that were read without a gap.
+#[derive(Debug, Clone)]
+struct Revisions {
+    /// The one that comes next.
+    next: u64,
+    /// Hashes of the last ones before it, by revision modulo their number.
+    hashes: Vec<u64>,
 }
 
 /// A life that has begun before the end of the one before it was read.
@@ -69,9 +77,32 @@ struct Reborn {
     rev: u64,
 }
 
-impl Default for Line {
+impl Default for Revisions {
     fn default() -> Self {
-        Self { life: None, next: 1, hashes: Vec::new(), early: Vec::new(), at_ms: 0, reborn: None }
+        Self { next: 1, hashes: Vec::new() }
+    }
+}
+
+impl Revisions {
+    /// The hash of a revision; `None`: it was not read, or is not remembered.
+    fn hash(&self, rev: u64) -> Option<u64> {
+        let is_near = rev < self.next && rev + REMEMBERED as u64 >= self.next;
+        self.hashes.get(place(rev)).copied().filter(|h| is_near && *h != 0)
+    }
+
+    fn has(&self, f: &Fact) -> bool {
+        self.hash(f.rev) == Some(f.hash)
+    }
+
+    fn add(&mut self, f: &Fact) {
+        let i = place(f.rev);
+        if self.hashes.len() <= i {
+            self.hashes.resize(i + 1, 0);
+        }
+        if let Some(h) = self.hashes.get_mut(i) {
+            *h = f.hash;
+        }
+        self.next = f.rev + 1;
     }
 }
 
@@ -91,10 +122,13 @@ impl Line {
         if f.rev == 0 {
             return Err(Broken::Rule("revision 0".into()));
         }
-        if f.rev < self.next {
+        if self.former.as_ref().is_some_and(|r| r.has(&f)) {
+            return Ok(Taken::Copy);
+        }
+        if f.rev < self.read.next {
             return self.again(f, is_cut);
         }
-        if f.rev == self.next {
+        if f.rev == self.read.next {
             if self.is_reborn_unseen(is_cut) {
                 self.begin_amid()?;
                 return self.take_own(f, is_cut);
@@ -124,7 +158,7 @@ impl Line {
         if self.life.is_none() && is_cut {
             return self.begin_amid();
         }
-        Err(missing(self.next, first.rev))
+        Err(missing(self.read.next, first.rev))
     }
 
     /// Whether events are held back because one before them was not read.
@@ -139,7 +173,7 @@ impl Line {
 
     /// The highest revision of the latest life that was read, with everything before it.
     pub(super) fn rev(&self) -> u64 {
-        self.latest().next - 1
+        self.latest().read.next - 1
     }
 
     fn latest(&self) -> &Self {
@@ -157,7 +191,7 @@ impl Line {
         };
         let contradicts = || {
             let is_ended = self.life.as_ref().is_some_and(|l| l.is_ended() && !l.is_deleted());
-            is_ended && f.rev < self.next && f.at_ms > self.at_ms && self.remembered(f.rev) != Some(f.hash)
+            is_ended && f.rev < self.read.next && f.at_ms > self.at_ms && !self.read.has(f)
         };
         f.rev > 0 && (self.reborn.as_deref().is_some_and(is_after) || contradicts())
     }
@@ -181,29 +215,31 @@ impl Line {
             return Err(Broken::Ambiguous(r.rev));
         }
         if let Some(first) = self.early.first() {
-            return Err(missing(self.next, first.rev));
+            return Err(missing(self.read.next, first.rev));
         }
-        *self = r.line;
+        self.follow_up(r.line);
         Ok(())
+    }
+
+    /// Goes on with the life after this one.
+    fn follow_up(&mut self, mut line: Self) {
+        // One that ended in the meantime has a former life of its own.
+        line.former.get_or_insert_with(|| Box::new(std::mem::take(&mut self.read)));
+        *self = line;
     }
 
     /// A revision that was read before.
     fn again(&mut self, f: Fact, is_cut: bool) -> Result<Taken, Broken> {
-        match self.remembered(f.rev) {
+        match self.read.hash(f.rev) {
             Some(hash) if hash == f.hash => Ok(Taken::Copy),
             // A job of a deleted job's id is a new one, and counts from 1.
             _ if self.life.as_ref().is_some_and(Life::is_deleted) && f.rev <= EARLY as u64 => {
-                *self = Self::default();
+                self.follow_up(Self::default());
                 self.take_own(f, is_cut)
             }
             Some(_) => Err(Broken::Ambiguous(f.rev)),
             None => Ok(Taken::OldCopy),
         }
-    }
-
-    fn remembered(&self, rev: u64) -> Option<u64> {
-        let is_near = rev + REMEMBERED as u64 >= self.next;
-        self.hashes.get(place(rev)).copied().filter(|h| is_near && *h != 0)
     }
 
     /// The first that was read of the job is the end of its life, and now another one begins.
@@ -243,19 +279,13 @@ impl Line {
     }
 
     fn remember(&mut self, f: &Fact) {
-        let i = place(f.rev);
-        if self.hashes.len() <= i {
-            self.hashes.resize(i + 1, 0);
-        }
-        if let Some(h) = self.hashes.get_mut(i) {
-            *h = f.hash;
-        }
-        (self.next, self.at_ms) = (f.rev + 1, f.at_ms);
+        self.read.add(f);
+        self.at_ms = f.at_ms;
     }
 
     /// The events that waited for the one that just came.
     fn follow_on(&mut self) -> Result<(), Broken> {
-        let mut revs = self.next..;
+        let mut revs = self.read.next..;
         let n = self.early.iter().take_while(|f| Some(f.rev) == revs.next()).count();
         let ready: Vec<Fact> = self.early.drain(..n).collect();
         ready.into_iter().try_for_each(|f| self.apply(f))

@@ -263,6 +263,21 @@ fn the_events_of_a_life_that_is_kept_aside_may_be_out_of_order_and_there_twice()
 
 // Shows: P7
 #[test]
+fn copies_of_a_former_life_say_nothing_of_the_next_one() {
+    let [first, second] = two_lives();
+    let third = [at(11, event(7, "deleted", "failed", 2)), at(12, event(1, "started", "running", 1))];
+    for n in 0..=second.len() {
+        let (before, after) = second.split_at(n);
+        let (found, t) = audited(&[&first[..], before, &first, after].concat());
+        assert_eq!(found, [], "behind {n}");
+        assert_eq!((t.events, t.copies, t.failed, t.deleted), (10, 4, 1, 0), "behind {n}");
+        let (found, t) = audited(&[&first[..], &second, &third, &second].concat());
+        assert_eq!((found, t.copies, t.open), (vec![], 6, 1));
+    }
+}
+
+// Shows: P7
+#[test]
 fn the_old_life_may_have_had_more_revisions_than_are_remembered() {
     let mut all = vec![at(1, event(1, "started", "running", 1))];
     all.extend((2..100).map(|rev| at(2, event(rev, "progress", "running", 1))));
@@ -436,12 +451,13 @@ proptest! {
     #[test]
     fn what_is_left_of_the_old_life_may_come_anywhere_in_the_new_one(
         keys in prop::collection::vec(any::<u32>(), 14),
-        copies in prop::collection::vec(0usize..6, 4),
+        copies in prop::collection::vec(0usize..10, 4),
     ) {
         let [first, second] = two_lives();
         let (told, late) = first.split_at(2);
+        let every = [&first[..], &second].concat();
         let mut rest = [late, &second[1..]].concat();
-        rest.extend(copies.into_iter().map(|c| second[c].clone()));
+        rest.extend(copies.into_iter().map(|c| every[c].clone()));
         let mut keyed: Vec<(u32, Event)> = keys.into_iter().zip(rest).collect();
         keyed.sort_by_key(|(k, _)| *k);
         let rest: Vec<Event> = keyed.into_iter().map(|(_, e)| e).collect();
