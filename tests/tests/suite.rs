@@ -52,6 +52,7 @@ mod suite {
     mod rate_flow;
     mod rate_model;
     mod reaper;
+    mod reborn;
     mod receipts;
     mod redis_loss;
     mod refusals;

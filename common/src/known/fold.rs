@@ -2,7 +2,7 @@
 //! counters of its generation, whatever the number of its events.
 //!
 //! Several processes publish, so events may come out of order and twice: the state is that of the highest revision, and what
-//! is counted is counted once for each revision.
+//! is counted is counted once for each revision. Of an id that was used again it is that of the latest life.
 
 use std::{
     borrow::Cow,
@@ -13,6 +13,7 @@ use std::{
 use serde::Deserialize;
 use serde_json::{Value, value::RawValue};
 
+use super::lives::{Mark, Reborn, Whose};
 use crate::{
     clock::read_millis,
     domain::{Contract, ErrorCode, Status},
@@ -81,6 +82,8 @@ pub struct Known {
     pub ended_ms: u64,
     /// Time of the latest event.
     pub at_ms: u64,
+    /// When the life before this one was deleted; 0: none is known.
+    pub after_ms: u64,
     /// The attempt that runs was asked to stop.
     pub is_cancelling: bool,
     /// The nudge for the progress that was missed was told.
@@ -89,6 +92,8 @@ pub struct Known {
     pub is_deleted: bool,
     /// Met or changed since it was last taken.
     is_dirty: bool,
+    /// A box, for nearly no job has one.
+    pub(super) reborn: Option<Box<Reborn>>,
     pub queue: Arc<str>,
     pub job_type: Arc<str>,
     /// A JSON string literal, or empty.
@@ -182,9 +187,10 @@ impl Fold {
 
     fn take(&mut self, f: &Fact<'_>) {
         let at_ms = read_millis(&f.at).unwrap_or(0);
+        let mark = Mark { generation: f.generation, rev: f.rev, kind: &f.kind, at_ms };
         let before = self.jobs.get(f.job.as_ref());
         // A job of a deleted job's id is a new one, and counts from 1.
-        let is_reborn = before.is_some_and(|k| k.is_deleted && f.rev <= k.rev && at_ms > k.at_ms);
+        let is_reborn = before.is_some_and(|k| k.is_followed_by(mark));
         let mut known = match before {
             Some(k) if !is_reborn => k.clone(),
             // A state of a newer release is none of ours: nothing is made up in its place.
@@ -192,8 +198,34 @@ impl Fold {
                 self.unreadable += 1;
                 return;
             }
-            _ => blank(f),
+            _ => Known { after_ms: before.map_or(0, |k| k.at_ms), ..blank(f) },
         };
+        match known.whose(mark) {
+            Whose::Former => return,
+            Whose::This => self.read(&mut known, f, at_ms),
+            Whose::Next => self.keep_aside(&mut known, f, at_ms),
+            Whose::Either => {
+                self.keep_aside(&mut known, f, at_ms);
+                self.read(&mut known, f, at_ms);
+            }
+            Whose::End => {
+                if let Some(next) = known.reborn.take() {
+                    known = Known { after_ms: at_ms, is_dirty: true, ..next.known };
+                }
+            }
+        }
+        if known.is_deleted {
+            // What began before that was no life of its own.
+            known.reborn = None;
+        }
+        match self.jobs.get_mut(f.job.as_ref()) {
+            Some(k) => *k = known,
+            None => drop(self.jobs.insert(f.job.as_ref().into(), known)),
+        }
+    }
+
+    /// An event of this life.
+    fn read(&mut self, known: &mut Known, f: &Fact<'_>, at_ms: u64) {
         if !known.note_rev(f.rev) {
             return;
         }
@@ -210,10 +242,21 @@ impl Fold {
             }
         }
         known.is_dirty = true;
-        match self.jobs.get_mut(f.job.as_ref()) {
-            Some(k) => *k = known,
-            None => drop(self.jobs.insert(f.job.as_ref().into(), known)),
-        }
+    }
+
+    /// An event of the life after this one.
+    fn keep_aside(&mut self, known: &mut Known, f: &Fact<'_>, at_ms: u64) {
+        let mut next = match known.reborn.take() {
+            Some(next) => next,
+            None if f.state().is_none() => {
+                self.unreadable += 1;
+                return;
+            }
+            None => Box::new(Reborn { known: blank(f), since_ms: at_ms }),
+        };
+        next.since_ms = next.since_ms.min(at_ms);
+        self.read(&mut next.known, f, at_ms);
+        known.reborn = Some(next);
     }
 }
 
@@ -253,10 +296,12 @@ fn blank(f: &Fact<'_>) -> Known {
         started_ms: 0,
         ended_ms: 0,
         at_ms: 0,
+        after_ms: 0,
         is_cancelling: false,
         is_nudged: false,
         is_deleted: false,
         is_dirty: true,
+        reborn: None,
         queue: none.clone(),
         job_type: none.clone(),
         key: "".into(),

@@ -2,9 +2,11 @@
 //! (`docs/redis-loss.md`), and for one record that cannot be read ([`crate::mend`]).
 //!
 //! 1. [`fold`]: what the journal says of each job, with little memory. Pure.
-//! 2. [`mod@record`]: from that, and from what the job's message says, to a record.
+//! 2. `lives`: whose an event is, where an id was used again. Pure.
+//! 3. [`mod@record`]: from that, and from what the job's message says, to a record.
 
 pub mod fold;
+mod lives;
 pub mod record;
 
 pub use fold::{Fold, Known};

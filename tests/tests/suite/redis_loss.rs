@@ -468,7 +468,7 @@ async fn plain(w: &World) -> redis::aio::MultiplexedConnection {
     client.get_multiplexed_async_connection().await.unwrap()
 }
 
-fn claim(job: &str) -> ClaimItem<'static> {
+pub(super) fn claim(job: &str) -> ClaimItem<'static> {
     ClaimItem {
         id: job.to_owned().into(),
         queue: "default".into(),

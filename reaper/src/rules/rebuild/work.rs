@@ -210,7 +210,12 @@ async fn write_batch(
 ) -> Result<usize, RuleError> {
     let now = x.c.store.now_ms_of(p).await?;
     let keys: Vec<String> = batch.iter().map(|(id, _)| x.c.store.keys().job(id)).collect();
-    let there = x.c.store.records(&keys).await?;
+    let mut there = x.c.store.records(&keys).await?;
+    let mut written = 0;
+    let former = take_former(batch, &mut there);
+    if !former.is_empty() {
+        written += x.c.store.restore(p, me, calm(x), &former).await?;
+    }
     let reads: Vec<_> = batch
         .iter()
         .zip(there)
@@ -226,10 +231,25 @@ async fn write_batch(
         })
         .collect();
     let items: Vec<RestoredItem> = stream::iter(reads).buffered(READS).try_collect().await?;
-    if items.is_empty() {
-        return Ok(0);
+    if !items.is_empty() {
+        written += x.c.store.restore(p, me, calm(x), &items).await?;
     }
-    Ok(x.c.store.restore(p, me, calm(x), &items).await?)
+    Ok(written)
+}
+
+/// What is there of a life before the one that is known now: its record may have a higher revision, and is in the way. The
+/// journal says that it was deleted, and so it is.
+fn take_former(batch: &[&(JobId, &Known)], there: &mut [Read]) -> Vec<RestoredItem> {
+    let mut former = Vec::new();
+    for ((id, k), there) in batch.iter().zip(there) {
+        let Read::Record(r) = &*there else { continue };
+        if r.status.is_terminal() && k.after_ms > 0 && r.ended_ms <= k.after_ms {
+            let what = Restored::Deleted { rev: r.rev + 1 };
+            former.push(RestoredItem { id: id.clone(), what, before: None });
+            *there = Read::Missing;
+        }
+    }
+    former
 }
 
 /// What to write of one job. `before`: who runs it by what the store has now.
