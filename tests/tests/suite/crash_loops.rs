@@ -206,6 +206,7 @@ async fn a_job_that_was_lost_too_often_is_buried_whatever_its_budget() {
     }
     let r = world.ended(&c, "a").await;
     assert_eq!((r.status, r.code.as_str(), r.charged), (Status::Failed, "lost", 2));
+    settled(&world, &c).await;
     assert_eq!(kinds(&world, &c, "a").await, ["started", "lost", "started", "finished"]);
     let h = world.history(&c).await;
     h.check().unwrap();

@@ -87,6 +87,7 @@ async fn an_open_record_whose_message_is_gone_fails_with_an_alert() {
     let lost = world.ended(&c, "a").await;
     assert_eq!((lost.status, lost.code.as_str()), (Status::Failed, "message_lost"));
     reaper.logged("alert=\"message_lost\"").await;
+    settled(&world, &c).await;
     let h = world.history(&c).await;
     h.check().unwrap();
     assert_eq!((h.count("a", "buried"), h.count("a", "finished")), (1, 1));
