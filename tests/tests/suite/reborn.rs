@@ -1,7 +1,8 @@
 //! An id is used again before the journal has the end of its first life: whoever deleted the record died with that in hand.
 
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
+use redis::AsyncCommands;
 use surety_common::{
     connect::Connected,
     domain::{Status, ids::SessionId},
@@ -73,6 +74,14 @@ impl<'a> Lives<'a> {
     }
 }
 
+/// Whether a file below a folder has this text.
+fn has(dir: &Path, text: &str) -> bool {
+    std::fs::read_dir(dir).unwrap().flatten().any(|e| match e.file_type().unwrap().is_dir() {
+        true => has(&e.path(), text),
+        false => std::fs::read(e.path()).unwrap().windows(text.len()).any(|w| w == text.as_bytes()),
+    })
+}
+
 // Shows: P1, P7
 #[tokio::test]
 async fn a_rebuilt_store_knows_the_new_life_whenever_the_end_of_the_old_one_comes() {
@@ -119,6 +128,10 @@ async fn an_older_copy_that_knows_the_old_life_only_is_no_reason_to_forget_the_n
     let lives = Lives::start(&c).await;
     lives.begins("a").await;
     lives.ends("a").await;
+    // Redis writes its file a moment later.
+    () = world.redis.plain(0).await.set("marker", "written-before-the-copy").await.unwrap();
+    wait("the file of Redis to have all that", async || has(&keep_copy(&world), "written-before-the-copy"))
+        .await;
     let copy = keep_copy(&world);
     let deleted = lives.forget().await;
     lives.publish(&deleted).await;
