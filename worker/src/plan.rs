@@ -2,7 +2,8 @@
 //!
 //! With one queue, a waiting pull for all free slots. With several, a *probe*: the queue whose turn it is is asked for as
 //! much as there are slots, without waiting; when it has less, the next queue is asked for the rest. When all are empty, each
-//! gets a *parked* pull for one job, so that a new job starts at once; what arrives beyond the slots is given back.
+//! gets a *parked* pull for one job, so that a new job starts at once; what arrives beyond the slots is given back. While one
+//! is parked its queue is empty, and it is not probed: a job does not say which of two pulls it answers.
 
 /// One request to make.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,7 +50,11 @@ impl Plan {
         if self.at == 0 {
             self.turn(random());
         }
-        if let Some(&queue) = self.order.get(self.at) {
+        while let Some(&queue) = self.order.get(self.at) {
+            if self.parked.get(queue) == Some(&true) {
+                self.at += 1;
+                continue;
+            }
             self.probe = Some((queue, free));
             return vec![Ask { queue, n: free, wait: false }];
         }
@@ -161,7 +166,30 @@ mod tests {
         assert_eq!(p.next(3, 0, || 0.0).len(), 3, "all empty: one parked pull each");
         assert!(p.next(3, 3, || 0.0).is_empty());
         p.on_message(2);
-        assert_eq!(p.next(2, 2, || 0.0)[0], Ask { queue: 0, n: 2, wait: false }, "rank order again");
+        assert_eq!(p.next(2, 2, || 0.0)[0], Ask { queue: 2, n: 2, wait: false }, "the others are empty");
+        p.on_message(0);
+        p.on_message(2);
+        p.on_message(2);
+        assert_eq!(p.next(1, 1, || 0.0)[0], Ask { queue: 0, n: 1, wait: false }, "rank order again");
+    }
+
+    // Shows: J-01
+    #[test]
+    fn a_queue_with_a_parked_pull_is_not_probed_and_gets_another_when_that_was_answered() {
+        let mut p = Plan::new(2, None, 4);
+        for queue in 0..2 {
+            assert_eq!(p.next(4, 0, || 0.0), [Ask { queue, n: 4, wait: false }]);
+            p.on_end(queue);
+        }
+        assert_eq!(p.next(4, 0, || 0.0).len(), 2, "both are parked");
+        // A slot comes free while both wait at the server.
+        p.on_freed();
+        assert!(p.next(4, 2, || 0.0).is_empty());
+        // The pull of the second is answered: it alone is asked for more, and parked again when it has none.
+        p.on_message(1);
+        assert_eq!(p.next(3, 1, || 0.0), [Ask { queue: 1, n: 3, wait: false }]);
+        p.on_end(1);
+        assert_eq!(p.next(3, 1, || 0.0), [Ask { queue: 1, n: 1, wait: true }]);
     }
 
     #[test]

@@ -62,7 +62,8 @@ async fn a_job_is_deferred_more_often_than_any_limit_of_deliveries_keeps_its_pla
     }
     witness.touch("go-late");
     let late = world.ended(&c, "late").await;
-    assert_eq!((late.status, late.code.as_str()), (Status::Done, ""));
+    let all = kinds(&world, &c, "late").await;
+    assert_eq!((late.status, late.code.as_str()), (Status::Done, ""), "{all:?}");
     settled(&world, &c).await;
     assert_eq!(kinds(&world, &c, "early").await, ["deferred", "started", "finished"]);
     world.history(&c).await.check().unwrap();

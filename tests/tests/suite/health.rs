@@ -1,6 +1,6 @@
 //! Whether processes are alive and ready, as they say over HTTP.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, sync::Mutex};
 
 use surety_common::domain::Status;
 use surety_tests::{
@@ -18,12 +18,17 @@ async fn is_ready(at: SocketAddr) {
 
 /// Waits until the part is the reason why the process is not ready; gives what it says.
 async fn missing(at: SocketAddr, part: &str) -> String {
+    // Not read once more: what is missing may be back a moment later.
+    let text = Mutex::new(String::new());
     wait(&format!("{part} to be missed"), async || {
         let (is_ready, parts) = ready(at).await;
-        !is_ready && parts[part].as_str().is_some_and(|p| p != "ok")
+        let said = parts[part].as_str().unwrap_or("ok").to_owned();
+        let is_missed = !is_ready && said != "ok";
+        *text.lock().unwrap() = said;
+        is_missed
     })
     .await;
-    ready(at).await.1[part].as_str().unwrap().to_owned()
+    text.into_inner().unwrap()
 }
 
 /// Cuts one server off and gives it back: readiness follows, liveness does not.
