@@ -213,6 +213,7 @@ impl Store {
     }
 
     /// Looks whether the data set is whole, and closes its gate if it is not.
+    /// Errors: `OtherStore` when it is not the one that we know, and belongs to another `JOBS` stream than that was.
     pub async fn watch_gate(&self, p: u32) -> Result<GateState, StoreError> {
         self.look_at_gate(p, false).await
     }
@@ -227,6 +228,10 @@ impl Store {
         let before = self.data_set(p);
         let state = self.gate_call(p, &Act::Look { jobs_is_younger }).await?;
         if *before != *state.incarnation {
+            // One that was made whole is gone on with, but not that of another broker, whose jobs we know nothing of.
+            if state.gate == Gate::Open && !self.is_of(&state.jobs_created) {
+                return Err(StoreError::OtherStore("it belongs to another JOBS stream"));
+            }
             self.set_incarnation(p, &state.incarnation);
             // They are of a data set that is gone.
             self.drop_confirmed(p);

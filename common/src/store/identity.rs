@@ -57,6 +57,11 @@ impl Store {
         jobs_created.clone_into(&mut self.inner.jobs.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
+    /// Whether this is that creation time.
+    pub(crate) fn is_of(&self, jobs_created: &str) -> bool {
+        *self.inner.jobs.lock().unwrap_or_else(PoisonError::into_inner) == jobs_created
+    }
+
     /// [`Store::open`] without writing: a data set that is not there yet is an empty one.
     /// Errors: `OtherStore` when it belongs to another `JOBS` stream than `jobs_created`.
     pub async fn look(&self, jobs_created: &str) -> Result<(), StoreError> {

@@ -153,8 +153,8 @@ impl Case {
         for name in ["one", "two"] {
             processes.push(world.worker(&["--state-dir", &world.path(name), "--slots", "6"], &[]));
         }
-        for p in &mut processes[1..] {
-            p.logged("worker ready").await;
+        for (p, ready) in processes.iter_mut().zip(["reaper ready", "worker ready", "worker ready"]) {
+            p.logged(ready).await;
         }
         Self { world, c, witness, processes, jobs: Vec::new() }
     }

@@ -86,12 +86,15 @@ async fn another_data_set_in_redis_is_not_ready() {
     let mut r = client.get_multiplexed_async_connection().await.unwrap();
     let _: () = redis::cmd("HSET")
         .arg(c.store.keys().store(0))
-        .arg(&["inc", "other"])
+        // Of another broker as well: else it is one that another reaper has made whole, and gone on with.
+        .arg(&["inc", "other", "jobs", "other"])
         .query_async(&mut r)
         .await
         .unwrap();
     let text = missing(at, "redis").await;
     assert!(text.contains("another incarnation"), "{text}");
+    wait("it to be refused", async || reaper.log().contains("it belongs to another JOBS stream")).await;
+    assert!(missing(at, "redis").await.contains("another incarnation"));
 }
 
 // Shows: O-06
