@@ -11,6 +11,7 @@ use async_nats::jetstream;
 use bytes::Bytes;
 use futures::{FutureExt, StreamExt};
 use serde::Serialize;
+use tokio::time::Instant;
 
 use super::{Broker, BrokerError, denial::Listener, place::CarrierStream};
 use crate::domain::QueueName;
@@ -19,6 +20,9 @@ use crate::domain::QueueName;
 const LONGEST: Duration = Duration::from_secs(30);
 /// The server's sign of life on a waiting pull, at least this often.
 const HEARTBEAT: Duration = Duration::from_secs(5);
+/// A pull that does not wait is answered at once; but a consumer that may have no more messages under way, or whose last one
+/// somebody else got this very moment, says nothing until it has another.
+const ANSWER: Duration = Duration::from_secs(1);
 
 /// One delivered message.
 #[derive(Debug, Clone)]
@@ -66,6 +70,8 @@ pub struct Puller {
     expires: Duration,
     outstanding: usize,
     asked: u64,
+    /// By when the pull that does not wait is taken for ended.
+    answer_by: Option<Instant>,
 }
 
 /// What [`Puller::next`] saw.
@@ -117,6 +123,7 @@ impl Puller {
             expires: expires.min(LONGEST),
             outstanding: 0,
             asked: 0,
+            answer_by: None,
         })
     }
 
@@ -127,11 +134,11 @@ impl Puller {
 
     /// Nothing is asked for any more, as far as this side knows: the connection was made anew.
     pub fn forget(&mut self) {
-        self.outstanding = 0;
+        (self.outstanding, self.answer_by) = (0, None);
     }
 
     /// Asks for `n` messages. `wait`: the pull stays at the server until they come or it expires; otherwise it ends at
-    /// once with what is there.
+    /// once with what is there. One that does not wait is the only one of its time, or their ends are mixed up.
     pub async fn ask(&mut self, n: usize, wait: bool) -> Result<(), BrokerError> {
         let nanos = |d: Duration| u64::try_from(d.as_nanos()).ok();
         let request = Request {
@@ -151,6 +158,7 @@ impl Puller {
             .await
             .map_err(|e| BrokerError::Unreachable(e.to_string()))?;
         self.outstanding += n;
+        self.answer_by = (!wait).then(|| Instant::now() + ANSWER);
         Ok(())
     }
 
@@ -170,11 +178,13 @@ impl Puller {
             let reply = if self.outstanding == 0 {
                 reply.await
             } else {
-                match tokio::time::timeout(HEARTBEAT * 3, reply).await {
+                let until = self.answer_by.unwrap_or_else(|| Instant::now() + HEARTBEAT * 3);
+                match tokio::time::timeout_at(until, reply).await {
                     Ok(r) => r,
                     Err(_) => {
-                        self.outstanding = 0;
-                        return Pulled::Silent;
+                        let was_probe = self.answer_by.is_some();
+                        self.forget();
+                        return if was_probe { Pulled::Ended } else { Pulled::Silent };
                     }
                 }
             };
@@ -211,6 +221,7 @@ impl Puller {
             Some(404 | 408) => {
                 let left = header_number(&m, "Nats-Pending-Messages").unwrap_or(0).max(1);
                 self.outstanding = self.outstanding.saturating_sub(left);
+                self.answer_by = None;
                 return Some(Pulled::Ended);
             }
             Some(code) => {

@@ -153,6 +153,31 @@ async fn started_in_order(w: &World, c: &surety_common::connect::Connected) -> V
 
 // Shows: J-01
 #[tokio::test]
+async fn a_queue_that_may_have_no_more_under_way_does_not_keep_the_others_waiting() {
+    let witness = Witness::default();
+    let handlers = witness.handler("held", "until [ -e $W.go ]; do sleep 0.02; done");
+    let queues = "queues = [\"critical\", \"default\"]\nslots = 4\norder = \"strict\"\n";
+    let world = World::with(&format!("{handlers}[layout]\nmax_ack_pending = 1\n[worker]\n{queues}")).await;
+    let c = world.connect().await;
+    for name in ["one", "two"] {
+        world.publish("critical", name, r#"{"type":"held"}"#).await;
+    }
+    let mut worker = world.worker(&[], &[]);
+    witness.started("one", 1).await;
+    // Of the four that were asked for the broker may not give the second, and does not say so.
+    world.publish("default", "other", r#"{"type":"noop"}"#).await;
+    let other = world.ended(&c, "other").await;
+    let waited = other.ended_ms - other.created_ms;
+    assert!(waited < 8000, "{waited} ms: as long as a server without a sign of life is waited for");
+    witness.touch("go");
+    for name in ["one", "two"] {
+        assert_eq!(world.ended(&c, name).await.status, Status::Done);
+    }
+    assert_eq!(worker.stop().await, Some(0));
+}
+
+// Shows: J-01
+#[tokio::test]
 async fn weights_share_the_slots() {
     let world = World::with("[worker]\norder = \"weighted\"\nqueues = [\"critical:3\", \"default:1\"]").await;
     let c = world.connect().await;
