@@ -126,7 +126,7 @@ mod tests {
         (old, new)
     }
 
-    // Shows: X-06, P7
+    // Shows: P7
     #[test]
     fn a_new_life_that_is_read_before_the_end_of_the_old_one_is_known_with_it() {
         let (old, new) = lives();
