@@ -94,7 +94,7 @@ async fn a_type_that_crashes_is_suppressed_and_probed_and_no_other_type_ever_ask
         wait("the crash to be counted", async || !scopes(&c).await.is_empty()).await;
     }
     assert!(kept(&c, "told").await > Some(0), "it is watched");
-    // One worker alone is believed a moment after all were told.
+    // A worker that is alone is believed at once; its last crash may not be told yet.
     let next = until_suppressed(&world, &c, 4).await;
     let boom = |n: usize| format!("boom{}", next + n);
     for n in 1..4 {
@@ -174,9 +174,9 @@ async fn a_start_that_fails_for_ever_is_tried_a_few_times_and_then_suppressed_wi
     let r = world.until(&c, "a", |r| r.code == "crash_loop").await;
     assert_eq!((r.status, r.attempt, r.charged), (Status::Deferred, 0, 0));
     let tries = |kinds: &[String]| kinds.iter().filter(|k| *k == "started").count();
-    // At the fifth, everybody had been told for a while.
+    // There is no other worker that could do better. One more may begin before the fourth is told.
     let first = tries(&kinds(&world, &c, "a").await);
-    assert!((4..7).contains(&first), "{first}");
+    assert!((4..6).contains(&first), "{first}");
     // The probe fails, too: it is suppressed again, for as long as it may be.
     wait_logged(&world, "a probe", async || tries(&kinds(&world, &c, "a").await) == first + 1).await;
     let suppressed = async || {
@@ -318,7 +318,7 @@ async fn a_worker_that_cannot_start_a_type_does_not_stop_it_for_those_that_can()
         world.publish("default", name, r#"{"type":"t"}"#).await;
     }
     // While the good one's two slots are taken all others fail, more than the five that would stop a type. Its jobs run on well
-    // within the second after which one worker that fails alone is believed.
+    // within the three seconds after which one worker of several that fails alone is believed.
     let count = async |kind| {
         let h = world.history(&c).await;
         h.jobs.values().flat_map(|j| &j.events).filter(|e| e.kind == kind).count()

@@ -309,8 +309,8 @@ fn every_script_says_what_goes_in_what_comes_out_and_what_a_second_call_does() {
 fn scripts_get_every_key_and_build_none() {
     // Lists of keys that a script gathered from `KEYS`.
     let gathered = ["unpack(KEYS, ", "unpack(sets)", "unpack(gone)", "key, unpack(args"];
-    // A scope of a guard has four, which stand in `KEYS` together, and knows the one of the data set.
-    let of_scope = ["sc.state", "sc.hold", "sc.wait", "sc.asleep", "sc.store"];
+    // A scope of a guard has four, which stand in `KEYS` together, and knows those of the data set and of its sessions.
+    let of_scope = ["sc.state", "sc.hold", "sc.wait", "sc.asleep", "sc.store", "sc.sessions"];
     let mut n = 0;
     for f in scripts() {
         for call in f.text.split("redis.call(").skip(1) {

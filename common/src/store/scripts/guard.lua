@@ -37,7 +37,8 @@ for s = 1, n_scopes do
   local k = FIRST_JOB + 1 + 4 * (s - 1)
   hashes[s] = hash
   scopes[s] = { place = s, kind = kind, a = a, b = b, c = c, d = d, hash = hash, label = label, state = KEYS[k + 1],
-    hold = KEYS[k + 2], wait = KEYS[k + 3], asleep = KEYS[k + 4], store = KEYS[1], members = {}, sets = {}, of = KINDS[kind] }
+    hold = KEYS[k + 2], wait = KEYS[k + 3], asleep = KEYS[k + 4], store = KEYS[1], sessions = KEYS[4],
+    members = {}, sets = {}, of = KINDS[kind] }
 end
 
 -- An item is for all members to whom the same is done; `member` is the one whose turn it is, the `k`th.

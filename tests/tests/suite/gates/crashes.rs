@@ -11,19 +11,40 @@ use surety_common::{
 };
 use surety_tests::world::wait;
 
-use super::{HOUR_MS, Scripts, ask, call, due, release, tend};
+use super::{
+    super::scripts::{HOUR, session},
+    HOUR_MS, Scripts, ask, call, due, release, tend,
+};
 
 fn crash_loop(threshold: u64, window_ms: u64, first_ms: u64) -> Scope {
+    crash_loop_of("t", threshold, window_ms, first_ms)
+}
+
+fn crash_loop_of(job_type: &str, threshold: u64, window_ms: u64, first_ms: u64) -> Scope {
     let trip = Trip::Crashes { threshold, is_shared: true };
     let gate = Gate { trip, window_ms, first_ms, longest_ms: first_ms, probes: 1, offer_s: 2000 };
-    Scope::new(GuardKind::CrashLoop, "", "t", gate.params())
+    Scope::new(GuardKind::CrashLoop, "", job_type, gate.params())
 }
+
+/// How long others have to start one after they were told, where a tenth of the window is not less.
+const MOMENT_MS: u64 = 3000;
 
 /// Of attempts that crash: each is another one.
 static EPOCH: AtomicU64 = AtomicU64::new(1);
 
 /// Crashes of these sessions, all in one call. A session that starts with `@` died.
 async fn crash(w: &Scripts, scope: &Scope, hold_ms: u64, names: &[&str]) -> Guarded {
+    crash_told_by(w, Some(&w.session), scope, hold_ms, names).await
+}
+
+/// The same, told by this session, or by who has none.
+async fn crash_told_by(
+    w: &Scripts,
+    by: Option<&SessionId>,
+    scope: &Scope,
+    hold_ms: u64,
+    names: &[&str],
+) -> Guarded {
     let epoch = EPOCH.fetch_add(1, Ordering::Relaxed);
     let mark =
         |n: usize, s: &str| if s.starts_with('@') { s.to_owned() } else { format!("j{n}/1/{epoch} {s}") };
@@ -33,7 +54,7 @@ async fn crash(w: &Scripts, scope: &Scope, hold_ms: u64, names: &[&str]) -> Guar
         scopes: vec![0].into(),
     };
     let items: Vec<_> = names.iter().enumerate().map(item).collect();
-    w.store.guard(0, Some(&w.session), hold_ms, std::slice::from_ref(scope), &items).await.unwrap()
+    w.store.guard(0, by, hold_ms, std::slice::from_ref(scope), &items).await.unwrap()
 }
 
 async fn is_open(w: &Scripts, scope: &Scope) -> bool {
@@ -55,23 +76,56 @@ async fn passed(w: &Scripts, since_ms: u64, ms: u64) {
 #[tokio::test]
 async fn one_worker_whose_starts_fail_suppresses_a_type_only_if_no_other_one_can_run_it() {
     let w = Scripts::start().await;
-    let scope = crash_loop(5, 10_000, 60_000);
+    let scope = crash_loop(5, HOUR_MS, 60_000);
     let told = crash(&w, &scope, HOUR_MS, &["bad"; 8]).await;
     assert_eq!(told.watched.len(), 1, "everybody is told");
     assert!(!is_open(&w, &scope).await, "eight crashes of one worker before anybody was told");
     // Another worker starts one; the time to do so passes.
     let good = call(&w, &scope, "good/1", ask(2)).await;
-    passed(&w, told.now_ms, 1000).await;
+    passed(&w, told.now_ms, MOMENT_MS).await;
     crash(&w, &scope, HOUR_MS, &["bad"; 8]).await;
     assert!(!is_open(&w, &scope).await, "another worker runs one");
     let calm = call(&w, &scope, "good/1", release(&good.token, GuardOutcome::WentWell)).await;
     assert_eq!(calm.watched.iter().map(|x| x.until_ms).collect::<Vec<_>>(), [0]);
     // Nobody else runs any: it is what the type does.
     let told = crash(&w, &scope, HOUR_MS, &["bad"; 8]).await;
-    passed(&w, told.now_ms, 1000).await;
-    assert!(!is_open(&w, &scope).await);
+    passed(&w, told.now_ms, MOMENT_MS / 2).await;
+    let early = crash(&w, &scope, HOUR_MS, &["bad"]).await;
+    assert!(
+        early.now_ms >= told.now_ms + MOMENT_MS || !is_open(&w, &scope).await,
+        "others had no time to start one"
+    );
+    passed(&w, told.now_ms, MOMENT_MS).await;
     crash(&w, &scope, HOUR_MS, &["bad"]).await;
     assert!(is_open(&w, &scope).await, "it crashed after everybody was told");
+}
+
+// Shows: S-08
+#[tokio::test]
+async fn a_worker_that_is_alone_is_believed_at_once() {
+    let w = Scripts::start().await;
+    let bad = session("bad");
+    w.store.open_session(0, &bad, HOUR, "{}").await.unwrap();
+    let scope = |job_type| crash_loop_of(job_type, 5, HOUR_MS, 60_000);
+    crash(&w, &scope("beside"), HOUR_MS, &["bad"; 8]).await;
+    crash_told_by(&w, None, &scope("of nobody"), HOUR_MS, &[""; 8]).await;
+    for job_type in ["beside", "of nobody"] {
+        assert!(!is_open(&w, &scope(job_type)).await, "{job_type}: another worker may do better");
+    }
+    // The other one dies: it stands in the index until somebody has taken back what it ran.
+    w.store.expire_session(0, &w.session).await.unwrap();
+    crash(&w, &scope("alone"), HOUR_MS, &["bad"; 4]).await;
+    assert!(!is_open(&w, &scope("alone")).await, "four of five");
+    crash(&w, &scope("alone"), HOUR_MS, &["bad"]).await;
+    assert!(is_open(&w, &scope("alone")).await, "there is nobody else to be told and waited for");
+    crash_told_by(&w, None, &scope("beside"), HOUR_MS, &["bad"]).await;
+    assert!(is_open(&w, &scope("beside")).await, "it is alone by now, whoever tells it");
+    crash_told_by(&w, None, &scope("of nobody"), HOUR_MS, &[""]).await;
+    assert!(!is_open(&w, &scope("of nobody")).await, "a crash of no session is none of who is alive");
+    // Nobody at all.
+    w.store.close_session(0, &bad).await.unwrap();
+    crash_told_by(&w, None, &scope("of nobody"), HOUR_MS, &[""]).await;
+    assert!(is_open(&w, &scope("of nobody")).await);
 }
 
 // Shows: S-08

@@ -18,7 +18,7 @@ use surety_common::{
     store::{GuardAct, GuardItem, GuardOutcome, GuardReply, Guarded, Scope, Watched},
 };
 
-use super::{HOUR_MS, Scripts};
+use super::{super::scripts::HOUR, HOUR_MS, Scripts};
 
 const MEMBERS: u64 = 8;
 const SESSIONS: usize = 2;
@@ -46,11 +46,23 @@ enum Op {
     Death {
         session: usize,
     },
+    /// What stands of a session in the index, whatever it holds.
+    Lease {
+        session: usize,
+        lease: Lease,
+    },
     Tend,
     /// Lets time pass (ms).
     Pass {
         ms: u64,
     },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Lease {
+    Live,
+    Expired,
+    Closed,
 }
 
 fn outcomes() -> impl Strategy<Value = GuardOutcome> {
@@ -62,22 +74,28 @@ fn outcomes() -> impl Strategy<Value = GuardOutcome> {
 
 fn ops() -> impl Strategy<Value = Vec<Op>> {
     let (member, session) = (0..MEMBERS, 0..SESSIONS);
+    let lease = prop_oneof![Just(Lease::Live), Just(Lease::Expired), Just(Lease::Closed)];
     let one = prop_oneof![
         8 => (member.clone(), session.clone()).prop_map(|(member, session)| Op::Ask { member, session }),
         1 => (member.clone(), session.clone()).prop_map(|(member, session)| Op::Adopt { member, session }),
         8 => (member.clone(), outcomes()).prop_map(|(member, outcome)| Op::End { member, outcome }),
         2 => (member, 0..4u64, outcomes()).prop_map(|(member, mark, outcome)| Op::Report { member, mark, outcome }),
-        1 => session.prop_map(|session| Op::Death { session }),
+        1 => session.clone().prop_map(|session| Op::Death { session }),
+        2 => (session, lease.clone()).prop_map(|(session, lease)| Op::Lease { session, lease }),
         2 => Just(Op::Tend),
         3 => (1..25u64).prop_map(|ms| Op::Pass { ms }),
     ];
-    prop::collection::vec(one, 1..70)
+    // Who is alive at first.
+    let first = prop::collection::vec(lease, SESSIONS).prop_map(|all| {
+        all.into_iter().enumerate().map(|(session, lease)| Op::Lease { session, lease }).collect::<Vec<_>>()
+    });
+    (first, prop::collection::vec(one, 1..70)).prop_map(|(first, ops)| [first, ops].concat())
 }
 
 fn gates() -> impl Strategy<Value = Gate> {
     let trip = prop_oneof![
-        (1..6u64, any::<bool>()).prop_map(|(threshold, is_shared)| Trip::Crashes { threshold, is_shared }),
-        (1..=1000u64, 1..6u64).prop_map(|(per_mille, sample)| Trip::Failures { per_mille, sample }),
+        2 => (1..6u64, any::<bool>()).prop_map(|(threshold, is_shared)| Trip::Crashes { threshold, is_shared }),
+        1 => (1..=1000u64, 1..6u64).prop_map(|(per_mille, sample)| Trip::Failures { per_mille, sample }),
     ];
     (trip, 10..80u64, 1..15u64, 1..4u64).prop_map(|(trip, window_ms, first_ms, probes)| Gate {
         trip,
@@ -115,6 +133,8 @@ struct Model {
     since: Option<u64>,
     /// Sessions whose ends were bad.
     from: BTreeSet<String>,
+    /// The sessions that are alive.
+    alive: BTreeSet<usize>,
     /// One death was counted: no other one is within the hour that a hold lasts here.
     has_died: bool,
     woken: Vec<u64>,
@@ -132,6 +152,7 @@ impl Model {
             told: 0,
             since: None,
             from: BTreeSet::new(),
+            alive: (0..SESSIONS).collect(),
             has_died: false,
             woken: Vec::new(),
         }
@@ -192,7 +213,8 @@ impl Model {
         let others_run =
             self.held.values().filter_map(|h| h.session).any(|s| !self.from.contains(&format!("@s{s}")));
         let watched_ms = self.since.map(|since| now - since);
-        let may_open = self.gate.is_believed(self.from.len() > 1, watched_ms, others_run);
+        let is_alone = self.alive.iter().all(|s| self.from.contains(&format!("@s{s}")));
+        let may_open = self.gate.is_believed(self.from.len() > 1, is_alone, watched_ms, others_run);
         self.state = self.gate.ended(&self.state, is_bad, was_probe, may_open, now);
     }
 
@@ -229,7 +251,8 @@ impl Model {
             Phase::HalfOpen => now >= self.state.until_ms + self.gate.window_ms,
         };
         if is_tend && self.line.is_empty() && self.held.is_empty() && well + badly == 0 && is_over {
-            *self = Self { woken: std::mem::take(&mut self.woken), ..Self::new(self.gate) };
+            let (woken, alive) = (std::mem::take(&mut self.woken), std::mem::take(&mut self.alive));
+            *self = Self { woken, alive, ..Self::new(self.gate) };
         }
         (reply, said)
     }
@@ -274,7 +297,7 @@ impl Model {
                 self.let_go(now);
                 return Some(GuardReply::Tended);
             }
-            Op::Pass { .. } => {}
+            Op::Lease { .. } | Op::Pass { .. } => {}
         }
         None
     }
@@ -307,10 +330,22 @@ async fn send(w: &Scripts, scope: &Scope, session: &SessionId, member: u64, act:
     w.store.guard(0, Some(session), HOUR_MS, std::slice::from_ref(scope), &[item]).await.unwrap()
 }
 
+async fn lease(w: &Scripts, session: &SessionId, to: Lease) {
+    match to {
+        Lease::Live => w.store.open_session(0, session, HOUR, "{}").await,
+        Lease::Expired => w.store.expire_session(0, session).await,
+        Lease::Closed => w.store.close_session(0, session).await,
+    }
+    .unwrap();
+}
+
 async fn drive(w: &Scripts, n: usize, gate: Gate, ops: &[Op]) -> Result<(), TestCaseError> {
     let scope = Scope::new(kind(&gate), "rule", &format!("case {n}"), gate.params());
     let sessions: Vec<SessionId> = (0..SESSIONS).map(|s| SessionId::new(&format!("s{s}")).unwrap()).collect();
     let mut model = Model::new(gate);
+    for session in &sessions {
+        lease(w, session, Lease::Live).await;
+    }
     for (step, op) in ops.iter().enumerate() {
         let nobody = &sessions[0];
         let answer = match *op {
@@ -347,6 +382,15 @@ async fn drive(w: &Scripts, n: usize, gate: Gate, ops: &[Op]) -> Result<(), Test
                 send(w, &scope, nobody, 0, GuardAct::Tend { session: session.into() }).await
             }
             Op::Tend => send(w, &scope, nobody, 0, GuardAct::Tend { session: "".into() }).await,
+            Op::Lease { session, lease: to } => {
+                lease(w, &sessions[session], to).await;
+                if to == Lease::Live {
+                    model.alive.insert(session)
+                } else {
+                    model.alive.remove(&session)
+                };
+                continue;
+            }
             Op::Pass { ms } => {
                 let until = w.store.now_ms().await.unwrap() + ms;
                 while w.store.now_ms().await.unwrap() < until {}
@@ -374,7 +418,7 @@ async fn a_gate_in_redis_decides_as_its_model_does() {
     let w = Scripts::start().await;
     let handle = tokio::runtime::Handle::current();
     let saved = FileFailurePersistence::Direct("proptest-regressions/gates.txt");
-    let config = Config { cases: 60, failure_persistence: Some(Box::new(saved)), ..Config::default() };
+    let config = Config { cases: 90, failure_persistence: Some(Box::new(saved)), ..Config::default() };
     let cases = std::sync::atomic::AtomicUsize::new(0);
     let run = tokio::task::block_in_place(|| {
         TestRunner::new(config).run(&(gates(), ops()), |(gate, ops)| {

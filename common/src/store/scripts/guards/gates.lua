@@ -17,7 +17,10 @@ local Gates = { fields = { 'until', 'level', 'round', 'probing', 'ends', 'seen',
 
 do
   local OPEN, HALF_OPEN, CLOSED = 1, 2, 3
-  local OFFER, HOLD, END_SLOTS, MOST_SEEN, SAY_AGAIN, SEVERAL, MOMENT = '?', '<I6I4I6', 10, 16, 2000, '*', 1000
+  local OFFER, HOLD, END_SLOTS, MOST_SEEN, SAY_AGAIN, SEVERAL = '?', '<I6I4I6', 10, 16, 2000, '*'
+  -- Within this time everybody who was told that a type is watched has started one, if it can. The word is there at once; but what a
+  -- worker began before it did not ask, and has to end first, and on a loaded machine that takes more than a second.
+  local MOMENT = 3000
 
   local function phase_of(sc)
     if now < sc.until_ then return OPEN end
@@ -119,10 +122,19 @@ do
     end
   end
 
-  -- Whether crashes of only one session suppress a type by themselves: after everybody was told that it is watched, and had a moment
-  -- to start one, and nobody else runs any.
+  -- Whether there is no live session but the one that crashes are of: nobody could do better.
+  local function is_alone(sc)
+    local alive = redis.call('ZRANGEBYSCORE', sc.sessions, string.format('(%.0f', now), '+inf', 'LIMIT', 0, 2)
+    for i = 1, #alive do
+      if '@' .. alive[i] ~= sc.from then return false end
+    end
+    return true
+  end
+
+  -- Whether crashes of only one session suppress a type by themselves: where it is alone, or after everybody was told that it is
+  -- watched, and had a moment to start one, and nobody else runs any.
   local function says_enough(sc)
-    if sc.from == SEVERAL then return true end
+    if sc.from == SEVERAL or is_alone(sc) then return true end
     if sc.since == 0 or now < sc.since + math.min(MOMENT, slot_ms(sc)) then return false end
     read_held(sc)
     for _, value in pairs(sc.held) do
