@@ -80,7 +80,7 @@ async fn a_claim_of_a_type_that_is_watched_asks_first_and_an_older_word_counts_f
 async fn a_type_that_crashes_is_suppressed_and_probed_and_no_other_type_ever_asks() {
     let witness = Witness::default();
     let handlers = witness.handler("boom", CRASHES) + &witness.handler("fine", FINE);
-    let world = World::with(&(handlers + &guard(4, "400ms"))).await;
+    let world = World::with(&(handlers + &guard(4, "2s"))).await;
     let c = world.connect().await;
     let mut worker = world.worker(&[], &[("SURETY_TELEMETRY_LISTEN", "127.0.0.1:0")]);
     let at = address(&mut worker).await;

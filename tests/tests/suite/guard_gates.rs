@@ -24,7 +24,7 @@ async fn opened(c: &Connected, times: u64) {
 async fn a_rule_for_crash_loops_suppresses_one_repository_and_no_other() {
     let witness = Witness::default();
     let body = "if grep -q '\"repo\":\"bad\"' && [ ! -e $W.mended ]; then kill -SEGV $$; fi";
-    let rule = "[guards.crash_loop.repo]\nscope = \"{payload.repo}\"\nthreshold = 2\nopen = \"400ms\"\n";
+    let rule = "[guards.crash_loop.repo]\nscope = \"{payload.repo}\"\nthreshold = 2\nopen = \"2s\"\n";
     let world = World::with(&(witness.handler("build", body) + rule)).await;
     let c = world.connect().await;
     let mut worker = world.worker(&[], &[]);
