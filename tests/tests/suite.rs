@@ -25,6 +25,7 @@ mod suite {
     mod guard_gates;
     mod guard_limits;
     mod guard_rates;
+    mod guard_rules;
     mod guard_slots;
     mod guards;
     mod health;

@@ -25,7 +25,8 @@ pub const ONLY_LOOK: &str = "-";
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Scope {
     pub kind: GuardKind,
-    /// Limits; what each means is said by the script of the kind.
+    /// Limits; what each means is said by the script of the kind. Those of [`GuardAct::Ask`] and [`GuardAct::Report`] are in force from
+    /// then on; for every other act those that are stored count, where any are.
     pub params: [u64; 4],
     /// Rule and value, for people: `api: acme/site`.
     pub label: String,

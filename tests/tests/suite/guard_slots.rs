@@ -115,7 +115,7 @@ struct Model {
     line: BTreeSet<(u64, String)>,
     asleep: BTreeMap<String, String>,
     fence: u64,
-    /// Attempts that run, and were held again above the limit.
+    /// More than the limit hold something: attempts that run were held again, or the limit was lowered.
     above: bool,
 }
 
@@ -187,7 +187,11 @@ impl Model {
     }
 
     fn has_room_for(&self, member: &str) -> bool {
-        self.held.contains_key(member) || (self.held.len() < self.limit() && self.line.is_empty())
+        match self.held.get(member) {
+            Some(Held { by: By::Offer { .. }, .. }) => self.held.len() <= self.limit(),
+            Some(_) => true,
+            None => self.held.len() < self.limit() && self.line.is_empty(),
+        }
     }
 
     fn leave_line(&mut self, member: &str) {
@@ -223,6 +227,7 @@ impl Model {
     }
 
     fn join(&mut self, at: usize, call: &mut Call<'_>, member: &str, arrival: u64, ack: &str) -> u64 {
+        self.held.remove(member);
         if !self.line.iter().any(|(_, m)| m == member) {
             self.line.insert((arrival, member.to_owned()));
         }
@@ -413,6 +418,8 @@ struct Step {
     session: Option<usize>,
     is_short: bool,
     is_repeated: bool,
+    /// Of the concurrency limits, as the caller knows them; none: those that are in force.
+    limits: Option<[u64; 2]>,
 }
 
 fn any_op() -> impl Strategy<Value = Op> {
@@ -434,8 +441,16 @@ fn any_op() -> impl Strategy<Value = Op> {
 fn any_step() -> impl Strategy<Value = Step> {
     let session = prop_oneof![1 => Just(None), 4 => (0..2usize).prop_map(Some)];
     let flags = (prop::bool::weighted(0.25), prop::bool::weighted(0.15));
-    (prop::collection::vec(any_op(), 1..4), session, flags)
-        .prop_map(|(ops, session, (is_short, is_repeated))| Step { ops, session, is_short, is_repeated })
+    let limits = prop::option::weighted(0.3, [1..3u64, 1..4u64]);
+    (prop::collection::vec(any_op(), 1..4), session, flags, limits).prop_map(
+        |(ops, session, (is_short, is_repeated), limits)| Step {
+            ops,
+            session,
+            is_short,
+            is_repeated,
+            limits,
+        },
+    )
 }
 
 struct Case {
@@ -542,7 +557,7 @@ impl Case {
         hold_ms: u64,
     ) -> Result<(), TestCaseError> {
         let session = step.session.map(|s| self.sessions[s].clone());
-        let scopes: Vec<Scope> = places.iter().map(|m| self.models[*m].scope.clone()).collect();
+        let scopes = self.rules(step.limits, places, items).await;
         let answer = self.store.guard(0, session.as_ref(), hold_ms, &scopes, items).await;
         let answer = answer.map_err(|e| TestCaseError::fail(e.to_string()))?;
         let mut call = Call {
@@ -563,10 +578,40 @@ impl Case {
         };
         prop_assert_eq!(in_order(answer.woken), in_order(call.wakes));
         self.tokens.push(answer.token);
+        for m in &mut self.models {
+            m.above &= m.held.len() > m.limit();
+        }
         for m in &self.models {
             self.same(m).await?;
         }
         Ok(())
+    }
+
+    /// The scopes as the caller has them. What it asks for goes by its limits from then on, and what nothing is stored of.
+    async fn rules(
+        &mut self,
+        limits: Option<[u64; 2]>,
+        places: &[usize],
+        items: &[GuardItem<'_>],
+    ) -> Vec<Scope> {
+        let mut out = Vec::new();
+        for (at, place) in places.iter().enumerate() {
+            let m = &mut self.models[*place];
+            let mut scope = m.scope.clone();
+            if let Some(limit) = limits.and_then(|l| l.get(*place).copied()) {
+                scope.params[0] = limit;
+            }
+            let asks = |i: &GuardItem<'_>| {
+                matches!(i.act, GuardAct::Ask { .. }) && i.scopes.iter().any(|s| usize::from(*s) == at)
+            };
+            let [state, ..] = self.store.keys().guard(0, &scope.hash);
+            if items.iter().any(asks) || !self.plain.hexists::<_, _, bool>(state, "params").await.unwrap() {
+                m.scope = scope.clone();
+                m.above |= m.held.len() > m.limit();
+            }
+            out.push(scope);
+        }
+        out
     }
 
     async fn same(&self, m: &Model) -> Result<(), TestCaseError> {
@@ -630,7 +675,7 @@ impl Case {
     }
 
     async fn as_is(&mut self, place: usize, items: &[GuardItem<'_>]) -> Result<(), TestCaseError> {
-        let step = Step { ops: Vec::new(), session: None, is_short: false, is_repeated: false };
+        let step = Step { ops: Vec::new(), session: None, is_short: false, is_repeated: false, limits: None };
         self.call(&step, &[place], items, HOUR).await
     }
 }

@@ -11,7 +11,7 @@ use surety_tests::{
 };
 
 /// Listens where it finds room.
-const LISTEN: &[&str] = &["--listen", "127.0.0.1:0"];
+pub(super) const LISTEN: &[&str] = &["--listen", "127.0.0.1:0"];
 /// What begins each line about a refusal.
 const REFUSED: &str = "a changed configuration is refused";
 
@@ -25,7 +25,7 @@ async fn reloads(at: SocketAddr, result: &str) -> f64 {
 }
 
 /// Changes the file, sends SIGHUP, and waits for what comes of it. (A look at the file may be faster than the signal.)
-async fn changed(world: &World, more: &str, of: &[(&Process, SocketAddr)], result: &str) {
+pub(super) async fn changed(world: &World, more: &str, of: &[(&Process, SocketAddr)], result: &str) {
     let mut before = Vec::new();
     for (_, at) in of {
         before.push(reloads(*at, result).await);

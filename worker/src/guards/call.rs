@@ -79,11 +79,16 @@ impl Table {
         at
     }
 
-    /// The places of some scopes, as items want them: behind those of others.
-    fn places<'s>(&mut self, of: impl Iterator<Item = &'s Arc<Scope>>, all: &mut Vec<u16>) -> Range<usize> {
-        let from = all.len();
-        all.extend(of.map(|s| self.place(s)));
-        from..all.len()
+    /// The same, for who brings its rules into force: what was placed by an attempt that began under others gives way.
+    fn place_anew(&mut self, scope: &Arc<Scope>) -> u16 {
+        let at = self.place(scope);
+        if let Some(known) = self.scopes.get_mut(usize::from(at))
+            && !Arc::ptr_eq(known, scope)
+            && known.params != scope.params
+        {
+            *known = scope.clone();
+        }
+        at
     }
 }
 
@@ -120,16 +125,27 @@ async fn call(w: &Arc<Shared>, p: u32, asks: Vec<Asking>, others: Vec<Request>) 
     let mut places = Vec::with_capacity(2 * (asks.len() + others.len()));
     let of_others: Vec<Range<usize>> = others
         .iter()
-        .map(|other| match other {
-            Request::Release { hold, .. } => table.places(hold.scopes.iter().map(|(s, _)| s), &mut places),
-            Request::Check { scope, .. } | Request::Crashed { scope, .. } => {
-                table.places(std::iter::once(scope), &mut places)
+        .map(|other| {
+            let from = places.len();
+            match other {
+                Request::Release { hold, .. } => {
+                    places.extend(hold.scopes.iter().map(|(s, _)| table.place(s)))
+                }
+                Request::Check { scope, .. } => places.push(table.place(scope)),
+                Request::Crashed { scope, .. } => places.push(table.place_anew(scope)),
+                Request::Ask(_) => {}
             }
-            Request::Ask(_) => 0..0,
+            from..places.len()
         })
         .collect();
-    let of_asks: Vec<Range<usize>> =
-        asks.iter().map(|a| table.places(a.now().iter().map(|(_, s)| s), &mut places)).collect();
+    let of_asks: Vec<Range<usize>> = asks
+        .iter()
+        .map(|a| {
+            let from = places.len();
+            places.extend(a.now().iter().map(|(_, s)| table.place_anew(s)));
+            from..places.len()
+        })
+        .collect();
     let at = |range: Range<usize>| Cow::Borrowed(places.get(range).unwrap_or_default());
     let others_first = others.iter().zip(of_others).filter_map(|(other, range)| other_item(other, at(range)));
     let items: Vec<GuardItem<'_>> = others_first
@@ -305,4 +321,30 @@ pub(crate) fn after(
         watch::tell(&c, &scopes, &watched, now_ms).await;
         wake::wake(&c, p, hold_ms, &scopes, woken).await;
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn scope(value: &str, limit: u64) -> Arc<Scope> {
+        Arc::new(Scope::new(GuardKind::Concurrency, "one", value, [limit, 5000, 0, 0]))
+    }
+
+    // Shows: G-02
+    #[test]
+    fn the_rule_of_who_asks_goes_before_that_of_who_gives_back() {
+        // So many that both ways of finding one are gone.
+        let names: Vec<String> = (0..2 * FEW).map(|n| n.to_string()).collect();
+        let mut table = Table::default();
+        let given: Vec<u16> = names.iter().map(|n| table.place(&scope(n, 3))).collect();
+        let asked: Vec<u16> = names.iter().map(|n| table.place_anew(&scope(n, 1))).collect();
+        assert_eq!(given, asked, "one place for each");
+        let limits = |t: &Table| t.scopes.iter().map(|s| s.params[0]).collect::<Vec<_>>();
+        assert_eq!(limits(&table), [1; 2 * FEW]);
+        for n in &names {
+            table.place(&scope(n, 3));
+        }
+        assert_eq!(limits(&table), [1; 2 * FEW], "what is given back brings no rule");
+    }
 }

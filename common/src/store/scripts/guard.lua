@@ -14,6 +14,8 @@
 --   7 reset   as if nothing had ever been counted, where the kind counts anything; who waits for slots asks again
 --   8 open    who waits in a line of a pause may come, the first ones
 --   9 report  something ended that did not ask; text: it is counted once under this name; flag: how it ended
+-- Whoever asks or reports brings the rules that it has: they are stored, and are in force from this call on. Everybody else was
+-- given something under rules that may have changed since, and goes by those that are stored, where any are.
 -- Results, none for a release and a report: {0, HELD or a number for each scope} passes    {1, scope, ms} waits until
 --   {2, scope, before it} waits in line    {3, scope, count, limit} stopped    {4} not yet: the store was just rebuilt, or what is to be
 --   adopted is somebody else's by now
@@ -56,6 +58,7 @@ while place <= #text do
   for j = 1, #bytes, 2 do
     local sc = scopes[bytes[j] + (bytes[j + 1] - 1) * 255]
     item[#item + 1] = sc
+    if op == 1 or op == 9 then sc.brings_rules = true end
     if sc.of.has then item.keeper = sc end
     if members[1] ~= '' then
       -- Most scopes have one item: its list is theirs.
@@ -67,6 +70,15 @@ while place <= #text do
   items[#items + 1] = item
 end
 
+-- What is stored instead of what the caller has; whether that can be read.
+local function go_by(sc, params)
+  local a, b, c, d = string.match(params, '^%S+ (%S+) (%S+) (%S+) (%S+)$')
+  a, b, c, d = tonumber(a), tonumber(b), tonumber(c), tonumber(d)
+  if not (a and b and c and d) then return false end
+  sc.a, sc.b, sc.c, sc.d = a, b, c, d
+  return true
+end
+
 if n_scopes > 0 then
   local looks
   for s = 1, n_scopes do
@@ -76,7 +88,7 @@ if n_scopes > 0 then
     sc.next = looks[at + 1] and tonumber(looks[at + 1])
     local params = sc.kind .. ' ' .. sc.a .. ' ' .. sc.b .. ' ' .. sc.c .. ' ' .. sc.d
     local state = redis.call('HMGET', sc.state, 'params', unpack(sc.of.fields))
-    if state[1] ~= params then
+    if state[1] ~= params and (sc.brings_rules or not state[1] or not go_by(sc, state[1])) then
       set(sc, 'params', params)
       set(sc, 'label', sc.label)
     end

@@ -6,7 +6,8 @@
 -- An offer is a slot that came free and is kept for a waiter whose carrier was woken. A wake may be lost (whoever sent it died, the
 -- nak met the sleeper's own): so it is repeated while the offer stands, and when it ends: the waiter then comes by itself.
 -- Made no times: what is kept for a job that waits for something else; nobody is woken for it.
--- Rule: while somebody waits, no slot is free; so nobody overtakes.
+-- Rule: while somebody waits, no slot is free; so nobody overtakes. Where the limit was lowered, who runs goes on; an offer lets its
+-- waiter start only as far as the limit of now goes, else that one is in its place in line again.
 
 local Slots = { fields = { 'fence', 'since' } }
 
@@ -183,7 +184,8 @@ end
 
 function Slots.judge(sc, member)
   local value = sc.held[member]
-  if value or (sc.n < sc.a and sc.waiting == 0) then return nil end
+  if value and (sc.n <= sc.a or not is_offer(value)) then return nil end
+  if not value and sc.n < sc.a and sc.waiting == 0 then return nil end
   return QUEUE, sc.waiting
 end
 
@@ -225,6 +227,8 @@ end
 
 -- Who stands in line keeps its place, also when a second carrier of it comes.
 function Slots.queue(sc, member, arrival, ack)
+  -- It was offered a slot under a higher limit.
+  if sc.held[member] then free(sc, member) end
   if redis.call('ZADD', sc.wait, 'NX', arrival, member) == 1 then sc.waiting = sc.waiting + 1 end
   redis.call('HSET', sc.asleep, member, ack)
   sc.is_idle = false
