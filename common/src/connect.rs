@@ -162,6 +162,11 @@ pub async fn connect(s: &Settings, name: &str, role: Role) -> Result<Connected, 
 pub async fn look(s: &Settings, name: &str) -> Result<Connected, ConnectError> {
     let broker = broker(s, name).await?;
     let found = broker.found().await?;
+    look_at(s, broker, found).await
+}
+
+/// The store's part of [`look`], for whoever has the broker's already: a caller that can do without the store bounds this.
+pub async fn look_at(s: &Settings, broker: Broker, found: Found) -> Result<Connected, ConnectError> {
     Box::pin(open(s, broker, found, None, Access::Look)).await
 }
 

@@ -23,8 +23,8 @@ pub struct OwnerFacts {
 #[derive(Debug, Clone, PartialEq)]
 pub struct QueueFacts {
     pub lane: LaneState,
-    /// Live workers that pull from the queue.
-    pub workers: u64,
+    /// Live workers that pull from the queue; `None`: that could not be found out.
+    pub workers: Option<u64>,
     /// Their slots, and how many of them are taken. A worker that did not say its slots counts as none.
     pub slots: u64,
     pub busy: u64,
@@ -83,6 +83,8 @@ pub struct Facts {
     pub pauses: Vec<Pause>,
     /// Why the store takes no claims now, if it does not.
     pub store_closed: Option<String>,
+    /// Why the store could not be read, if it could not: then nothing that it keeps is known.
+    pub store_unread: Option<String>,
     pub owner: Option<OwnerFacts>,
     /// `None` where it was not asked for: nothing of it could hold the job.
     pub queue: Option<QueueFacts>,

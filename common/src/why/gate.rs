@@ -12,6 +12,7 @@ use std::time::Duration;
 pub(super) fn gates(f: &Facts) -> Vec<Gate> {
     let mut out = Vec::new();
     match &f.record {
+        _ if f.store_unread.is_some() => unread(f, &mut out),
         Some(r) if r.status.is_terminal() => ended(f, r, &mut out),
         Some(r) if r.status.is_running() => running(f, r, &mut out),
         Some(r) => waiting(f, r, &mut out),
@@ -212,7 +213,12 @@ fn guarded(f: &Facts, r: &Record, g: &GuardFacts) -> Gate {
         let then = "then its message is delivered again and it starts";
         return Gate { until: iso_millis(r.due_ms), ..gate(GateCode::Guarded, what, then) };
     }
-    let place = g.before.map(|n| format!("; {n} jobs are before it in line")).unwrap_or_default();
+    let place = match g.before {
+        None => String::new(),
+        Some(0) => "; it is the first in line".into(),
+        Some(1) => "; 1 job is before it in line".into(),
+        Some(n) => format!("; {n} jobs are before it in line"),
+    };
     let clears = g.now.as_ref().and_then(|v| v.clears_at.clone());
     let is_gate = [GuardKind::Breaker, GuardKind::CrashLoop].iter().any(|k| k.reason() == g.reason);
     let then = match (is_gate, &clears, g.before) {
@@ -259,6 +265,32 @@ fn unseen(f: &Facts, out: &mut Vec<Gate>) {
             "the reaper makes the record anew from the journal; if none runs, start one",
         )),
     }
+}
+
+/// The store could not be read: what the message and the journal say.
+fn unread(f: &Facts, out: &mut Vec<Gate>) {
+    let status = f.view.status;
+    if f.view.is_terminal {
+        let what = format!("nothing: it is {status} (the journal says so; the store could not be read)");
+        out.push(gate(GateCode::Ended, what, "nothing more happens; of its receipt, ask again"));
+        return;
+    }
+    let said = match f.view.source {
+        "schedule" => format!("it is scheduled for {}", f.view.due_at.as_deref().unwrap_or("later")),
+        "queue" => format!("its message is in queue {}, and the journal has nothing of it", f.view.queue),
+        _ => format!("the last that the journal has of it is {status}"),
+    };
+    out.push(gate(
+        GateCode::StoreUnread,
+        format!("that is in the store, which could not be read; {said}"),
+        "ask again when Redis answers; while it is away from the workers, too, nothing is started",
+    ));
+    if let Some(c) = f.carrier.as_ref().filter(|c| c.message.is_none()) {
+        let what = format!("its message {} is gone, or another stands for it", c.name);
+        out.push(gate(GateCode::CarrierMissing, what, "the store tells, when it can be read"));
+    }
+    paused(f, out);
+    queue(f, out);
 }
 
 fn closed(f: &Facts, out: &mut Vec<Gate>) {
@@ -326,25 +358,23 @@ fn queue(f: &Facts, out: &mut Vec<Gate>) {
         let what = format!("queue {name} holds {} messages, as many as it may", lane.held);
         out.push(gate(GateCode::ConsumerFull, what, "raise layout.max_ack_pending, then `surety provision`"));
     }
-    if q.workers == 0 {
+    if q.workers == Some(0) {
         let what = format!("no live worker pulls from queue {name}");
         out.push(gate(GateCode::NoWorker, what, "start one: `surety-worker`; see `surety workers`"));
         return;
     }
     let ahead = f.carrier.as_ref().and_then(|c| c.message.as_ref()).and_then(|m| m.ahead);
-    if q.busy >= q.slots && q.slots > 0 {
-        let what = format!("all {} slots of the {} workers of queue {name} are taken", q.slots, q.workers);
+    if let Some(workers) = q.workers.filter(|_| q.busy >= q.slots && q.slots > 0) {
+        let what = format!("all {} slots of the {workers} workers of queue {name} are taken", q.slots);
         out.push(gate(GateCode::NoFreeSlot, what, "it is claimed when a slot is free and its turn has come"));
     }
     if let Some(n) = ahead {
         let age = f.carrier.as_ref().and_then(|c| c.message.as_ref()).map_or(0, |m| m.stored_ms);
-        let what = format!(
-            "it waits in queue {name} since {}, behind {n} messages; {} workers pull from it, {} of {} slots are taken",
-            span(f.now_ms.saturating_sub(age)),
-            q.workers,
-            q.busy,
-            q.slots
-        );
+        let since = span(f.now_ms.saturating_sub(age));
+        let workers = q.workers.map_or_else(String::new, |n| {
+            format!("; {n} workers pull from it, {} of {} slots are taken", q.busy, q.slots)
+        });
+        let what = format!("it waits in queue {name} since {since}, behind {n} messages{workers}");
         out.push(gate(GateCode::Queued, what, "it is claimed when its turn has come"));
     }
 }

@@ -9,9 +9,14 @@ use super::{
     locks,
 };
 use crate::{
-    broker::place::Carrier,
+    broker::{Broker, place::Carrier, queues::LaneState},
     connect::Connected,
-    domain::{ErrorCode, JobId, QueueName, Status, deadline::millis, ids::SessionId},
+    domain::{
+        ErrorCode, JobId, QueueName, Status,
+        deadline::millis,
+        ids::SessionId,
+        pause::{Slot, Target},
+    },
     guard_view::view,
     lookup::{LookupError, Seen, find, journal_part},
     store::{Record, StoreError, guards},
@@ -49,6 +54,7 @@ pub async fn gather(c: &Connected, id: &JobId, overstay: Duration) -> Result<Opt
         record,
         pauses: Vec::new(),
         store_closed: None,
+        store_unread: None,
         owner: None,
         queue: None,
         carrier: None,
@@ -74,12 +80,13 @@ pub async fn gather(c: &Connected, id: &JobId, overstay: Duration) -> Result<Opt
             f.pauses = holding.cloned().collect();
         });
     }
-    whereabouts(c, &mut f).await;
+    if let Some(lane) = whereabouts(&c.broker, &mut f).await {
+        crew(c, &mut f, lane).await;
+    }
     let read = locks::read(c, std::mem::take(&mut f.locks)).await;
     note(&mut f.unknown, "its locks", read, |l| f.locks = l);
     let (queue, from_ms) = journal_part(&seen);
-    let mut story =
-        Story { job: id.clone(), attempts: BTreeMap::new(), last: BTreeMap::new(), is_cut: false };
+    let mut story = Story::of(id);
     match c.broker.look_through_journal(queue.as_deref(), from_ms, |e| story.add(e)).await {
         Ok(0) => {}
         Ok(n) => f.unknown.push(format!("{n} journal messages held something unreadable")),
@@ -106,9 +113,10 @@ async fn guard(c: &Connected, f: &mut Facts) {
     }
     let said = f.events.iter().rev().find(|e| e.kind == "deferred" && e.data.get("guard").is_some());
     let text = |key: &str| said.and_then(|e| e.data.get(key)).and_then(|v| v.as_str()).map(str::to_owned);
+    let label = text("guard").unwrap_or_else(|| "a guard".into());
     let mut found = GuardFacts {
         reason: r.code.clone(),
-        label: text("guard").unwrap_or_else(|| "a guard".into()),
+        label: paused_by(f, &label).unwrap_or(label),
         now: None,
         before: None,
     };
@@ -125,8 +133,17 @@ async fn guard(c: &Connected, f: &mut Facts) {
     f.guard = Some(found);
 }
 
+/// What is paused, by its own name, where `label` is the place of a pause: a key is known by a hash there.
+fn paused_by(f: &Facts, label: &str) -> Option<String> {
+    let slot = Slot::parse(label)?;
+    let mut targets = f.pauses.iter().map(|p| p.target.clone());
+    let own_key = || f.view.key.as_deref().and_then(|k| Target::key(k).ok()).filter(|t| t.slot() == slot);
+    let found = targets.find(|t| t.slot() == slot).or_else(own_key).or_else(|| slot.target());
+    found.map(|t| t.to_string())
+}
+
 /// Takes what was read, or notes that it could not be.
-fn note<T, E: std::fmt::Display>(
+pub(super) fn note<T, E: std::fmt::Display>(
     unknown: &mut Vec<String>,
     what: &str,
     read: Result<T, E>,
@@ -148,13 +165,15 @@ async fn owner(c: &Connected, id: &JobId, r: &Record) -> Result<OwnerFacts, Stor
     })
 }
 
-/// The carrier, and what stands between it and a worker.
-async fn whereabouts(c: &Connected, f: &mut Facts) {
-    let (Some(name), Ok(queue)) = (f.view.carrier.clone(), QueueName::new(&f.view.queue)) else { return };
-    let Some(carrier) = Carrier::parse(&name) else { return };
+/// The carrier, and the consumer that stands between it and a worker where the job waits for one.
+pub(super) async fn whereabouts(broker: &Broker, f: &mut Facts) -> Option<LaneState> {
+    let (Some(name), Ok(queue)) = (f.view.carrier.clone(), QueueName::new(&f.view.queue)) else {
+        return None;
+    };
+    let carrier = Carrier::parse(&name)?;
     if f.view.source == "schedule" {
         // A schedule is no message of a queue yet.
-        let message = c.broker.carrier_message(&name).await;
+        let message = broker.carrier_message(&name).await;
         note(&mut f.unknown, "its message", message, |m| {
             let message = m.map(|m| MessageFacts {
                 subject: m.subject.to_string(),
@@ -164,14 +183,13 @@ async fn whereabouts(c: &Connected, f: &mut Facts) {
             });
             f.carrier = Some(CarrierFacts { name, message });
         });
-        return;
+        return None;
     }
-    let found = match c.broker.whereabouts(&queue, carrier).await {
-        Ok(Some(found)) => found,
-        Ok(None) => return,
+    let found = match broker.whereabouts(&queue, carrier).await {
+        Ok(found) => found?,
         Err(e) => {
             f.unknown.push(format!("its message and its queue: {e}"));
-            return;
+            return None;
         }
     };
     f.locks = found.message.as_ref().map(|m| locks::named(&m.payload)).unwrap_or_default();
@@ -185,17 +203,20 @@ async fn whereabouts(c: &Connected, f: &mut Facts) {
         }),
     });
     let is_waiting = f.record.as_ref().is_none_or(|r| !r.status.is_terminal() && !r.status.is_running());
-    if !is_waiting || f.view.is_terminal {
-        return;
-    }
-    let now = f.now_ms;
+    (is_waiting && !f.view.is_terminal).then_some(found.lane)
+}
+
+/// The workers of its queue.
+async fn crew(c: &Connected, f: &mut Facts, lane: LaneState) {
+    let (now, queue) = (f.now_ms, f.view.queue.clone());
     note(&mut f.unknown, "the workers", c.store.crew().await, |crew| {
-        let mut q = QueueFacts { lane: found.lane, workers: 0, slots: 0, busy: 0 };
+        let mut q = QueueFacts { lane, workers: Some(0), slots: 0, busy: 0 };
         let alive = crew.iter().filter(|m| m.expires_ms > now);
         for (m, info) in alive.filter_map(|m| Some((m, m.info.as_ref()?))) {
-            if info.serves(queue.as_str()) == Some(true) {
+            if info.serves(&queue) == Some(true) {
                 let slots = info.slots.unwrap_or(0);
-                (q.workers, q.slots, q.busy) = (q.workers + 1, q.slots + slots, q.busy + m.n_held.min(slots));
+                q.workers = q.workers.map(|n| n + 1);
+                (q.slots, q.busy) = (q.slots + slots, q.busy + m.n_held.min(slots));
             }
         }
         f.queue = Some(q);
@@ -203,7 +224,7 @@ async fn whereabouts(c: &Connected, f: &mut Facts) {
 }
 
 /// The events of one job that are worth keeping: those of attempts, and the last ones.
-struct Story {
+pub(super) struct Story {
     job: JobId,
     attempts: BTreeMap<(u64, u32), Event>,
     last: BTreeMap<(u64, u32), Event>,
@@ -211,7 +232,11 @@ struct Story {
 }
 
 impl Story {
-    fn add(&mut self, e: Event) {
+    pub(super) fn of(id: &JobId) -> Self {
+        Self { job: id.clone(), attempts: BTreeMap::new(), last: BTreeMap::new(), is_cut: false }
+    }
+
+    pub(super) fn add(&mut self, e: Event) {
         if e.job != self.job.as_str() {
             return;
         }
@@ -234,7 +259,7 @@ impl Story {
         }
     }
 
-    fn told(mut self) -> (Vec<Event>, bool) {
+    pub(super) fn told(mut self) -> (Vec<Event>, bool) {
         self.attempts.append(&mut self.last);
         (self.attempts.into_values().collect(), self.is_cut)
     }
@@ -255,12 +280,7 @@ mod tests {
 
     #[test]
     fn a_long_story_keeps_its_attempts_and_its_end() {
-        let mut s = Story {
-            job: JobId::new("a").unwrap(),
-            attempts: BTreeMap::new(),
-            last: BTreeMap::new(),
-            is_cut: false,
-        };
+        let mut s = Story::of(&JobId::new("a").unwrap());
         s.add(event(1, "started"));
         for rev in (2..1000).chain(2..1000) {
             s.add(event(rev, "progress"));

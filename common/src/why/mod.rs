@@ -1,7 +1,7 @@
 //! Why a job is where it is: what holds it now, when that should clear, and everything a person asks next.
 //!
 //! [`gather`] reads (Redis, the broker, a bounded part of the journal), [`explain`] judges [`Facts`] and does nothing else;
-//! both `surety why` and the control service answer with a [`Why`].
+//! both `surety why` and the control service answer with a [`Why`]. [`without_store`] is for while Redis is away.
 
 mod explain;
 mod facts;
@@ -10,12 +10,14 @@ mod gather;
 mod locks;
 #[cfg(test)]
 mod tests;
+mod unread;
 
 use serde::Serialize;
 
 pub use explain::explain;
 pub use facts::{CarrierFacts, Facts, GuardFacts, LockFacts, MessageFacts, OwnerFacts, QueueFacts};
 pub use gather::{gather, why};
+pub use unread::without_store;
 
 use crate::{view::JobView, wire::event::Event};
 
@@ -111,11 +113,13 @@ pub enum GateCode {
     StoreClosed,
     /// Its record is gone; the journal has its last word, which is no outcome.
     RecordGone,
+    /// The store could not be read: only its message and the journal are known.
+    StoreUnread,
 }
 
 impl GateCode {
     /// Every code.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 24] = [
         Self::Ended,
         Self::NotJournaled,
         Self::ReceiptPending,
@@ -139,6 +143,7 @@ impl GateCode {
         Self::CarrierMissing,
         Self::StoreClosed,
         Self::RecordGone,
+        Self::StoreUnread,
     ];
 
     /// The name in JSON and documents.

@@ -72,6 +72,7 @@ fn facts(r: Record) -> Facts {
         record: Some(r),
         pauses: vec![],
         store_closed: None,
+        store_unread: None,
         queue: None,
         guard: None,
         locks: vec![],
@@ -109,7 +110,7 @@ fn lane() -> LaneState {
 }
 
 fn queue(lane: LaneState, workers: u64, busy: u64) -> QueueFacts {
-    QueueFacts { lane, workers, slots: workers * 4, busy }
+    QueueFacts { lane, workers: Some(workers), slots: workers * 4, busy }
 }
 
 /// A job that no worker has seen: in its queue behind others.

@@ -1,11 +1,17 @@
 //! `surety why`: what holds a job, and everything a person asks next.
 
-use std::fmt::Write;
+use std::{fmt::Write, time::Duration};
 
 use clap::Args;
 use serde::Serialize;
 use surety_common::{
+    broker::{Broker, topology::Found},
+    clock::format_span,
+    connect::{self, ConnectError},
     domain::JobId,
+    lookup::LookupError,
+    pace::Transient,
+    store::StoreError,
     why::{self, AttemptTold, Deadline, Gate, Why},
 };
 
@@ -18,12 +24,16 @@ use super::{
 };
 use crate::render::{Row, Screen};
 
+/// So long a connection to Redis is waited for, before the answer goes without it.
+const PATIENCE: Duration = Duration::from_secs(4);
+
 /// Explain why a job is where it is
 ///
 /// Says first what holds the job now and when that should clear, then who runs it, its deadlines, what was promised to whoever
 /// asked for it, its attempts with their errors and the output of the last failed one, its message at the broker, and its last
-/// events. Reads the record, or the queue, or the journal, whichever knows the job; a source that cannot be reached is named. Of
-/// the journal it reads what `surety events` does.
+/// events. Reads the record, or the queue, or the journal, whichever knows the job. While Redis cannot be reached it says what the
+/// queue and the journal do, names what is not known, and ends with exit code 69; without NATS it can say nothing. Of the journal
+/// it reads what `surety events` does.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  surety why 01JD0000000000000000000000")]
 pub(super) struct WhyArgs {
@@ -161,9 +171,47 @@ fn human(w: &Why, screen: Screen) -> String {
 }
 
 pub(super) async fn run(cx: &Context, args: WhyArgs) -> Result<(), Failure> {
-    let c = cx.look().await?;
-    let overstay = cx.settings.reaper.overstay;
-    let found = Box::pin(why::why(&c, &args.id, overstay)).await?;
-    let w = found.ok_or_else(|| lookup::unknown(&args.id))?;
-    cx.screen.show(&w, || human(&w, cx.screen))
+    let broker = connect::broker(&cx.settings, "surety").await?;
+    let found = broker.found().await?;
+    // What the broker knows is worth saying while Redis is away, too: that is when one asks.
+    let failure = match with_store(cx, &args.id, broker.clone(), found.clone()).await {
+        Err(Ended::OfStore(failure)) => failure,
+        Err(Ended::Otherwise(failure)) => return Err(failure),
+        Ok(w) => {
+            let w = w.ok_or_else(|| lookup::unknown(&args.id))?;
+            return cx.screen.show(&w, || human(&w, cx.screen));
+        }
+    };
+    match Box::pin(why::without_store(&broker, &found.queues, &args.id, &failure.text)).await? {
+        Some(w) => cx.screen.show(&w, || human(&w, cx.screen))?,
+        None => {
+            let text = format!("neither a queue nor the journal knows job {}: the store might", args.id);
+            cx.screen.note(&text);
+        }
+    }
+    Err(failure)
+}
+
+/// Why there is no whole answer.
+enum Ended {
+    /// The store could not be read.
+    OfStore(Failure),
+    Otherwise(Failure),
+}
+
+async fn with_store(cx: &Context, id: &JobId, broker: Broker, found: Found) -> Result<Option<Why>, Ended> {
+    let look = connect::look_at(&cx.settings, broker, found);
+    let c = match tokio::time::timeout(PATIENCE, look).await {
+        Ok(Ok(c)) => c,
+        Ok(Err(e @ ConnectError::Store(_))) => return Err(Ended::OfStore(e.into())),
+        Ok(Err(e)) => return Err(Ended::Otherwise(e.into())),
+        Err(_) => {
+            let text = format!("no answer within {}", format_span(PATIENCE));
+            return Err(Ended::OfStore(StoreError::Unreachable(text).into()));
+        }
+    };
+    Box::pin(why::why(&c, id, cx.settings.reaper.overstay)).await.map_err(|e| match e {
+        LookupError::Store(e) if e.is_transient() => Ended::OfStore(e.into()),
+        e => Ended::Otherwise(e.into()),
+    })
 }

@@ -258,3 +258,80 @@ open = "9m"
     assert_eq!(world.ended(&c, "slow2").await.status, Status::Done);
     assert_eq!(worker.stop().await, Some(0));
 }
+
+// Shows: I-01
+#[tokio::test]
+async fn while_redis_is_away_a_job_is_explained_from_its_queue_and_the_journal() {
+    let witness = Witness::default();
+    let config = format!(
+        "{}{}",
+        witness.handler("fails", "exit 3"),
+        witness.handler("long", "until [ -e $W.go ]; do sleep 0.05; done")
+    );
+    let world = World::with(&config).await;
+    let c = world.connect().await;
+    let _worker = world.worker(&["--queues", "default"], &[]);
+    let job = r#"{"type":"fails","retry":{"max_retries":3,"backoff":["100ms","1h"]}}"#;
+    world.publish("default", "failing", job).await;
+    world.publish("default", "running", r#"{"type":"long"}"#).await;
+    world.publish("default", "over", r#"{"type":"noop"}"#).await;
+    world.publish("critical", "first", r#"{"type":"noop"}"#).await;
+    world.publish("critical", "second", r#"{"type":"noop"}"#).await;
+    world.until(&c, "failing", |r| r.status == Status::RetryWait && r.charged == 2).await;
+    world.ended(&c, "over").await;
+    world.status(&c, "running", Status::Running).await;
+    wait("the journal to have it all", async || {
+        let last = async |id: &str| {
+            why(&world, id).await["events"].as_array()?.last()?["kind"].as_str().map(str::to_owned)
+        };
+        let found = [last("failing").await, last("over").await, last("running").await];
+        found.each_ref().map(Option::as_deref) == ["attempt_failed", "finished", "started"].map(Some)
+    })
+    .await;
+    world.surety(&["pause", "critical", "--reason", "moving house"]).await.exits(0);
+
+    // Nobody listens; somebody listens and says nothing.
+    let mute = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let nats = world.nats.url();
+    let at = async |redis: &str, args: &[&str]| {
+        world.surety_bare(&[&["--nats", &nats, "--redis", redis], args].concat()).await
+    };
+    let away = ["redis://127.0.0.1:1".to_owned(), format!("redis://{}", mute.local_addr().unwrap())];
+    for redis in &away {
+        let began = std::time::Instant::now();
+        let said = at(redis, &["--json", "why", "failing"]).await.exits(69);
+        assert!(began.elapsed() < Duration::from_secs(12), "it took {:?}", began.elapsed());
+        assert!(said.err.contains("redis is not reachable"), "{}", said.err);
+        let w = said.json();
+        assert_eq!(w["gate"]["code"], "store_unread", "{w}");
+        assert_eq!(
+            (&w["job"]["source"], &w["job"]["status"]),
+            (&"journal".into(), &"retry_wait".into()),
+            "{w}"
+        );
+        assert_eq!(
+            (&w["attempts"][1]["end"], &w["carrier"]["is_there"]),
+            (&"attempt_failed".into(), &true.into())
+        );
+        let unknown = w["unknown"][0].as_str().unwrap();
+        assert!(unknown.contains("its record") && unknown.contains("redis is not reachable"), "{w}");
+    }
+    let without = async |id: &str| at(&away[0], &["--json", "why", id]).await.exits(69).json();
+    let w = without("second").await;
+    assert_eq!((&w["job"]["source"], &w["carrier"]["ahead"]), (&"queue".into(), &1.into()), "{w}");
+    let besides: Vec<_> = w["also"].as_array().unwrap().iter().map(|g| g["code"].as_str().unwrap()).collect();
+    assert_eq!(besides, ["paused", "queued"], "{w}");
+    assert!(w["also"][0]["what"].as_str().unwrap().contains("moving house"), "{w}");
+    let w = without("running").await;
+    assert!(w["gate"]["what"].as_str().unwrap().contains("the journal has of it is running"), "{w}");
+    assert_eq!(without("over").await["gate"]["code"], "ended");
+    // An id that nobody else knows may be one that the store knows.
+    let said = at(&away[0], &["why", "nobody"]).await.exits(69);
+    assert!(said.err.contains("neither a queue nor the journal knows job nobody"), "{}", said.err);
+    // The same for people.
+    let said = at(&away[0], &["why", "failing"]).await.exits(69).out;
+    for part in ["store_unread", "attempt_failed", "not found out", "its record"] {
+        assert!(said.contains(part), "{part:?} is not in:\n{said}");
+    }
+    witness.touch("go");
+}
