@@ -128,6 +128,7 @@ impl WorkerBuilder {
             recover(&c, &state, &settings).await?;
             (Some(Keeper::start(options).await?), Some(state))
         };
+        let connection = Arc::new(settings.connection.clone());
         if let (Some(keeper), Some(state)) = (&keeper, &state) {
             for (name, config) in &settings.handlers {
                 let kind = TypeName::new(name).map_err(|e| StartError::Settings(e.to_string()))?;
@@ -137,6 +138,7 @@ impl WorkerBuilder {
                     live: live.clone(),
                     keeper: keeper.clone(),
                     state: state.clone(),
+                    connection: connection.clone(),
                 };
                 handlers.insert(kind, AnyHandler::Command(handler));
             }

@@ -12,6 +12,7 @@ mod connection;
 mod context;
 pub mod document;
 mod guards;
+pub mod handed;
 mod handlers;
 mod layers;
 mod loops;

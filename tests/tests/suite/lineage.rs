@@ -39,9 +39,13 @@ case $SURETY_DEPTH in
 esac"#;
     let world = World::with(&(handler("chain", &log, chain) + &handler("note", &log, ""))).await;
     let c = world.connect().await;
-    let (config, nats, redis) =
-        (world.config_file().display().to_string(), world.nats.url(), world.redis.url());
-    let env = [("SURETY_CONFIG", &*config), ("NATS_URL", &*nats), ("REDIS_URL", &*redis)];
+    // Its handlers are handed the addresses that it was given, whatever it inherited.
+    let config = world.config_file().display().to_string();
+    let env = [
+        ("SURETY_CONFIG", &*config),
+        ("NATS_URL", "nats://127.0.0.1:1"),
+        ("SURETY_CONNECTION_REDIS_URL", "redis://127.0.0.1:1"),
+    ];
     let mut worker = world.worker(&[], &env);
     let mut reaper = world.reaper(&[]);
     world.publish("default", "zero", r#"{"type":"chain"}"#).await;

@@ -5,7 +5,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use serde_json::value::RawValue;
 use surety_common::{
     clock::format_span,
-    config::{self, Handler, Settings, caller},
+    config::{self, Handler, Settings, caller, handed},
     domain::{
         ErrorCode, Job, Lineage, TypeName,
         job::RESULT_CAP,
@@ -36,6 +36,8 @@ pub(crate) struct CommandHandler {
     pub(crate) live: LiveSettings,
     pub(crate) keeper: Keeper,
     pub(crate) state: LocalState,
+    /// The servers of this worker: what it connected to at its start.
+    pub(crate) connection: Arc<config::Connection>,
 }
 
 impl CommandHandler {
@@ -48,9 +50,10 @@ impl CommandHandler {
         now.handlers.get(self.kind.as_str()).unwrap_or(&self.first)
     }
 
-    fn spec(config: &Handler, defaults: &config::Attempt, a: &Attempt, token: &str) -> AttemptSpec {
+    fn spec(&self, config: &Handler, defaults: &config::Attempt, a: &Attempt, token: &str) -> AttemptSpec {
         let job = a.context.job();
-        let mut env = config.env.clone();
+        let mut env = handed::variables(&self.connection, &config.env);
+        env.extend(config.env.iter().cloned());
         let mut set = |k: &str, v: String| env.push((k.to_owned(), v));
         set(caller::JOB_ID, job.id.to_string());
         set("SURETY_JOB_TYPE", job.kind.to_string());
@@ -97,7 +100,7 @@ impl CommandHandler {
         if let Err(e) = self.state.begin(&a.session, a.context.id(), a.context.epoch, &token) {
             return Ended::NotStarted { message: format!("cannot write the local attempt record: {e}") };
         }
-        let running = match self.keeper.run(Self::spec(config, &now.attempt, &a, &token)).await {
+        let running = match self.keeper.run(self.spec(config, &now.attempt, &a, &token)).await {
             Ok(r) => r,
             Err(e) => {
                 let message = format!("{}: {e}", config.command.first().map_or("", String::as_str));
