@@ -98,9 +98,49 @@ pub fn format_span(d: Duration) -> String {
     }
 }
 
+/// A span of microseconds as people read it: three digits behind the point below a minute, then the two largest units.
+pub fn short_span(us: u64) -> String {
+    let of = |unit: u64, name: &str| {
+        let text = format!("{}.{:03}", us / unit, us % unit * 1000 / unit);
+        format!("{}{name}", text.trim_end_matches('0').trim_end_matches('.'))
+    };
+    let (s, m, h) = (us / 1_000_000, us / 60_000_000, us / 3_600_000_000);
+    let two = |n: u64, large: &str, rest: u64, small: &str| match rest {
+        0 => format!("{n}{large}"),
+        _ => format!("{n}{large} {rest}{small}"),
+    };
+    match us {
+        0 => "0s".into(),
+        1..1000 => format!("{us}us"),
+        1000..1_000_000 => of(1000, "ms"),
+        1_000_000..60_000_000 => of(1_000_000, "s"),
+        _ if m < 60 => two(m, "m", s % 60, "s"),
+        _ if h < 24 => two(h, "h", m % 60, "m"),
+        _ => two(h / 24, "d", h % 24, "h"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_short_span_has_the_unit_that_fits_it_and_is_never_nothing() {
+        for (us, text) in [
+            (0, "0s"),
+            (1, "1us"),
+            (16_667, "16.667ms"),
+            (600_000, "600ms"),
+            (1_000_000, "1s"),
+            (38_749_000, "38.749s"),
+            (60_000_000, "1m"),
+            (61_000_000, "1m 1s"),
+            (3_600_000_000, "1h"),
+            ((1 << 46) - 1, "814d 10h"),
+        ] {
+            assert_eq!(short_span(us), text);
+        }
+    }
 
     #[test]
     fn spans_read_as_people_write_them() {

@@ -3,14 +3,16 @@
 use serde::Serialize;
 
 use crate::{
-    clock::{format_span, iso_millis},
-    domain::guard::{
-        Gate, GuardKind,
-        gate::{Phase, Trip},
+    clock::{iso_millis, short_span as span},
+    domain::{
+        guard::{
+            Gate, GuardKind,
+            gate::{Phase, Trip},
+        },
+        pause::Pauses,
     },
     store::ScopeState,
 };
-use std::time::Duration;
 
 /// One scope as `surety guards` shows it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, schemars::JsonSchema)]
@@ -34,8 +36,39 @@ pub struct GuardView {
     pub hash: String,
 }
 
-fn span(us: u64) -> String {
-    format_span(Duration::from_micros(us))
+/// What a guard of this kind with these parameters allows, in words.
+pub fn limit(kind: GuardKind, params: [u64; 4]) -> String {
+    let [a, b, c, _] = params;
+    match kind {
+        GuardKind::Rate => format!("one every {}, {} at once", span(a), b / a.max(1) + 1),
+        GuardKind::Concurrency => format!("{a} at once"),
+        GuardKind::Lock => "one holder".into(),
+        GuardKind::Loop => {
+            format!("{c} jobs within {}, {a} for the same work", span(b.saturating_mul(1000)))
+        }
+        GuardKind::Pause => "nobody".into(),
+        GuardKind::CrashLoop | GuardKind::Breaker => {
+            let gate = Gate::from_params(params);
+            let window = span(gate.window_ms.saturating_mul(1000));
+            match gate.trip {
+                Trip::Crashes { threshold, .. } => format!("{threshold} crashes in {window}"),
+                Trip::Failures { per_mille, sample } => {
+                    format!("{}% of {sample} or more fail in {window}", per_mille as f64 / 10.0)
+                }
+            }
+        }
+    }
+}
+
+/// [`view`], with what the broker knows of a pause: what is paused by its own name, and when that ends.
+pub fn view_with(s: &ScopeState, pauses: &Pauses) -> GuardView {
+    let pause = s.scope.pause().and_then(|slot| pauses.at(&slot));
+    let mut v = view(s);
+    if let Some(p) = pause.filter(|p| p.holds_at(s.now_ms)) {
+        v.scope = p.target.to_string();
+        v.clears_at = p.until_ms.and_then(iso_millis);
+    }
+    v
 }
 
 /// A scope in words.
@@ -56,23 +89,25 @@ pub fn view(s: &ScopeState) -> GuardView {
                 format!("the next free slot is in {}", span(ms_up(ahead - b) * 1000))
             };
             let clears = (free == 0).then(|| s.now_ms + ms_up(ahead - b));
-            (format!("one every {}, {burst} at once", span(a)), now, free == 0, clears)
+            (limit(s.scope.kind, s.scope.params), now, free == 0, clears)
         }
         GuardKind::Concurrency | GuardKind::Lock => {
-            let limit =
-                if s.scope.kind == GuardKind::Lock { "one holder".into() } else { format!("{a} at once") };
-            (limit, format!("{} held", s.held), s.held >= a, None)
+            (limit(s.scope.kind, s.scope.params), format!("{} held", s.held), s.held >= a, None)
         }
         GuardKind::CrashLoop | GuardKind::Breaker => gate(s),
         GuardKind::Loop => {
             let since = s.fields.get("since").and_then(|t| t.parse::<u64>().ok()).unwrap_or(0);
             let ends_ms = since.saturating_add(b);
-            let n = if ends_ms > s.now_ms { s.waiting } else { 0 };
-            let limit = format!("{c} jobs within {}, {a} for the same work", span(b.saturating_mul(1000)));
-            (limit, format!("{n} jobs counted"), n >= c, (n > 0).then_some(ends_ms))
+            let is_on = ends_ms > s.now_ms;
+            let (n, same) = if is_on { (s.waiting, s.repeats) } else { (0, 0) };
+            let mut now = format!("{n} jobs counted");
+            if same >= a {
+                now = format!("{now}, {same} of them for the same work");
+            }
+            (limit(s.scope.kind, s.scope.params), now, n >= c || same >= a, (n > 0).then_some(ends_ms))
         }
         // It is no rule with a limit: what is in line here is let go when the pause is over.
-        GuardKind::Pause => ("nobody".into(), "paused".into(), s.waiting > 0, None),
+        GuardKind::Pause => (limit(s.scope.kind, s.scope.params), "paused".into(), s.waiting > 0, None),
     };
     GuardView {
         kind: s.scope.kind.name(),
@@ -90,13 +125,6 @@ pub fn view(s: &ScopeState) -> GuardView {
 /// A crash-loop guard or breaker.
 fn gate(s: &ScopeState) -> (String, String, bool, Option<u64>) {
     let gate = Gate::from_params(s.scope.params);
-    let window = span(gate.window_ms.saturating_mul(1000));
-    let limit = match gate.trip {
-        Trip::Crashes { threshold, .. } => format!("{threshold} crashes in {window}"),
-        Trip::Failures { per_mille, sample } => {
-            format!("{}% of {sample} or more fail in {window}", per_mille as f64 / 10.0)
-        }
-    };
     let number = |key: &str| s.fields.get(key).and_then(|t| t.parse::<u64>().ok()).unwrap_or(0);
     let level = u32::try_from(number("level")).unwrap_or(u32::MAX);
     let until_ms = number("until");
@@ -108,7 +136,7 @@ fn gate(s: &ScopeState) -> (String, String, bool, Option<u64>) {
             (format!("half-open: {n} of {} probes under way", gate.probes), n >= gate.probes, None)
         }
     };
-    (limit, now, is_full, clears)
+    (limit(s.scope.kind, s.scope.params), now, is_full, clears)
 }
 
 fn ms_up(us: u64) -> u64 {
@@ -118,7 +146,10 @@ fn ms_up(us: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::Scope;
+    use crate::{
+        domain::pause::{Pause, Target},
+        store::Scope,
+    };
 
     fn state(kind: GuardKind, params: [u64; 4], tat_us: u64, held: u64) -> ScopeState {
         ScopeState {
@@ -128,6 +159,7 @@ mod tests {
             fields: [("tat".to_owned(), tat_us.to_string())].into(),
             held,
             waiting: 3,
+            repeats: 0,
         }
     }
 
@@ -144,7 +176,7 @@ mod tests {
         booked.fields.insert("book".into(), "16500000".into());
         assert_eq!(view(&booked), of(16_500_000), "what was promised comes first");
         let full = of(16_500_000);
-        assert_eq!((full.now.as_str(), full.is_full), ("the next free slot is in 2500ms", true));
+        assert_eq!((full.now.as_str(), full.is_full), ("the next free slot is in 2.5s", true));
         assert_eq!(full.clears_at.as_deref(), Some("1970-01-01T00:00:12.500Z"));
     }
 
@@ -183,8 +215,31 @@ mod tests {
             ("3 jobs within 1m, 50 for the same work", "3 jobs counted", true, 0)
         );
         assert_eq!(v.clears_at.as_deref(), Some("1970-01-01T00:01:05.000Z"));
+        // Full of the same work, long before there are too many.
+        s.scope.params = [3, 60_000, 1000, 0];
+        assert!(!view(&s).is_full);
+        s.repeats = 3;
+        assert_eq!(
+            (view(&s).now.as_str(), view(&s).is_full),
+            ("3 jobs counted, 3 of them for the same work", true)
+        );
         s.now_ms = 65_000;
         assert_eq!((view(&s).now.as_str(), view(&s).is_full), ("0 jobs counted", false));
+    }
+
+    #[test]
+    fn a_pause_is_told_by_what_is_paused_and_with_its_end() {
+        let target = Target::key("acme/site").unwrap();
+        let slot = target.slot();
+        let scope = Scope::of_pause(&slot);
+        let s = ScopeState { scope, ..state(GuardKind::Pause, [0; 4], 0, 0) };
+        let (reason, by) = (None, "ann".to_owned());
+        let mut pauses = Pauses::default();
+        pauses.put(slot.clone(), Pause { target, reason, by, at_ms: 1, until_ms: Some(20_000) });
+        let v = view_with(&s, &pauses);
+        assert_eq!(v.scope, "key \"acme/site\"");
+        assert_eq!(v.clears_at.as_deref(), Some("1970-01-01T00:00:20.000Z"));
+        assert_eq!(view_with(&s, &Pauses::default()).scope, slot.to_string(), "nobody knows it any more");
     }
 
     #[test]

@@ -132,6 +132,7 @@ mod tests {
             ("duration", "layout", "events_age") => "\"800h\"".into(),
             ("duration", "layout", "receipt_wait") => "\"40s\"".into(),
             ("duration", "reaper", "overstay") => "\"40s\"".into(),
+            ("duration", "guards", "crash_longest") => "\"20m\"".into(),
             ("duration", ..) => "\"7s\"".into(),
             ("number", "worker", "hand_on_limit") => "7".into(),
             ("number", "layout", "max_deliver") => "200".into(),

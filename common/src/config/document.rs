@@ -57,6 +57,8 @@ Checked when the configuration is loaded:
 - `reaper.overstay` > `attempt.kill_grace`: an attempt that is being stopped is not taken from its worker meanwhile.
 - `worker.hand_on_limit` < `layout.max_deliver`: a worker buries a job of unknown type before the broker gives it up.
 - `connection.call_timeout` < `lease.ttl` − `lease.margin`: one call that hangs does not cost the lease.
+- `guards.crash_open` ≤ `guards.crash_longest`, as of every rule `open` ≤ `longest`. A rate rule's interval (`per` / `limit`), and
+  what its burst takes at that rate, are at most 814 days.
 - One way to log in to NATS; user with password, certificate with key; `redis_ca` and `redis_cert` with `rediss://` only.
 
 Checked when a worker starts, against what `surety provision` made: the consumers' ack-wait against `lease.ttl` and
@@ -71,7 +73,7 @@ A worker or reaper reads its configuration again when the file changes (found wi
 replaced by a rename or through a symbolic link, as Kubernetes does with a ConfigMap) and, at once, on SIGHUP:
 
 ```sh
-kill -HUP \"$(pidof surety-worker)\"
+kill -HUP $(pidof surety-worker)
 docker compose kill --signal HUP worker reaper
 systemctl reload surety-worker           # with ExecReload=/bin/kill -HUP $MAINPID in the unit
 ```
@@ -80,8 +82,8 @@ The layers are those of the start: environment and flags still win over the file
 ending in `_FILE` is read again (such a file is not watched: send SIGHUP). Where `./surety.toml` did not exist at the start,
 it is read as soon as it does; a file that was read once must stay.
 
-- **A bad file is refused as a whole**: one line in the log has every problem (`alert = \"config_refused\"`),
-  `surety_config_ok` is 0, and the process goes on with what it had. `surety config --config FILE` checks a file beforehand.
+- **A bad file is refused as a whole**: one record in the log has every problem (`alert = \"config_refused\"`; in the human format
+  each problem stands on a line of its own below it), `surety_config_ok` is 0, and the process goes on with what it had. `surety config --config FILE` checks a file beforehand.
   So is a file that became empty: a full disk or a hasty editor does that. Where the defaults are meant, leave a comment in it.
 - **`live` settings** hold for whatever begins after the change: a deadline that is armed, an attempt that is started, a
   receipt that is tried, a pause of the reaper. What has begun keeps what it was given. A pause that is too long now is ended.

@@ -3,10 +3,14 @@
 use std::time::Duration;
 
 use super::value::{Count, Setting, Share};
-use crate::domain::{
-    Job, QueueName, TypeName,
-    guard::{Gate, GuardKind, Rate, Template, gate::Trip},
-    text,
+use crate::{
+    clock::short_span,
+    domain::{
+        Job, QueueName, TypeName,
+        guard::{Gate, GuardKind, Rate, Template, gate::Trip},
+        text,
+    },
+    guard_view,
 };
 
 /// Most starts, or slots, of one rule.
@@ -49,6 +53,19 @@ impl GuardRule {
             Limits::Concurrency(_) => GuardKind::Concurrency,
             Limits::Gate(Gate { trip: Trip::Crashes { .. }, .. }) => GuardKind::CrashLoop,
             Limits::Gate(Gate { trip: Trip::Failures { .. }, .. }) => GuardKind::Breaker,
+        }
+    }
+
+    /// What it allows, in the words of `surety guards`.
+    pub fn text(&self) -> String {
+        match self.limits {
+            Limits::Rate(r) => guard_view::limit(GuardKind::Rate, [r.interval_us, r.tolerance_us, 0, 0]),
+            Limits::Concurrency(n) => guard_view::limit(GuardKind::Concurrency, [n, 0, 0, 0]),
+            Limits::Gate(g) => {
+                let opens = [g.first_ms, g.longest_ms].map(|ms| short_span(ms.saturating_mul(1000)));
+                let [first, longest] = opens;
+                format!("{}; open for {first} to {longest}", guard_view::limit(self.kind(), g.params()))
+            }
         }
     }
 }
@@ -200,7 +217,11 @@ pub(super) fn read(
             let limit = reader.required::<Limit>("limit", "100");
             let per = reader.value::<Duration>("per").unwrap_or(Duration::from_secs(1));
             let burst = reader.value::<Limit>("burst");
-            limit.map(|l| Limits::Rate(Rate::new(l.0, per, burst.map_or(l.0, |b| b.0))))
+            let rate = limit.map(|l| Rate::new(l.0, per, burst.map_or(l.0, |b| b.0)));
+            if let Some(rate) = rate {
+                reader.fits(rate);
+            }
+            rate.map(Limits::Rate)
         }
         "breaker" => Some(Limits::Gate(reader.breaker())),
         "crash_loop" => Some(Limits::Gate(reader.crash_loop())),
@@ -238,6 +259,18 @@ impl Reader<'_> {
             self.note(key, format_args!("it is required, such as `{key} = {example}`"));
         }
         self.value(key)
+    }
+
+    /// What the store can count with.
+    fn fits(&mut self, rate: Rate) {
+        let longest = short_span(Rate::LONGEST_US);
+        if rate.interval_us > Rate::LONGEST_US {
+            let is = short_span(rate.interval_us);
+            self.note("per", format_args!("that is one start every {is}; the longest interval is {longest}"));
+        } else if rate.tolerance_us > Rate::LONGEST_US {
+            let is = short_span(rate.tolerance_us);
+            self.note("burst", format_args!("that many take {is} at the rate; the longest is {longest}"));
+        }
     }
 
     fn scope(&mut self) -> Option<Template> {
@@ -339,6 +372,24 @@ mod tests {
         let trip = Trip::Crashes { threshold: 5, is_shared: false };
         let gate = Gate::new(trip, ms(300_000), ms(10_000), ms(600_000), 1);
         assert_eq!((crash.kind(), crash.limits), (GuardKind::CrashLoop, Limits::Gate(gate)));
+    }
+
+    #[test]
+    fn what_the_store_cannot_count_with_is_refused_and_not_cut() {
+        let of = |more: &str| load(&format!("[guards.rate.api]\nscope = \"a\"\n{more}"));
+        let said = |more: &str| of(more).unwrap_err().to_string();
+        let e = said("limit = 1\nper = \"100000h\"");
+        assert!(
+            e.contains(
+                "guards.rate.api.per: that is one start every 4166d 16h; the longest interval is 814d 10h"
+            ),
+            "{e}"
+        );
+        let e = said("limit = 1\nper = \"24h\"\nburst = 1000000");
+        assert!(e.contains("guards.rate.api.burst: that many take"), "{e}");
+        assert!(of("limit = 10\nper = \"100000h\"\nburst = 1").is_ok());
+        let e = load("[guards]\ncrash_open = \"1h\"\ncrash_longest = \"1s\"").unwrap_err().to_string();
+        assert!(e.contains("guards.crash_open ≤ guards.crash_longest"), "{e}");
     }
 
     #[test]

@@ -394,6 +394,7 @@ impl Settings {
             self.connection.call_timeout < ttl.saturating_sub(margin),
             "connection.call_timeout < lease.ttl − lease.margin",
         );
+        must(self.guards.crash_open <= self.guards.crash_longest, "guards.crash_open ≤ guards.crash_longest");
         for name in &self.layout.queues {
             if let Err(e) = QueueName::new(name) {
                 problems.push(format!("layout.queues: {e}"));

@@ -24,6 +24,8 @@ pub struct ScopeState {
     pub held: u64,
     /// Who stands in line; of a rate limit: whose promised moment has not come.
     pub waiting: u64,
+    /// Of a loop guard: jobs of the work that was asked for most often; 0 where not even all its jobs are as many as are allowed.
+    pub repeats: u64,
 }
 
 /// A scope in use, and where it is kept.
@@ -107,6 +109,16 @@ impl Store {
                 .map_err(|e| StoreError::Decode(e.to_string()))?;
             out.push(state_of(p, hash, now_ms, read));
         }
+        // How often each work was asked for is read where it can make a difference: of most roots it cannot.
+        for state in out.iter_mut().flatten() {
+            let [most, ..] = state.scope.params;
+            if state.scope.kind == GuardKind::Loop && state.waiting >= most {
+                let [_, hold, ..] = self.keys().guard(p, &state.scope.hash);
+                let works: BTreeMap<String, u64> =
+                    redis::cmd("HGETALL").arg(hold).query_async(&mut self.connection()).await?;
+                state.repeats = works.into_values().max().unwrap_or(0);
+            }
+        }
         Ok(out)
     }
 
@@ -127,5 +139,5 @@ fn state_of(partition: u32, hash: &str, now_ms: u64, read: Read) -> Option<Scope
     let (kind, params) = fields.remove("params").as_deref().and_then(read_params)?;
     let scope = Scope { kind, params, label, hash: hash.to_owned() };
     let waiting = if kind == GuardKind::Rate { ahead } else { in_line };
-    Some(ScopeState { scope, partition, now_ms, fields, held, waiting })
+    Some(ScopeState { scope, partition, now_ms, fields, held, waiting, repeats: 0 })
 }

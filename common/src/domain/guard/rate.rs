@@ -13,6 +13,9 @@ pub struct Rate {
 }
 
 impl Rate {
+    /// The longest interval and tolerance that the store counts with (microseconds).
+    pub const LONGEST_US: u64 = (1 << 46) - 1;
+
     /// `limit` starts per `per`, of which `burst` may come at once; all at least 1.
     pub fn new(limit: u64, per: Duration, burst: u64) -> Self {
         let per_us = u64::try_from(per.as_micros()).unwrap_or(u64::MAX);
