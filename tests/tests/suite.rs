@@ -28,6 +28,7 @@ mod suite {
     mod guard_rules;
     mod guard_slots;
     mod guards;
+    mod guards_cli;
     mod health;
     mod intake;
     mod keepers;

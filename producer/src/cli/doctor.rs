@@ -163,18 +163,22 @@ fn text(screen: Screen, facts: &Facts, report: &Report<'_>) -> String {
         );
     }
     let n = |s| report.findings.iter().filter(|f| f.severity == s).count();
+    let s = |n: usize| if n == 1 { "" } else { "s" };
     let server = |name: &str, version: Option<&str>| match version {
         Some(v) => format!("{name} {v}"),
         None => format!("{name} not reached"),
     };
     out += &format!(
-        "{}, {}, {} live workers: {} to fix, {} warnings, {} notes, {} not known",
+        "{}, {}, {} live worker{}: {} to fix, {} warning{}, {} note{}, {} not known",
         server("nats-server", report.nats),
         server("redis", report.redis),
         report.workers.map_or_else(|| "?".into(), |w| w.to_string()),
+        s(report.workers.unwrap_or(0)),
         n(Severity::MustFix),
         n(Severity::Warning),
+        s(n(Severity::Warning)),
         n(Severity::Note),
+        s(n(Severity::Note)),
         n(Severity::Unknown),
     );
     if facts.role != Role::Operator && report.findings.iter().any(|f| f.refuses_start) {

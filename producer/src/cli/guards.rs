@@ -1,11 +1,14 @@
 //! `surety guards`: what every guard holds now, and starting one over.
 
+use std::collections::BTreeMap;
+
 use clap::{Args, Subcommand};
 use serde::Serialize;
 use surety_common::{
-    domain::{guard::GuardKind, text},
-    guard_view::{GuardView, view},
-    store::{GuardAct, GuardItem, ScopeAt},
+    connect::Connected,
+    domain::{guard::GuardKind, pause::Pauses, text},
+    guard_view::{GuardView, view, view_with},
+    store::{GuardAct, GuardItem, ScopeAt, ScopeState, Store, StoreError},
     wake::wake,
     watch::tell,
 };
@@ -70,13 +73,16 @@ fn kind(name: &str) -> Result<GuardKind, String> {
 #[derive(Serialize, schemars::JsonSchema)]
 pub(super) struct Answer {
     guards: Vec<GuardView>,
+    /// Why nothing can be relied on now: the store is closed, being rebuilt from the broker, and what it shows is not all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    store_closed: Option<String>,
     /// Of those that were asked for, how many are not shown (`--limit`).
     more: usize,
 }
 
 #[derive(Serialize, schemars::JsonSchema)]
 pub(super) struct Reset {
-    /// What was reset, as it was before.
+    /// What was reset, as it is now.
     guard: GuardView,
     /// Jobs that were woken.
     woken: usize,
@@ -104,7 +110,8 @@ pub(super) async fn run(cx: &Context, args: GuardsArgs) -> Result<(), Failure> {
 }
 
 async fn list(cx: &Context, args: &GuardsArgs) -> Result<(), Failure> {
-    let store = cx.look().await?.store;
+    let Connected { store, broker, .. } = cx.look().await?;
+    let store_closed = closed(&store).await?;
     let mut scopes = store.scopes_in_use().await?;
     let n_in_use = scopes.len();
     scopes.retain(|s| args.kind.is_none_or(|k| k == s.scope.kind));
@@ -118,15 +125,39 @@ async fn list(cx: &Context, args: &GuardsArgs) -> Result<(), Failure> {
     shown.sort_by(|a, b| (a.scope.kind, &a.scope.label).cmp(&(b.scope.kind, &b.scope.label)));
     let more = shown.len().saturating_sub(args.limit);
     shown.truncate(args.limit);
-    let guards = store.scope_states(&shown).await?.iter().map(view).collect();
-    let answer = Answer { guards, more };
+    let states = store.scope_states(&shown).await?;
+    // What a pause is called, and when it ends, is known to the broker alone.
+    let pauses = if states.iter().any(|s| s.scope.kind == GuardKind::Pause) {
+        broker.pauses().await?.pauses
+    } else {
+        Pauses::default()
+    };
+    let guards = states.iter().map(|s| view_with(s, &pauses)).collect();
+    let answer = Answer { guards, store_closed, more };
     cx.screen.table(&answer, &answer.guards)?;
+    if let Some(why) = &answer.store_closed {
+        cx.screen.note(&incomplete(why));
+    }
     if more > 0 {
         cx.screen.note(&format!("{more} more; --limit shows them, --kind and --full choose"));
-    } else if answer.guards.is_empty() {
+    } else if answer.guards.is_empty() && answer.store_closed.is_none() {
         cx.screen.note(&nothing(args, n_in_use));
     }
     Ok(())
+}
+
+/// Why the store takes no claims now, if it does not: what it shows is not all then.
+pub(super) async fn closed(store: &Store) -> Result<Option<String>, StoreError> {
+    match store.check().await {
+        Ok(()) => Ok(None),
+        Err(e @ (StoreError::Rebuilding | StoreError::OtherStore(_))) => Ok(Some(e.to_string())),
+        Err(e) => Err(e),
+    }
+}
+
+/// The same for people.
+pub(super) fn incomplete(why: &str) -> String {
+    format!("this is not all: {why}; nothing starts until the store is complete again")
 }
 
 /// What it means that nothing is listed.
@@ -149,6 +180,15 @@ fn find<'a>(scopes: &'a [ScopeAt], args: &ResetArgs) -> Result<&'a ScopeAt, Fail
     match meant[..] {
         [one] => Ok(one),
         [] => {
+            if let Some(other) =
+                scopes.iter().find(|s| s.scope.label == args.scope || s.scope.hash == args.scope)
+            {
+                let (is, asked) = (other.scope.kind.name(), args.kind.map_or("", GuardKind::name));
+                return Err(Failure::no(format!(
+                    "{:?} is kept by a guard of kind {is}, and not {asked}",
+                    args.scope
+                )));
+            }
             let near = text::nearest(&args.scope, scopes.iter().map(|s| s.scope.label.as_str()));
             let hint = near.map(|n| format!("; did you mean {n:?}?")).unwrap_or_default();
             Err(Failure::no(format!("no guard is kept for {:?} now{hint}", args.scope)))
@@ -198,7 +238,10 @@ async fn reset(cx: &Context, args: &ResetArgs) -> Result<(), Failure> {
         }
     }
     c.broker.flush().await?;
-    let answer = Reset { guard: view(&found), woken };
+    // One that holds nothing any more is not kept: it is shown with nothing in it.
+    let idle = ScopeState { fields: BTreeMap::new(), held: 0, waiting: 0, repeats: 0, ..found.clone() };
+    let after = c.store.scope_state(found.partition, &found.scope.hash).await?.unwrap_or(idle);
+    let answer = Reset { guard: view(&after), woken };
     cx.screen.show(&answer, || said(&answer))
 }
 

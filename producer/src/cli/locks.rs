@@ -4,7 +4,12 @@ use clap::{Args, Subcommand};
 use serde::Serialize;
 use surety_common::locks::{self, LockView, Released};
 
-use super::{Context, failure::Failure, workers::span};
+use super::{
+    Context,
+    failure::Failure,
+    guards::{closed, incomplete},
+    workers::span,
+};
 use crate::render::Row;
 
 /// Show who holds which lock, and who waits; take a lock away
@@ -77,6 +82,9 @@ impl Row for Line {
 #[derive(Serialize, schemars::JsonSchema)]
 pub(super) struct Answer {
     locks: Vec<LockView>,
+    /// Why this is not all: the store is closed, being rebuilt from the broker.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    store_closed: Option<String>,
 }
 
 pub(super) async fn run(cx: &Context, args: LocksArgs) -> Result<(), Failure> {
@@ -87,10 +95,13 @@ pub(super) async fn run(cx: &Context, args: LocksArgs) -> Result<(), Failure> {
 }
 
 async fn list(cx: &Context) -> Result<(), Failure> {
-    let answer = Answer { locks: locks::list(&cx.look().await?).await? };
+    let c = cx.look().await?;
+    let answer = Answer { store_closed: closed(&c.store).await?, locks: locks::list(&c).await? };
     let lines: Vec<Line> = answer.locks.iter().cloned().map(Line).collect();
     cx.screen.table(&answer, &lines)?;
-    if lines.is_empty() {
+    if let Some(why) = &answer.store_closed {
+        cx.screen.note(&incomplete(why));
+    } else if lines.is_empty() {
         cx.screen.note("no lock is held, and nobody waits for one");
     }
     Ok(())

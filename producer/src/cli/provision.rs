@@ -2,7 +2,7 @@
 
 use clap::Args;
 use serde::Serialize;
-use surety_common::connect;
+use surety_common::{config::GuardRule, connect};
 
 use super::{Context, failure::Failure};
 
@@ -44,6 +44,46 @@ pub(super) struct Effective {
     file: Option<String>,
     settings: serde_json::Map<String, serde_json::Value>,
     handlers: Vec<String>,
+    guards: Vec<Rule>,
+}
+
+/// A rule of `[guards.<kind>.<name>]`, with what it takes by default.
+#[derive(Serialize, schemars::JsonSchema)]
+pub(super) struct Rule {
+    kind: &'static str,
+    name: String,
+    /// For what it is kept.
+    scope: String,
+    /// The types that it is for; empty: all.
+    types: Vec<String>,
+    /// The queues that it is for; empty: all.
+    queues: Vec<String>,
+    /// What it allows, as `surety guards` says it.
+    limit: String,
+}
+
+impl Rule {
+    fn of(r: &GuardRule) -> Self {
+        Self {
+            kind: r.kind().name(),
+            name: r.name.clone(),
+            scope: r.scope.to_string(),
+            types: r.types.iter().map(ToString::to_string).collect(),
+            queues: r.queues.iter().map(ToString::to_string).collect(),
+            limit: r.text(),
+        }
+    }
+
+    /// `guards.rate.api = one every 600ms, 10 at once; scope {key}; types a, b`.
+    fn line(&self) -> String {
+        let Self { kind, name, scope, limit, .. } = self;
+        let only = |what: &str, names: &[String]| match names {
+            [] => String::new(),
+            _ => format!("; {what} {}", names.join(", ")),
+        };
+        let (types, queues) = (only("types", &self.types), only("queues", &self.queues));
+        format!("guards.{kind}.{name} = {limit}; scope {scope}{types}{queues}")
+    }
 }
 
 pub(super) fn config(cx: &Context, _: ConfigArgs) -> Result<(), Failure> {
@@ -56,11 +96,14 @@ pub(super) fn config(cx: &Context, _: ConfigArgs) -> Result<(), Failure> {
         file: cx.file.as_ref().map(|f| f.display().to_string()),
         settings,
         handlers: cx.settings.handlers.keys().cloned().collect(),
+        guards: cx.settings.guard_rules.iter().map(Rule::of).collect(),
     };
     cx.screen.show(&effective, || {
         let from = effective.file.as_deref().unwrap_or("none, defaults only");
         let lines = values.iter().map(|(s, k, v)| format!("{s}.{k} = {v}"));
         let handlers = effective.handlers.iter().map(|h| format!("handlers.{h}"));
-        std::iter::once(format!("# file: {from}")).chain(lines).chain(handlers).collect::<Vec<_>>().join("\n")
+        let guards = effective.guards.iter().map(Rule::line);
+        let first = std::iter::once(format!("# file: {from}"));
+        first.chain(lines).chain(guards).chain(handlers).collect::<Vec<_>>().join("\n")
     })
 }

@@ -109,7 +109,7 @@ async fn a_healthy_system_is_fine_and_an_empty_one_says_what_to_do() {
     let f = finding(&said, "power_loss", "warning", "sync_interval: always");
     assert!(f["what"].as_str().unwrap().contains("every 2m"), "{f}");
     let said = world.surety(&["doctor", "--skip", "disk", "--monitor", "http://127.0.0.1:1"]).await.exits(0);
-    assert!(said.out.contains("does not answer") && said.out.contains("1 live workers"), "{}", said.out);
+    assert!(said.out.contains("does not answer") && said.out.contains("1 live worker:"), "{}", said.out);
     let said = world.surety(&["doctor", "--skip", "power_loss,disk"]).await.exits(0);
     assert!(!said.out.contains("power_loss"), "{}", said.out);
     let said = world.surety(&["doctor", "--skip", "powerloss"]).await.exits(2);

@@ -117,6 +117,14 @@ async fn a_paused_type_and_a_paused_key_hold_their_jobs_and_no_others() {
     let gate = case.why("k1").await;
     assert!(gate["code"] == "paused" && gate["until"].is_string(), "{gate}");
     assert!(gate["then"].as_str().unwrap().contains("surety resume --key 'acme/site €'"), "{gate}");
+    // What they stand in line for is told by its own name, with its end.
+    let told = case.world.ask(&["guards", "--kind", "pause"]).await;
+    let lines: Vec<_> =
+        told["guards"].as_array().unwrap().iter().map(|g| (&g["scope"], &g["clears_at"])).collect();
+    let end = &json!("key \"acme/site €\"");
+    assert_eq!(lines, [(end, &gate["until"]), (&json!("type held"), &json!(null))], "{told}");
+    let also = case.world.ask(&["why", "k1"]).await["also"].to_string();
+    assert!(also.contains("acme/site €") && !also.contains("key."), "{also}");
     let list = case.world.ask(&["pause", "--list"]).await;
     let names: Vec<_> = list["pauses"].as_array().unwrap().iter().map(|p| p["name"].clone()).collect();
     assert_eq!(names, ["held", "acme/site €"], "{list}");
