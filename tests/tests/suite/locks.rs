@@ -92,8 +92,11 @@ async fn in_any_order(config: &str) {
         world.publish("default", &format!("j{n}"), &job(sets[n % sets.len()])).await;
     }
     for n in 0..40 {
-        let r = world.ended(&c, &format!("j{n}")).await;
-        assert_eq!((r.status, r.attempt, r.charged), (Status::Done, 1, 0), "j{n} {r:#?}");
+        let id = format!("j{n}");
+        let r = world.ended(&c, &id).await;
+        // What one delivery was given in another partition may be given back before another one is granted the attempt, which then
+        // ends before it runs.
+        assert_eq!((r.status, r.charged, witness.executions(&id)), (Status::Done, 0, 1), "{id} {r:#?}");
     }
     assert!(!witness.text().contains("clash"), "{}", witness.text());
     let written = witness.written("tokens");
