@@ -92,9 +92,10 @@ it is read as soon as it does; a file that was read once must stay.
 - **Handlers**: a table of a type that is there already is live, from the next attempt on; a type that is added or removed
   waits for a restart.
 - **Rules of guards** are live, all of them. A job that waits in line is judged by the new ones when its turn comes or after
-  `guards.fallback`: also where its rule is gone, or its limit was raised. A changed rule holds for all
-  from the first job on that asks under it ([guards.md](guards.md#looking-at-guards)). A change that removes every rule is logged as a
-  warning.
+  `guards.fallback`: also where its rule is gone, or its limit was raised. One that waits for the moment that a rate limit promised
+  to it comes at that moment, or after ten minutes (`guards.fallback`, where that is longer), or at once after `surety guards reset`.
+  A changed rule holds for all from the first job on that asks under it ([guards.md](guards.md#looking-at-guards)). A change that
+  removes every rule is logged as a warning.
 
 Counted as `surety_config_reloads_total` by result (`applied`, `unchanged`, `refused`).
 ";

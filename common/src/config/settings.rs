@@ -210,7 +210,8 @@ settings! {
         /// for a message to come from the broker, and short beside what a slot that nobody uses costs.
         offer: Span = "5s", live;
         /// A job in line is woken when its turn comes; should nobody wake it, it comes back by itself after half the time that it
-        /// has waited: after this time at least, and after ten minutes (or this time) at most. It costs a delivery each time.
+        /// has waited: after this time at least, and after ten minutes (or this time) at most. It costs a delivery each time. Who was
+        /// promised a moment by a rate limit comes at that moment, or after ten minutes (or this time) where it is farther away.
         fallback: Span = "1m", live;
         /// The crash-loop guard that every type has: so many abnormal ends (a crash by a signal, out of memory, lost, a start that
         /// failed) within `crash_window`, and no other end among them, suppress the type. Five are more than one broken job makes

@@ -111,7 +111,8 @@ pub enum GuardAct<'a> {
     /// Whether its turn came since it joined the line.
     Check,
     /// Starts a scope over: nothing was ever counted. Who stands in the line of slots asks again, the first ones; what is held
-    /// stays. Of locks nothing changes.
+    /// stays. Who was promised a moment by a rate limit asks again, the first ones now, the others by [`GuardAct::Tend`]. Of locks
+    /// nothing changes.
     Reset,
     /// Something ended that did not ask, or whose holder cannot say so. `mark`: it is counted once under this name.
     Report { mark: Cow<'a, str>, outcome: GuardOutcome },

@@ -50,7 +50,8 @@ enum Act {
 
 /// Start a guard over, as if it had never counted anything
 ///
-/// A rate limit has its whole burst again. A breaker or crash loop is closed, and all that it counted is forgotten; who waits is
+/// A rate limit has its whole burst again, first for those who were promised a moment: they are woken, in the order of their moments,
+/// and judged by the rule in force, before newcomers; where that was removed from the settings, they start. A breaker or crash loop is closed, and all that it counted is forgotten; who waits is
 /// woken. The window of a loop guard begins anew. Who stands in the line of a concurrency limit is woken and asks again: where its rule
 /// was removed from the settings, it starts; else it is back in its place. Slots and locks that attempts hold come free with
 /// them.
@@ -222,11 +223,16 @@ async fn reset(cx: &Context, args: &ResetArgs) -> Result<(), Failure> {
     };
     let hold_ms = u64::try_from(cx.settings.lease.ttl.as_millis()).unwrap_or(u64::MAX);
     let scope = [found.scope.clone()];
-    // Who stands in line for slots is let go a part at a time; of other kinds a reaper goes on with those who are left.
-    let in_line = if found.scope.kind == GuardKind::Concurrency { found.waiting } else { 0 };
-    let mut woken = 0;
+    // Who stands in line for slots, or sleeps for a moment, is let go a part at a time; of other kinds a reaper goes on with those
+    // who are left.
+    let in_line = match found.scope.kind {
+        GuardKind::Concurrency => found.waiting,
+        GuardKind::Rate => u64::MAX,
+        _ => 0,
+    };
+    let (mut act, mut woken) = (GuardAct::Reset, 0);
     loop {
-        let item = GuardItem { act: GuardAct::Reset, member: "".into(), scopes: vec![0].into() };
+        let item = GuardItem { act: act.clone(), member: "".into(), scopes: vec![0].into() };
         let answer = c.store.guard(found.partition, None, hold_ms, &scope, &[item]).await?;
         let n = answer.woken.len();
         woken += n;
@@ -235,6 +241,10 @@ async fn reset(cx: &Context, args: &ResetArgs) -> Result<(), Failure> {
         // Those who asked again and stand in line again are not woken twice.
         if n == 0 || woken as u64 >= in_line {
             break;
+        }
+        if found.scope.kind == GuardKind::Rate {
+            // What started since was counted: it does not start over with each part.
+            act = GuardAct::Tend { session: "".into() };
         }
     }
     c.broker.flush().await?;

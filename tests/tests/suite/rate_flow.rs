@@ -121,6 +121,13 @@ impl Flow {
         }
     }
 
+    /// Does something to the one scope; who is woken by it.
+    async fn woken(&self, act: GuardAct<'static>) -> Vec<String> {
+        let answer = self.store.guard(0, None, HOUR, &self.scopes, &[item(act, "", &[0])]).await.unwrap();
+        assert!(answer.woken.iter().all(|w| w.ack_subject.is_empty()), "{:?}", answer.woken);
+        answer.woken.into_iter().map(|w| w.member).collect()
+    }
+
     fn most_asked(&self) -> u32 {
         self.asked.values().copied().max().unwrap_or(0)
     }
@@ -323,7 +330,7 @@ async fn what_another_partition_offered_is_kept_for_a_near_moment_too() {
 
 // Shows: S-05
 #[tokio::test]
-async fn a_limit_that_is_started_over_forgets_what_was_promised_but_not_to_whom() {
+async fn a_limit_that_is_started_over_wakes_whom_it_promised_a_moment_and_they_come_before_others() {
     let r = redis().await;
     let rate = Rate::new(1, Duration::from_secs(60), 2);
     let mut flow = Flow::new(&r, vec![scope("a", rate)], 0).await;
@@ -331,12 +338,82 @@ async fn a_limit_that_is_started_over_forgets_what_was_promised_but_not_to_whom(
         let told = flow.ask(&format!("j{n}/1"), &[0]).await;
         assert_eq!(told.is_none(), n < 2);
     }
-    let reset = item(GuardAct::Reset, "", &[0]);
-    flow.store.guard(0, None, HOUR, &flow.scopes, &[reset]).await.unwrap();
+    assert_eq!(flow.woken(GuardAct::Reset).await, ["j2/1", "j3/1"]);
+    let told = flow.ask("new/1", &[0]).await.unwrap();
+    assert!(told < flow.now_us().await + 61_000_000, "behind two, not behind what was counted before");
+    for (job, of) in [("j3/1", None), ("j2/1", None), ("other/1", Some(true))] {
+        assert_eq!(flow.ask(job, &[0]).await.map(|at| at > told), of, "{job}");
+    }
+    // A little later than that: those who were woken took their time.
+    flow.go_to(told + 1_000_000).await;
     assert_eq!(flow.ask("new/1", &[0]).await, None);
-    let told = flow.ask("j3/1", &[0]).await.unwrap();
-    flow.go_to(told).await;
-    assert_eq!(flow.ask("j3/1", &[0]).await, None, "nobody was before it any more");
+    // Where nobody waits, the whole burst is there.
+    assert_eq!(flow.woken(GuardAct::Reset).await, ["other/1"]);
+    assert_eq!(flow.ask("other/1", &[0]).await, None);
+    assert!(flow.woken(GuardAct::Reset).await.is_empty());
+    for job in ["a/1", "b/1"] {
+        assert_eq!(flow.ask(job, &[0]).await, None, "{job}");
+    }
+}
+
+// Shows: S-05
+#[tokio::test]
+async fn many_who_sleep_for_a_moment_are_woken_in_order_each_once_and_starts_are_counted_on() {
+    let r = redis().await;
+    let rate = Rate::new(1, Duration::from_secs(600), 3);
+    let mut flow = Flow::new(&r, vec![scope("a", rate)], 0).await;
+    let jobs: Vec<String> = (0..503).map(|n| format!("j{n:03}/1")).collect();
+    for (n, job) in jobs.iter().enumerate() {
+        assert_eq!(flow.ask(job, &[0]).await.is_none(), n < 3);
+    }
+    let mut woken = flow.woken(GuardAct::Reset).await;
+    assert_eq!(woken, jobs[3..203], "as many as one call wakes");
+    // They come at once: three start, and the others get other moments, behind which nobody is woken again.
+    let mut told: Vec<Option<u64>> = Vec::new();
+    for job in &jobs[3..203] {
+        told.push(flow.ask(job, &[0]).await);
+    }
+    assert!(told.is_sorted(), "{told:?}");
+    assert_eq!(told.iter().filter(|at| at.is_none()).count(), 3);
+    loop {
+        let more = flow.woken(GuardAct::Tend { session: "".into() }).await;
+        if more.is_empty() {
+            break;
+        }
+        for job in &more {
+            assert!(flow.ask(job, &[0]).await.is_some(), "{job} started above the limit");
+        }
+        woken.extend(more);
+    }
+    let first: Vec<&String> = woken.iter().filter(|j| j.as_str() >= "j203/1").collect();
+    assert_eq!(first, jobs[203..].iter().collect::<Vec<_>>());
+    let left: bool =
+        flow.plain.hexists(&flow.store.keys().guard(0, &flow.scopes[0].hash)[0], "waking").await.unwrap();
+    assert!(!left);
+}
+
+// Shows: S-05
+#[tokio::test]
+async fn what_a_stricter_rule_promised_holds_nobody_back_for_longer_than_the_rule_of_now() {
+    let r = redis().await;
+    let minutes = |n: u64| n * 60_000_000;
+    let mut flow = Flow::new(&r, vec![scope("a", Rate::new(6, Duration::from_secs(1200), 1))], 0).await;
+    for (n, job) in ["a/1", "b/1", "c/1", "d/1"].into_iter().enumerate() {
+        assert_eq!(flow.ask(job, &[0]).await.is_none(), n == 0);
+    }
+    let last = flow.ask("d/1", &[0]).await.unwrap();
+    assert!(last > flow.now_us().await + minutes(9));
+    // Two in a minute, two at once.
+    flow.scopes = vec![scope("a", Rate::new(2, Duration::from_secs(60), 2))];
+    let told = flow.ask("new/1", &[0]).await.unwrap();
+    let most = flow.now_us().await + minutes(2) + 1_000_000;
+    assert!(told <= most, "{} us behind what three others and a burst want", told - most);
+    // Who was promised a moment that is behind that has it no longer.
+    let told_again = flow.ask("d/1", &[0]).await.unwrap();
+    assert!(told < told_again && told_again < last, "{told} {told_again} {last}");
+    assert_eq!(flow.ask("d/1", &[0]).await, Some(told_again), "and keeps the new one");
+    // The same again changes nothing: it is about the rule, not about time.
+    assert!(flow.ask("new2/1", &[0]).await.unwrap() > told_again);
 }
 
 // Shows: S-05

@@ -212,3 +212,52 @@ async fn who_waits_for_a_rule_that_was_removed_asks_again_when_its_scope_is_rese
     }
     assert_eq!(worker.stop().await, Some(0));
 }
+
+// Shows: G-02
+#[tokio::test]
+async fn who_sleeps_for_a_moment_of_a_rate_limit_is_woken_in_order_when_that_is_reset() {
+    let witness = Witness::default();
+    let world = World::with(&(witness.handler("call", "true") + &witness.handler("noop", "true"))).await;
+    let c = world.connect().await;
+    // A slip: somebody meant another unit.
+    world.reconfigure("[guards.rate.api]\nscope = \"{type}\"\nlimit = 1\nper = \"1000h\"\nburst = 1\n");
+    let mut worker = world.worker(&["--slots", "1"], &[]);
+    let throttled = async |job: &str| {
+        world.publish("default", job, r#"{"type":"call"}"#).await;
+        let r = world.status(&c, job, Status::Deferred).await;
+        assert_eq!(r.code, "rate_limited", "{job}");
+        r.due_ms
+    };
+    world.publish("default", "first", r#"{"type":"call"}"#).await;
+    assert_eq!(world.ended(&c, "first").await.status, Status::Done);
+    let due = [throttled("a").await, throttled("b").await, throttled("c").await];
+    // What is done after the others were given back says that those sleep.
+    let slept = async |job: &str, kind: &str| {
+        world.publish("default", job, &format!(r#"{{"type":"{kind}"}}"#)).await;
+        assert_eq!(world.ended(&c, job).await.status, Status::Done);
+    };
+    slept("slept", "noop").await;
+    let reset = async |n: usize| {
+        let said = world.surety(&["guards", "reset", "api: call"]).await.exits(0).out;
+        assert!(said.contains(&format!("starts over; {n} jobs were woken")), "{said}");
+    };
+    // By the rule that still holds one of them starts: who has waited longest.
+    reset(3).await;
+    assert_eq!(world.ended(&c, "a").await.status, Status::Done);
+    // The others are told their new moments.
+    for (job, before) in [("b", due[1]), ("c", due[2])] {
+        let r = world.until(&c, job, |r| r.due_ms < before).await;
+        assert_eq!((r.status, r.code.as_str()), (Status::Deferred, "rate_limited"), "{job}");
+    }
+    // The rule is gone: they just start, long before their moments.
+    world.reconfigure("");
+    worker.hang_up();
+    worker.logged("every rule of a guard was removed").await;
+    slept("slept-again", "noop").await;
+    reset(2).await;
+    for job in ["b", "c"] {
+        assert_eq!(world.ended(&c, job).await.status, Status::Done, "{job}");
+    }
+    world.history(&c).await.check().unwrap();
+    assert_eq!(worker.stop().await, Some(0));
+}

@@ -20,7 +20,8 @@ use crate::{
     shared::Shared,
 };
 
-/// Longest sleep of a job in line that nobody wakes, where the settings do not want longer ones.
+/// Longest sleep of a job that nobody wakes, where the settings do not want longer ones. Who was promised a moment behind that is judged
+/// again before: the limit may have been raised since, or be gone. It costs a delivery each time, and most moments are nearer.
 const LONGEST: Duration = Duration::from_secs(600);
 
 /// How long a guard keeps a job waiting.
@@ -45,13 +46,19 @@ impl Deferral {
     /// When it may be claimed, and when its carrier comes back by itself.
     fn times(&self, fallback: Duration) -> (u64, u64) {
         match self.until {
-            Until::Moment(at) => (at, at),
+            Until::Moment(at) => (at, back_for(at, self.asked_ms, fallback)),
             Until::Turn { .. } => {
                 let waited = Duration::from_millis(self.asked_ms.saturating_sub(self.job.arrival_ms));
                 (self.asked_ms, self.asked_ms + sleep_ms(fallback, waited))
             }
         }
     }
+}
+
+/// When a job comes back that was promised a moment (ms): at that, or before, to be judged by the rule of then.
+fn back_for(at_ms: u64, asked_ms: u64, fallback: Duration) -> u64 {
+    let longest = u64::try_from(LONGEST.max(fallback).as_millis()).unwrap_or(u64::MAX);
+    at_ms.min(asked_ms.saturating_add(longest))
 }
 
 /// How long a job in line sleeps unless it is woken: half as long again as it has waited. How often it was woken meanwhile says
@@ -195,5 +202,13 @@ mod tests {
             (waited, times) = (waited + nap(waited), times + 1);
         }
         assert!((100..160).contains(&times), "{times} deliveries in a day");
+    }
+
+    #[test]
+    fn a_job_with_a_moment_comes_at_that_and_is_looked_at_before_where_it_is_far() {
+        let minutes = |n: u64| n * 60_000;
+        let back = |at, fallback| back_for(minutes(at), minutes(5), Duration::from_millis(minutes(fallback)));
+        assert_eq!([back(6, 1), back(15, 1), back(16, 1)], [minutes(6), minutes(15), minutes(15)]);
+        assert_eq!([back(60, 30), back(30, 30), back(5, 1)], [minutes(35), minutes(30), minutes(5)]);
     }
 }

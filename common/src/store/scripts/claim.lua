@@ -68,7 +68,7 @@ for i = 1, n do
     elseif is_running(rec) then
       local owner = redis.call('ZSCORE', KEYS[4], rec[SESSION])
       result(i, { 1, math.max((owner and tonumber(owner) or now) - now, 0) })
-    elseif rec[STATUS] ~= QUEUED and rec[DUE] > now then
+    elseif is_early(rec) then
       result(i, { 2, rec[DUE] - now })
     elseif expires > 0 and expires <= now and rec[EPOCH] == 0 then
       result(i, { 7 })

@@ -38,7 +38,7 @@ for i = 1, #items do
   elseif is_running(rec) then
     local owner = redis.call('ZSCORE', KEYS[4], rec[SESSION])
     result(i, { 1, math.max((owner and tonumber(owner) or now) - now, 0) })
-  elseif rec[STATUS] ~= QUEUED and rec[DUE] > now and rec[CALL] ~= call then
+  elseif is_early(rec) and rec[CALL] ~= call then
     result(i, { 8, rec[DUE] - now })
   elseif expires > 0 and expires <= now and rec[EPOCH] == 0 then
     result(i, { 6 })

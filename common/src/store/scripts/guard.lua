@@ -11,7 +11,7 @@
 --   4 adopt   the attempt was granted: what others made for it is its own
 --   5 tend    text: a session that is dead, or ''
 --   6 check   whether its turn came since it joined the line
---   7 reset   as if nothing had ever been counted, where the kind counts anything; who waits for slots asks again
+--   7 reset   as if nothing had ever been counted, where the kind counts anything; who waits for slots or a moment asks again
 --   8 open    who waits in a line of a pause may come, the first ones
 --   9 report  something ended that did not ask; text: it is counted once under this name; flag: how it ended
 -- Whoever asks or reports brings the rules that it has: they are stored, and are in force from this call on. Everybody else was
@@ -90,6 +90,7 @@ if n_scopes > 0 then
     local state = redis.call('HMGET', sc.state, 'params', unpack(sc.of.fields))
     if state[1] ~= params and (sc.brings_rules or not state[1] or not go_by(sc, state[1])) then
       set(sc, 'params', params)
+      sc.is_changed = state[1]
       set(sc, 'label', sc.label)
     end
     table.remove(state, 1)

@@ -117,6 +117,12 @@ local function wait_until(rec, due)
   rec[DUE], rec[PROMISE], rec[DEADLINE] = due, math.max(due, now) + look, 0
 end
 
+-- Whether it waits for a time of its own. A moment that a rate limit promised is none: who comes before it was let through by the
+-- limit, or that is gone.
+local function is_early(rec)
+  return rec[STATUS] ~= QUEUED and rec[DUE] > now and not (rec[STATUS] == DEFERRED and rec[CODE] == 'rate_limited')
+end
+
 -- Journal: events gather in one bucket per subject; a bucket becomes one outbox entry, one journal message. An entry is a
 -- head and its events, packed; whoever publishes it writes them out as JSON (`store/entry.rs`).
 local ENTRY_HEAD, EVENT = '<BI6I6ss', '<BBI4I6I4I6I6sssssssss'

@@ -3,10 +3,13 @@
 -- were promised nothing, and what nobody comes for costs no token.
 -- Params: a = emission interval (us), b = tolerance (us): (burst - 1) intervals. State: `tat`, `book`, `late`: theoretical arrival
 -- times (us), none before the one that is named first: by all starts; behind all promises, by which newcomers are judged; behind the
--- promises to those who came late. `last`: the token of the call that started something last.
+-- promises to those who came late. `last`: the token of the call that started something last. `waking`, after a reset: who was
+-- promised a moment behind the first and up to the second (us) sleeps for it, and is still to be woken.
 -- `wait`: zset member -> the moment that it was promised (us), or minus that at which it started, so that a second asking is not
 -- counted twice. Where a job holds something else in the same call (a slot), that says whether it was counted.
 -- The end of an attempt ends its promise: the next one is counted again.
+-- A promise is never worse than none: who was promised a moment behind that of a newcomer, by a rule that was stricter or before a
+-- reset, is judged as one.
 
 local Rate = { fields = { 'tat', 'book', 'late', 'last' } }
 
@@ -18,6 +21,8 @@ local PROMISE_KEPT = 3600000000
 local START_KEPT = 20000000
 -- A reaper looks so long after the last call (ms).
 local LOOK_AFTER = 20000
+-- Who was promised a moment that came less than that ago may be on its way (us).
+local ON_ITS_WAY = 20000000
 local COUNTED = 1
 
 -- Forgets what nobody will come for any more.
@@ -27,17 +32,64 @@ local function trim(sc)
   redis.call('ZREMRANGEBYSCORE', sc.wait, string.format('(%.0f', -oldest), '(0')
 end
 
+-- Wakes who sleeps for a moment of before the reset, the earliest first, a part with each call. Its moment is now: so it comes
+-- before those who were promised nothing, and is woken once.
+local function go_on_waking(sc)
+  local waking = redis.call('HGET', sc.state, 'waking')
+  if not waking then return end
+  local from, upto = string.match(waking, '^(%S+) (%S+)$')
+  local room = gate == RESTORED and 0 or MOST_WAKES - #wakes
+  local first = {}
+  if room > 0 then
+    from = string.format('(%.0f', math.max(tonumber(from), micros))
+    first = redis.call('ZRANGEBYSCORE', sc.wait, from, upto, 'WITHSCORES', 'LIMIT', 0, room)
+  end
+  local woken = {}
+  for i = 1, #first, 2 do
+    local member = first[i]
+    wake(sc, member, '')
+    woken[i], woken[i + 1] = string.format('%.0f', micros), member
+    if sc.slots and sc.slots[member] then sc.slots[member] = micros end
+  end
+  in_slices('ZADD', sc.wait, woken)
+  if #first < 2 * room then
+    redis.call('HDEL', sc.state, 'waking')
+    return
+  end
+  if room > 0 then redis.call('HSET', sc.state, 'waking', string.format('%s %s', first[#first], upto)) end
+  look_at(sc, now)
+end
+
+-- The rule is another one than that by which was counted and promised: nobody waits longer for what is behind than the new one
+-- wants for as many.
+local function go_by_new_rule(sc)
+  sc.tat = math.min(sc.tat, micros + sc.b + sc.a)
+  local promised = redis.call('ZCOUNT', sc.wait, string.format('%.0f', micros - ON_ITS_WAY), '+inf')
+  local behind = math.max(sc.tat, micros) + promised * (sc.a + sc.gap)
+  sc.late = math.max(math.min(sc.late, behind), sc.tat)
+  sc.book = math.max(math.min(sc.book, behind), sc.late)
+  sc.changed = true
+  -- Where they are not ahead they are not written.
+  set(sc, 'book', '0')
+  set(sc, 'late', '0')
+end
+
 function Rate.load(sc, state)
   sc.tat, sc.last = tonumber(state[1] or 0), state[4] or ''
   sc.late = math.max(sc.tat, tonumber(state[3] or 0))
   sc.book = math.max(sc.late, tonumber(state[2] or 0))
   -- Where no burst makes up for it, who starts a moment late delays the next: moments that are promised are a little further apart.
   sc.gap = sc.b < sc.a and math.min(math.floor(sc.a / 20), 20000) or 0
+  if sc.is_changed then go_by_new_rule(sc) end
   sc.was_last, sc.is_bare = sc.last == own_token, redis.call('EXISTS', sc.wait) == 0
   -- Each call moves what is due, or a reaper would look at a busy scope with every tick.
   if sc.next and sc.next <= now then
     sc.next = nil
-    if not sc.is_bare then trim(sc) end
+    if not sc.is_bare then
+      trim(sc)
+      -- A reaper goes on with that, or whoever reset it.
+      if redis.call('HEXISTS', sc.state, 'waking') == 1 then look_at(sc, now) end
+    end
   end
   -- What was promised to those who ask in this call; whose this call changes; who was told that it may start.
   sc.slots, sc.changes, sc.given = {}, {}, {}
@@ -50,6 +102,12 @@ function Rate.load(sc, state)
   end
 end
 
+-- What it was promised, unless a newcomer waits less.
+local function slot_of(sc, member)
+  local slot = sc.slots[member]
+  return slot and (slot <= micros or slot <= sc.book - sc.b) and slot or nil
+end
+
 local function has_started(slot) return slot < 0 and micros + slot < START_KEPT end
 
 -- Who came for its moment and does not conform goes behind others of those; but a little delay of its own turn is no other turn.
@@ -60,7 +118,7 @@ end
 -- nil: it may start. Else the moment (ms) until which it has to wait.
 function Rate.judge(sc, member, item)
   if item.was_counted then return nil end
-  local slot = sc.slots[member]
+  local slot = slot_of(sc, member)
   if not slot then
     if sc.book - sc.b <= micros then return nil end
     return BOOK, math.ceil((sc.book - sc.b) / 1000)
@@ -72,7 +130,7 @@ end
 
 -- Promises the moment that `judge` told.
 function Rate.book(sc, member)
-  local slot = sc.slots[member]
+  local slot = slot_of(sc, member)
   if slot then
     slot = moment_after(sc, slot)
     sc.late = math.max(sc.late, slot + sc.b + sc.a + sc.gap)
@@ -103,7 +161,7 @@ function Rate.take_first(sc, _, n) start(sc, n, true) end
 
 function Rate.take(sc, member, item)
   if item.was_counted then return item.is_second and HELD or COUNTED end
-  local slot = sc.slots[member]
+  local slot = slot_of(sc, member)
   if slot and has_started(slot) then
     -- This very call, repeated, or another delivery of the job.
     local is_repeated = sc.was_last and not sc.given[member]
@@ -111,7 +169,12 @@ function Rate.take(sc, member, item)
     return is_repeated and COUNTED or HELD
   end
   start(sc, 1, not slot)
-  if not item.keeper then sc.slots[member], sc.changes[member], sc.given[member] = -micros, true, true end
+  if not item.keeper then
+    sc.slots[member], sc.changes[member], sc.given[member] = -micros, true, true
+  elseif not slot and sc.slots[member] then
+    -- It runs, and sleeps for no moment any more.
+    sc.slots[member], sc.changes[member] = nil, true
+  end
   return COUNTED
 end
 
@@ -146,17 +209,30 @@ function Rate.adopt(sc)
   return COUNTED
 end
 
+-- It asked in this call, and was told.
+function Rate.has_come(sc, member) return sc.changes[member] end
+
 function Rate.tend(sc)
+  sc.next = nil
   trim(sc)
+  go_on_waking(sc)
   sc.is_idle = sc.book <= micros and redis.call('EXISTS', sc.wait) == 0
 end
 
--- What was promised stays: those jobs come back for it.
+-- Who waits for a moment is woken and judged anew, as one whose moment is now. For each of them there is a place before those who
+-- were promised nothing.
 function Rate.reset(sc)
-  sc.tat, sc.book, sc.late, sc.last, sc.changed = 0, 0, 0, '', true
+  local ahead = string.format('(%.0f', micros)
+  local promised = redis.call('ZCOUNT', sc.wait, ahead, '+inf')
+  sc.tat, sc.late, sc.last, sc.changed = 0, 0, '', true
+  sc.book = promised > 0 and micros + promised * (sc.a + sc.gap) or 0
   -- Where nothing is promised they are not written.
   set(sc, 'book', '0')
   set(sc, 'late', '0')
+  if promised == 0 then return end
+  local last = redis.call('ZREVRANGE', sc.wait, 0, 0, 'WITHSCORES')
+  redis.call('HSET', sc.state, 'waking', string.format('%.0f %.0f', micros, tonumber(last[2])))
+  go_on_waking(sc)
 end
 
 function Rate.write(sc)
