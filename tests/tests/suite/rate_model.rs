@@ -189,12 +189,13 @@ impl Case {
         self.store.repeat_last_call();
         let again = self.call(&asked).await?;
         let now = self.stored(&member).await;
+        // Its moment may have come meanwhile; where others started late it is told another one, perhaps of the same millisecond.
+        let has_come = !passes && again.now_ms * 1000 + 999 >= slot.unsigned_abs();
         if again.replies == answer.replies {
-            prop_assert_eq!(now, after, "a repeated call counted");
+            prop_assert!(now == after || has_come, "a repeated call counted: {after:?}, then {now:?}");
             return Ok(passes);
         }
-        // Its moment has come meanwhile.
-        prop_assert!(!passes && again.now_ms * 1000 + 999 >= slot.unsigned_abs(), "{:?}", again.replies);
+        prop_assert!(has_come, "{:?}", again.replies);
         let (true, Some(at)) = (now.slot < Some(0), now.slot) else { return Ok(false) };
         self.has_started(&member, at.unsigned_abs(), again.token)?;
         Ok(true)
