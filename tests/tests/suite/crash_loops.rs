@@ -25,8 +25,9 @@ fn job(kind: &str) -> String {
 }
 
 fn guard(threshold: u32, open: &str) -> String {
+    let longest = if open == "10s" { open } else { "4s" };
     format!(
-        "[guards]\ncrash_except = []\ncrash_threshold = {threshold}\ncrash_window = \"30s\"\ncrash_open = \"{open}\"\ncrash_longest = \"4s\"\n"
+        "[guards]\ncrash_except = []\ncrash_threshold = {threshold}\ncrash_window = \"30s\"\ncrash_open = \"{open}\"\ncrash_longest = \"{longest}\"\n"
     )
 }
 

@@ -411,7 +411,7 @@ const MAY_RUN: &[(&str, &str)] = &[
     ("HSET {}h f v", "wro"),
     ("ZADD {}z 1 a", "wro"),
     ("ZSCAN {}z 0", "wrso"),
-    ("ZCOUNT {}z 0 1", "rso"),
+    ("ZCOUNT {}z 0 1", "wrso"),
     ("HLEN {}h", "wrso"),
     ("ZRANK {}z a", "wrso"),
     ("XADD {}s * a b", "wro"),

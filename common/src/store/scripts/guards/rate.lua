@@ -88,7 +88,7 @@ function Rate.load(sc, state)
     if not sc.is_bare then
       trim(sc)
       -- A reaper goes on with that, or whoever reset it.
-      if redis.call('HEXISTS', sc.state, 'waking') == 1 then look_at(sc, now) end
+      if redis.call('HGET', sc.state, 'waking') then look_at(sc, now) end
     end
   end
   -- What was promised to those who ask in this call; whose this call changes; who was told that it may start.
@@ -230,7 +230,7 @@ function Rate.reset(sc)
   set(sc, 'book', '0')
   set(sc, 'late', '0')
   if promised == 0 then return end
-  local last = redis.call('ZREVRANGE', sc.wait, 0, 0, 'WITHSCORES')
+  local last = redis.call('ZRANGE', sc.wait, -1, -1, 'WITHSCORES')
   redis.call('HSET', sc.state, 'waking', string.format('%.0f %.0f', micros, tonumber(last[2])))
   go_on_waking(sc)
 end
