@@ -65,6 +65,8 @@ impl Store {
     /// [`Store::open`] without writing: a data set that is not there yet is an empty one.
     /// Errors: `OtherStore` when it belongs to another `JOBS` stream than `jobs_created`.
     pub async fn look(&self, jobs_created: &str) -> Result<(), StoreError> {
+        // Whoever meets an emptied data set first says whose it is, whatever it came for.
+        self.belong_to(jobs_created);
         for p in 0..self.keys().partitions() {
             let (incarnation, jobs): (Option<String>, Option<String>) =
                 self.connection().hmget(self.keys().store(p), &["inc", "jobs"]).await?;

@@ -11,10 +11,10 @@ use surety_common::{
         BrokerError,
         follow::{From, News, Part},
     },
-    connect::{Connected, provision},
+    connect::{Connected, look, provision},
     domain::{Contract, ErrorCode, Status, ids::SessionId},
     pace::Pace,
-    store::{ClaimItem, FinishItem, Verdict},
+    store::{ClaimItem, FinishItem, Gate, Verdict},
 };
 use surety_tests::{
     process::Process,
@@ -281,6 +281,21 @@ async fn unjournal(w: &World, job: &str) {
             stream.delete_message(n).await.unwrap();
         }
     }
+}
+
+// Shows: P1
+#[tokio::test]
+async fn a_command_that_meets_the_empty_data_set_first_says_whose_it_is() {
+    let world = World::with("").await;
+    drop(world.connect().await);
+    let looker = look(&world.settings(), "test").await.unwrap();
+    flush(&world, 0).await;
+    let closed = looker.store.watch_gate(0).await.unwrap();
+    assert_eq!((closed.gate, &closed.jobs_created), (Gate::Closed, &looker.found.jobs_created));
+    // So a reaper makes it whole, and who starts then takes it for its own.
+    let mut reaper = world.reaper(&[]);
+    reaper.logged("redis is whole again").await;
+    world.connect().await.store.check().await.unwrap();
 }
 
 // Shows: P4, P5
