@@ -36,11 +36,9 @@ pub struct Mended {
 pub async fn mend(c: &Connected, p: u32, settings: &Settings) -> Result<Mended, RecoverError> {
     let mut bad: HashMap<JobId, Vec<u8>> = HashMap::new();
     for (id, times) in c.store.noted_unreadable(p).await? {
-        if times < TRIES {
-            continue;
-        }
         match c.store.raw_if_unreadable(p, &id).await? {
-            Some(raw) => drop(bad.insert(id, raw)),
+            Some(raw) if times >= TRIES => drop(bad.insert(id, raw)),
+            Some(_) => {}
             // Repaired or removed by somebody.
             None => c.store.forget_unreadable(p, id.as_str()).await?,
         }

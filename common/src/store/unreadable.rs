@@ -11,7 +11,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use super::{
     deadlines::{DueReply, StopReply, ToldReply},
     defers::DeferReply,
-    ops::{ClaimReply, FinishReply, LostReply, ProgressReply, ReplayReply, SettleReply},
+    ops::{ClaimReply, FinishReply, LostReply, ProgressReply, ReplayReply, SettleReply, only},
     record::{Record, is_of_newer_release},
     script::{Answer, Store, StoreError, unreadable},
     waiting::WaitingReply,
@@ -153,18 +153,30 @@ impl Store {
     }
 
     async fn note(&self, p: u32, id: &str) -> Result<(), StoreError> {
-        let mut c = self.connection();
-        let raw: Option<Vec<u8>> = c.get(self.keys().job_in(p, id)).await?;
-        let Some(raw) = raw else { return Ok(()) };
+        let raw: Option<Vec<u8>> = self.connection().get(self.keys().job_in(p, id)).await?;
+        match raw {
+            Some(raw) => self.note_bytes(p, id, raw).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Notes that these bytes are no record, if they still stand under its key: what takes their place meanwhile is not touched.
+    pub async fn note_bytes(&self, p: u32, id: &str, raw: Vec<u8>) -> Result<(), StoreError> {
         let Err(problem) = Record::decode(&raw) else { return Ok(()) };
-        let mut pause = redis::cmd("ZADD");
-        pause.arg(self.keys().due(p)).arg("XX").arg(self.now_ms_of(p).await? + LOOK_AGAIN_MS).arg(id);
-        let _: u64 = pause.query_async(&mut c).await?;
-        if is_of_newer_release(&raw) {
+        let is_newer = is_of_newer_release(&raw);
+        let keys = [self.keys().job_in(p, id), self.keys().bad(p)];
+        let (inc, call, s, keep, look) = self.frame(p, None);
+        let frame = (inc, call, s, keep, look, id, LOOK_AGAIN_MS, u8::from(!is_newer));
+        let (times,): (u64,) =
+            only(Box::pin(self.call(&self.inner.scripts.note, p, None, &keys, &frame, raw)).await?)?;
+        if is_newer {
             tracing::warn!(job_id = id, "a record of a newer release is passed over");
             return Ok(());
         }
-        let times: u64 = c.hincr(self.keys().bad(p), id, 1).await?;
+        if times == 0 {
+            tracing::debug!(job_id = id, "a record that did not decode was put right meanwhile");
+            return Ok(());
+        }
         tracing::error!(
             job_id = id,
             field = problem.field,

@@ -238,6 +238,11 @@ async fn only_what_does_not_decode_is_moved_and_a_newer_release_is_left_alone() 
     let kept: Vec<u8> = w.plain.clone().get(w.store.keys().set_aside(0, "job", "a")).await.unwrap();
     assert_eq!(kept, b"rubbish");
     assert_eq!(w.store.noted_unreadable(0).await.unwrap(), []);
+    // Who read it before that, and says so only now, says nothing of the one that is there.
+    let due = async || -> Option<f64> { w.plain.clone().zscore(w.store.keys().due(0), "a").await.unwrap() };
+    let before = due().await;
+    w.store.note_bytes(0, "a", b"rubbish".to_vec()).await.unwrap();
+    assert_eq!((w.store.noted_unreadable(0).await.unwrap(), due().await), (vec![], before));
     // What is in its place is as good as what was: the attempt ends.
     assert!(matches!(w.finish(&[finish("a", 1, Verdict::Done)]).await[0], FinishReply::Applied { .. }));
 }
