@@ -83,8 +83,9 @@ ending in `_FILE` is read again (such a file is not watched: send SIGHUP). Where
 it is read as soon as it does; a file that was read once must stay.
 
 - **A bad file is refused as a whole**: one record in the log has every problem (`alert = \"config_refused\"`; in the human format
-  each problem stands on a line of its own below it), `surety_config_ok` is 0, and the process goes on with what it had. `surety config --config FILE` checks a file beforehand.
-  So is a file that became empty: a full disk or a hasty editor does that. Where the defaults are meant, leave a comment in it.
+  each problem stands on a line of its own below it), `surety_config_ok` is 0, and the process goes on with what it had.
+  `surety config --config FILE` checks a file beforehand. A file that became empty is refused, too: a full disk or a hasty editor does
+  that. Where the defaults are meant, leave a comment in it.
 - **`live` settings** hold for whatever begins after the change: a deadline that is armed, an attempt that is started, a
   receipt that is tried, a pause of the reaper. What has begun keeps what it was given. A pause that is too long now is ended.
 - **`restart` settings** keep the value of the start. The log names those that differ, with both values, and

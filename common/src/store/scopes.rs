@@ -62,7 +62,7 @@ impl Store {
         Ok(out)
     }
 
-    /// What these scopes hold, in their order; one that is idle since is left out. Two round trips for each 500 of a partition.
+    /// What these scopes hold, in their order; one that is idle since is left out. At most three round trips for each 500 of a partition.
     pub async fn scope_states(&self, scopes: &[ScopeAt]) -> Result<Vec<ScopeState>, StoreError> {
         let mut out: Vec<Option<ScopeState>> = Vec::new();
         out.resize_with(scopes.len(), || None);
@@ -110,14 +110,22 @@ impl Store {
             out.push(state_of(p, hash, now_ms, read));
         }
         // How often each work was asked for is read where it can make a difference: of most roots it cannot.
-        for state in out.iter_mut().flatten() {
-            let [most, ..] = state.scope.params;
-            if state.scope.kind == GuardKind::Loop && state.waiting >= most {
-                let [_, hold, ..] = self.keys().guard(p, &state.scope.hash);
-                let works: BTreeMap<String, u64> =
-                    redis::cmd("HGETALL").arg(hold).query_async(&mut self.connection()).await?;
-                state.repeats = works.into_values().max().unwrap_or(0);
-            }
+        let is_full = |s: &&mut ScopeState| {
+            let [most, ..] = s.scope.params;
+            s.scope.kind == GuardKind::Loop && s.waiting >= most
+        };
+        let full: Vec<&mut ScopeState> = out.iter_mut().flatten().filter(is_full).collect();
+        if full.is_empty() {
+            return Ok(out);
+        }
+        let mut reads = redis::pipe();
+        for state in &full {
+            let [_, hold, ..] = self.keys().guard(p, &state.scope.hash);
+            reads.cmd("HGETALL").arg(hold);
+        }
+        let works: Vec<BTreeMap<String, u64>> = reads.query_async(&mut self.connection()).await?;
+        for (state, works) in full.into_iter().zip(works) {
+            state.repeats = works.into_values().max().unwrap_or(0);
         }
         Ok(out)
     }

@@ -104,3 +104,28 @@ pub struct Facts {
     /// What could not be found out, and why.
     pub unknown: Vec<String>,
 }
+
+impl Facts {
+    /// A job of which nothing else is known yet.
+    pub(super) fn of(id: JobId, now_ms: u64, view: JobView) -> Self {
+        Self {
+            id,
+            now_ms,
+            view,
+            record: None,
+            pauses: Vec::new(),
+            store_closed: None,
+            store_unread: None,
+            owner: None,
+            queue: None,
+            carrier: None,
+            guard: None,
+            locks: Vec::new(),
+            is_unjournaled: false,
+            events: Vec::new(),
+            is_cut: false,
+            overstay_ms: 0,
+            unknown: Vec::new(),
+        }
+    }
+}

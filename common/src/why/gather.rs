@@ -47,25 +47,8 @@ pub async fn gather(c: &Connected, id: &JobId, overstay: Duration) -> Result<Opt
             (JobView::of_event(id, e).ok_or_else(newer)?, None)
         }
     };
-    let mut f = Facts {
-        id: id.clone(),
-        now_ms: c.store.now_ms_of(c.store.keys().partition(id)).await?,
-        view,
-        record,
-        pauses: Vec::new(),
-        store_closed: None,
-        store_unread: None,
-        owner: None,
-        queue: None,
-        carrier: None,
-        guard: None,
-        locks: Vec::new(),
-        is_unjournaled: false,
-        events: Vec::new(),
-        is_cut: false,
-        overstay_ms: millis(overstay),
-        unknown: Vec::new(),
-    };
+    let now_ms = c.store.now_ms_of(c.store.keys().partition(id)).await?;
+    let mut f = Facts { record, overstay_ms: millis(overstay), ..Facts::of(id.clone(), now_ms, view) };
     f.store_closed = match c.store.check().await {
         Err(e @ (StoreError::Rebuilding | StoreError::OtherStore(_))) => Some(e.to_string()),
         Ok(()) | Err(_) => None,

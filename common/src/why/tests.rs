@@ -63,24 +63,13 @@ fn facts(r: Record) -> Facts {
         ttl_ms: Some(20_000),
         ..SessionInfo::default()
     };
+    let view = JobView::of_record(&id(), &r, None);
     Facts {
-        id: id(),
-        now_ms: NOW,
-        view: JobView::of_record(&id(), &r, None),
         owner: is_running.then_some(OwnerFacts { info: Some(info), expires_ms: Some(NOW + 17_000) }),
         carrier: Some(CarrierFacts { name: r.carrier.clone(), message: Some(message(None)) }),
         record: Some(r),
-        pauses: vec![],
-        store_closed: None,
-        store_unread: None,
-        queue: None,
-        guard: None,
-        locks: vec![],
-        is_unjournaled: false,
-        events: vec![],
-        is_cut: false,
         overstay_ms: 30_000,
-        unknown: vec![],
+        ..Facts::of(id(), NOW, view)
     }
 }
 

@@ -47,23 +47,11 @@ pub async fn without_store(
     };
     let (events, is_cut) = story.told();
     let mut f = Facts {
-        id: id.clone(),
-        now_ms: known.now_ms,
-        view,
-        record: None,
-        pauses: Vec::new(),
-        store_closed: None,
         store_unread: Some(failure.to_owned()),
-        owner: None,
-        queue: None,
-        carrier: None,
-        guard: None,
-        locks: Vec::new(),
-        is_unjournaled: false,
         events,
         is_cut,
-        overstay_ms: 0,
         unknown: vec![format!("its record, its owner, its guards, its locks and the workers: {failure}")],
+        ..Facts::of(id.clone(), known.now_ms, view)
     };
     if unreadable > 0 {
         f.unknown.push(format!("{unreadable} journal messages held something unreadable"));

@@ -51,10 +51,10 @@ enum Act {
 /// Start a guard over, as if it had never counted anything
 ///
 /// A rate limit has its whole burst again, first for those who were promised a moment: they are woken, in the order of their moments,
-/// and judged by the rule in force, before newcomers; where that was removed from the settings, they start. A breaker or crash loop is closed, and all that it counted is forgotten; who waits is
-/// woken. The window of a loop guard begins anew. Who stands in the line of a concurrency limit is woken and asks again: where its rule
-/// was removed from the settings, it starts; else it is back in its place. Slots and locks that attempts hold come free with
-/// them.
+/// and judged by the rule in force, before newcomers; where that was removed from the settings, they start. A breaker or crash loop
+/// is closed, and all that it counted is forgotten; who waits is woken. The window of a loop guard begins anew. Who stands in the
+/// line of a concurrency limit is woken and asks again: where its rule was removed from the settings, it starts; else it is back in
+/// its place. Slots and locks that attempts hold come free with them.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  surety guards reset 'api: acme'")]
 struct ResetArgs {
