@@ -113,22 +113,38 @@ impl Rebuild {
     }
 }
 
-/// Says again and again that we are at it. Ends with the reason why we may not be any more.
+/// Says again and again that we are at it, until the gates are open. Ends with the reason why we may not be any more.
 async fn keep(x: &Context, me: &str, won: &BTreeMap<u32, GateState>, lease: Duration) -> RuleError {
+    let mut closed: Vec<(u32, &GateState)> = won.iter().map(|(p, state)| (*p, state)).collect();
     loop {
         tokio::time::sleep(lease / 4).await;
-        for (p, state) in won {
-            match x.c.store.elect(*p, me, lease).await {
-                Ok(Some(now)) if now.incarnation == state.incarnation => {}
-                Ok(_) => return StoreError::Rebuilding.into(),
+        for (p, state) in std::mem::take(&mut closed) {
+            match renew(x, me, p, state, lease).await {
+                Ok(true) => {}
+                Ok(false) => continue,
                 // The lease stands for a while yet.
                 Err(StoreError::Unreachable(why)) => {
                     tracing::warn!(why, "the rebuild's lease is not renewed")
                 }
                 Err(e) => return e.into(),
             }
+            closed.push((p, state));
         }
     }
+}
+
+/// Renews the lease of a rebuild. `false`: the gate is open, so there is nothing to renew.
+/// Errors: `Rebuilding` where it is somebody else's by now.
+async fn renew(x: &Context, me: &str, p: u32, ours: &GateState, lease: Duration) -> Result<bool, StoreError> {
+    let now = match x.c.store.elect(p, me, lease).await? {
+        Some(now) => now,
+        // Our own call may have opened it this very moment, and its answer is still under way.
+        None => x.c.store.watch_gate(p).await?,
+    };
+    if now.incarnation != ours.incarnation || (now.gate != Gate::Open && now.by != me) {
+        return Err(StoreError::Rebuilding);
+    }
+    Ok(now.gate != Gate::Open)
 }
 
 /// What is stored below this age of the bound is read too: clocks of the two servers differ.
