@@ -6,7 +6,7 @@ use std::sync::Arc;
 use surety_common::{
     store::{
         StoreError,
-        group::{GROUP_CAP, gather},
+        group::{GROUP_CAP, Order, gather},
     },
     telemetry::metrics::worker,
 };
@@ -83,18 +83,19 @@ fn put<T>(lanes: &[mpsc::Sender<T>], p: u32, what: T) {
 /// Serves the lanes until `end`. Calls run on `calls`.
 pub(crate) fn serve(w: &Arc<Shared>, ends: Ends, calls: &TaskTracker, end: &CancellationToken) {
     let Ends { claims: to_claim, finishes: to_finish, guards: to_guard, defers } = ends;
-    lane(w, to_claim, GROUP_CAP, calls, end, claims::claim);
-    lane(w, to_finish, GROUP_CAP, calls, end, finishes::finish);
-    // Each job asks and gives back, and both are little work.
-    lane(w, to_guard, 2 * GROUP_CAP, calls, end, guards::serve);
-    lane(w, defers, GROUP_CAP, calls, end, guards::commit);
+    let groups = (GROUP_CAP, Order::Any);
+    lane(w, to_claim, groups, calls, end, claims::claim);
+    lane(w, to_finish, groups, calls, end, finishes::finish);
+    // Each job asks and gives back, and both are little work. Who arrived first asks first (J-02).
+    lane(w, to_guard, (2 * GROUP_CAP, Order::Kept), calls, end, guards::serve);
+    lane(w, defers, groups, calls, end, guards::commit);
 }
 
 /// One lane for each partition.
 fn lane<T, F, Fut>(
     w: &Arc<Shared>,
     ends: Vec<mpsc::Receiver<T>>,
-    most: usize,
+    (most, order): (usize, Order),
     calls: &TaskTracker,
     end: &CancellationToken,
     commit: F,
@@ -106,7 +107,8 @@ fn lane<T, F, Fut>(
     for (p, queue) in (0u32..).zip(ends) {
         let (w, tasks, end) = (w.clone(), calls.clone(), end.clone());
         calls.spawn(async move {
-            let serve = gather(queue, most, &tasks, |group, permit| commit(w.clone(), p, group, permit));
+            let serve =
+                gather(queue, most, order, &tasks, |group, permit| commit(w.clone(), p, group, permit));
             tokio::select! {
                 () = serve => {}
                 () = end.cancelled() => {}

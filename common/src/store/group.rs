@@ -12,10 +12,23 @@ const IN_FLIGHT: usize = 3;
 /// Requests that wait in the queue before `ask` waits itself.
 const QUEUE_CAP: usize = 4 * GROUP_CAP;
 
+/// Whether calls that are in flight together may overtake each other on their way to the server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    Any,
+    /// Each is sent before the next one begins.
+    Kept,
+}
+
 /// Hands what comes from `queue` to `commit` in groups of at most `most`, each on a task of `tasks`; ends when the queue does.
 /// `commit` drops its permit as soon as the next call may start.
-pub async fn gather<T, F, Fut>(mut queue: mpsc::Receiver<T>, most: usize, tasks: &TaskTracker, commit: F)
-where
+pub async fn gather<T, F, Fut>(
+    mut queue: mpsc::Receiver<T>,
+    most: usize,
+    order: Order,
+    tasks: &TaskTracker,
+    commit: F,
+) where
     F: Fn(Vec<T>, OwnedSemaphorePermit) -> Fut,
     Fut: Future<Output = ()> + Send + 'static,
 {
@@ -26,7 +39,17 @@ where
         if queue.recv_many(&mut group, most).await == 0 {
             return;
         }
-        tasks.spawn(commit(group, permit));
+        let call = commit(group, permit);
+        match order {
+            Order::Any => drop(tasks.spawn(call)),
+            Order::Kept => {
+                let mut call = Box::pin(call);
+                // Ordering: a call hands its request to the connection, which keeps their order, before it waits for anything.
+                if futures::poll!(&mut call).is_pending() {
+                    tasks.spawn(call);
+                }
+            }
+        }
     }
 }
 
@@ -56,7 +79,7 @@ impl<Q: Send + 'static, R: Send + 'static> Group<Q, R> {
                 let (asks, replies) = group.into_iter().unzip();
                 commit(asks, replies, permit)
             };
-            gather(requests, GROUP_CAP, &calls, split).await;
+            gather(requests, GROUP_CAP, Order::Any, &calls, split).await;
         });
         Self { queue }
     }
@@ -74,6 +97,27 @@ mod tests {
     use std::sync::Mutex;
 
     use super::*;
+
+    // Shows: J-02
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn calls_whose_order_is_kept_are_sent_in_it() {
+        let (tasks, sent) = (TaskTracker::new(), Arc::new(Mutex::new(Vec::new())));
+        let (tx, rx) = mpsc::channel(10_000);
+        (0..10_000).for_each(|n| tx.try_send(n).unwrap());
+        drop(tx);
+        gather(rx, 2, Order::Kept, &tasks, |group, permit| {
+            let sent = sent.clone();
+            async move {
+                sent.lock().unwrap().extend(group);
+                tokio::task::yield_now().await;
+                drop(permit);
+            }
+        })
+        .await;
+        tasks.close();
+        tasks.wait().await;
+        assert_eq!(*sent.lock().unwrap(), (0..10_000).collect::<Vec<u32>>());
+    }
 
     #[tokio::test]
     async fn requests_gather_while_calls_are_in_flight_and_each_gets_its_own_reply() {
