@@ -1,6 +1,9 @@
 //! Guards and locks: one call asks, gives back and renews for many jobs of a partition (`scripts/guard.lua`).
 
-use std::borrow::{Borrow, Cow};
+use std::{
+    borrow::{Borrow, Cow},
+    time::Duration,
+};
 
 use super::{
     group::GROUP_CAP,
@@ -161,6 +164,8 @@ pub enum GuardReply {
     Wake(Woken),
     /// Not of an item: what a crash-loop scope says of itself.
     Watch(Watched),
+    /// Not of an item: a breaker or a crash loop was opened or closed by this call.
+    Turned(Turned),
 }
 
 /// A carrier that sleeps at the broker and whose job may ask again now.
@@ -179,6 +184,17 @@ pub struct Watched {
     /// Position of its scope.
     pub scope: usize,
     /// They have to until then (ms); 0: not any more.
+    pub until_ms: u64,
+}
+
+/// A breaker or a crash loop that was opened or closed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Turned {
+    /// Position of its scope.
+    pub scope: usize,
+    /// How often in a row it has been opened now; 0: it was closed.
+    pub level: u32,
+    /// Nobody starts until then (ms); 0: it was closed.
     pub until_ms: u64,
 }
 
@@ -312,11 +328,31 @@ impl Store {
             match reply {
                 GuardReply::Wake(w) => woken.push(w),
                 GuardReply::Watch(w) => watched.push(w),
+                GuardReply::Turned(t) => tell_turn(scopes.get(t.scope).map(Borrow::borrow), t, answer.now_ms),
                 reply => replies.push(reply),
             }
         }
         Ok(Guarded { now_ms: answer.now_ms, replies, woken, watched, token })
     }
+}
+
+/// Says in the log of whoever made the call that turned it, so once, that jobs of this scope are held back, or start again.
+fn tell_turn(scope: Option<&Scope>, turned: Turned, now_ms: u64) {
+    let Some(scope) = scope else { return };
+    let (guard, scope) = (scope.kind.name(), scope.label.as_str());
+    if turned.level == 0 {
+        tracing::info!(guard, scope, "jobs start again");
+        return;
+    }
+    let seconds = Duration::from_millis(turned.until_ms.saturating_sub(now_ms)).as_secs_f64();
+    tracing::error!(
+        guard,
+        scope,
+        seconds,
+        times = turned.level,
+        alert = "guard_opened",
+        "too many of its jobs ended badly: none is started for a while, then a probe"
+    );
 }
 
 /// A type whose jobs ask the crash-loop guard before they are claimed.

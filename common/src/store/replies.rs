@@ -8,7 +8,7 @@ use serde::{
 use super::{
     deadlines::{DueReply, StopReply, ToldReply},
     defers::DeferReply,
-    guards::{GuardReply, Watched, Woken},
+    guards::{GuardReply, Turned, Watched, Woken},
     ops::{
         ClaimReply, Ended, FinishReply, Grant, LostReply, ProgressReply, ReplayReply, SettleReply, Settled,
     },
@@ -193,6 +193,7 @@ tagged!(GuardReply, "guard reply", |s| {
     8 => GuardReply::Turn(take::<A, u8>(&mut s)? == 1),
     9 => GuardReply::Wake(Woken { scope: scope(&mut s)?, member: take(&mut s)?, ack_subject: take(&mut s)? }),
     10 => GuardReply::Watch(Watched { scope: scope(&mut s)?, until_ms: take(&mut s)? }),
+    11 => GuardReply::Turned(Turned { scope: scope(&mut s)?, level: take(&mut s)?, until_ms: take(&mut s)? }),
 });
 
 tagged!(ReplayReply, "replay reply", |s| {

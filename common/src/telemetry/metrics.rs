@@ -195,6 +195,7 @@ pub const ALERTS: &[&str] = &[
     "attempts_exhausted",
     "buried",
     "config_refused",
+    "guard_opened",
     "index_garbage",
     "job_failed",
     "journal_entry_refused",

@@ -163,6 +163,15 @@ async fn a_bad_target_is_paused_a_good_one_goes_on_and_a_probe_that_succeeds_end
     let said = &h.jobs["bad9"].events[0].data;
     assert_eq!((said["reason"].as_str(), said["guard"].as_str()), (Some("circuit_open"), Some("host: bad")));
     nothing_held(&c).await;
+    // Whoever watches the fleet hears of it: each opening once, wherever the bad end was counted.
+    let opened = worker.log().matches("guard_opened").count() + reaper.log().matches("guard_opened").count();
+    let alerts = Scrape::of(at).await.sum("surety_alerts_total", &[("alert", "guard_opened")]);
+    assert!(opened >= 2 && alerts >= Some(1.0), "{opened} openings, {alerts:?} counted\n{}", world.logs());
+    assert!(
+        worker.log().contains("jobs start again guard=\"breaker\" scope=\"host: bad\""),
+        "{}",
+        worker.log()
+    );
     assert_eq!(worker.stop().await, Some(0));
     assert_eq!(reaper.stop().await, Some(0));
 }

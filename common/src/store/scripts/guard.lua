@@ -21,7 +21,7 @@
 --   adopted is somebody else's by now
 --   {5, 1 renewed / 0 gone / 2 held again ...}    {6, number ...} adopted    {7} tended    {8, 1 its turn has come / 0}
 --   and at the end, of whom to wake: {9, scope, member, ack subject}, and where a scope begins or ends to be watched:
---   {10, scope, until (ms) / 0}
+--   {10, scope, until (ms) / 0}; where this call opened or closed a gate: {11, scope, openings in a row / 0, open until (ms) / 0}
 -- Second call: a member that has what it asks for is told HELD, and nothing is counted twice; by the same call id it is told the
 -- same, except for the number of a rate limit.
 

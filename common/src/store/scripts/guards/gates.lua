@@ -2,7 +2,8 @@
 -- refused waits in line and sleeps; a gate that closes wakes all of them, in batches, and a half-open one its probes.
 -- Params: a = window (ms), b = first time that it is open (ms), c = longest (ms), d = sample, share of failures (per mille),
 -- probes, whether it is `shared`, how long an offer stands (s): 17, 10, 7, 1 and 11 bits. `shared`: the scope is asked only while
--- it is watched; a change of that is told by {10, scope, until (ms), 0 = not any more}.
+-- it is watched; a change of that is told by {10, scope, until (ms), 0 = not any more}. Who opens or closes it hears {11, scope,
+-- level, until (ms)}.
 -- State: `until` and `level` (how often in a row it was opened: each time for twice as long), `round` (how often ever), `probing`
 -- (probes under way), `ends` (what ended in the window: ten slots), `seen` (reports that were counted, a line each), `told` (until
 -- when it was said to be watched), `since` (when it was first said so, this time), `from` (the session whose ends were bad,
@@ -160,10 +161,12 @@ do
     local times = 2 ^ math.min(sc.level, 40)
     sc.level, sc.round, sc.probing = sc.level + 1, sc.round + 1, 0
     sc.until_ = now + math.min(sc.b * times, math.max(sc.b, sc.c))
+    sc.turned = sc.level
     no_ends(sc)
   end
 
   local function close(sc)
+    if sc.level > 0 then sc.turned = 0 end
     sc.until_, sc.level, sc.probing = 0, 0, 0
     no_ends(sc)
   end
@@ -371,6 +374,7 @@ do
   end
 
   function Gates.write(sc)
+    if sc.turned then wakes[#wakes + 1] = { 11, sc.place, sc.turned, sc.until_ } end
     local hset, hdel = {}, {}
     for member, value in pairs(sc.puts) do
       hset[#hset + 1], hset[#hset + 2] = member, value
