@@ -1,4 +1,4 @@
-//! Rate limits in the long run, on a clock that the test moves: it moves what the store knows of them into the past. Jobs come when
+//! Rate limits in the long run, on a clock that the test moves: it moves what the store knows of them into the past, or back. Jobs come when
 //! they were told to, some milliseconds late as brokers deliver them; what starts, and when, is judged by a library that is not ours.
 
 use std::{
@@ -21,7 +21,7 @@ use super::{
 
 const HOUR: u64 = 3_600_000;
 
-/// Moves what is kept of rate limits (state, wait, ...) so many microseconds into the past.
+/// Moves what is kept of rate limits (state, wait, ...) so many microseconds into the past, or less than none into the future.
 const MOVE: &str = r"
 for k = 1, #KEYS, 2 do
   for _, field in ipairs({ 'tat', 'book', 'late' }) do
@@ -56,7 +56,8 @@ impl Flow {
             plain: plain(r).await,
             starts: vec![Vec::new(); scopes.len()],
             scopes,
-            moved_us: 0,
+            // It may be moved back, too.
+            moved_us: 24 * HOUR * 1000,
             late_us,
             asked: BTreeMap::new(),
         }
@@ -68,12 +69,12 @@ impl Flow {
         s * 1_000_000 + us + self.moved_us
     }
 
+    /// Makes it that time, or that of the last start where that is later. What passed meanwhile, because the machine is busy with
+    /// something else, did not pass: the clock is moved back by it.
     async fn go_to(&mut self, us: u64) {
-        let by = us.saturating_sub(self.now_us().await);
-        if by == 0 {
-            return;
-        }
-        self.moved_us += by;
+        let last = self.starts.iter().filter_map(|s| s.last()).max().copied().unwrap_or(0);
+        let by = us.max(last) as i64 - self.now_us().await as i64;
+        self.moved_us = self.moved_us.checked_add_signed(by).unwrap();
         let script = redis::Script::new(MOVE);
         let mut call = script.prepare_invoke();
         for s in self.scopes.iter().filter(|s| s.kind == GuardKind::Rate) {
@@ -142,7 +143,7 @@ impl Flow {
     }
 }
 
-/// What is promised. Where there is no burst it depends on how late deliveries come: here, on how busy this machine is.
+/// What is promised. Where there is no burst it depends on how late deliveries come.
 struct Bounds {
     /// How much longer than the limit wants.
     longer: f64,

@@ -132,6 +132,7 @@ async fn a_worker_that_is_stopped_right_after_a_completion_leaves_every_write_in
     assert_eq!(c.store.sessions(0, u64::MAX / 4, 10).await.unwrap(), []);
     // What it did not end it gave back: done by the next one.
     let mut next = world.worker(&["--state-dir", &world.path("next")], &[]);
+    next.logged("worker ready").await;
     for i in 0..3 {
         assert_eq!(world.ended(&c, &format!("r{i}")).await.status, Status::Done);
     }
