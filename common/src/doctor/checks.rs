@@ -102,6 +102,9 @@ checks! {
     WORKER_QUEUE = "worker_queue", MustFix, refuses;
         "`worker.queues` names a queue that is not declared"; "the worker would wait for ever";
         "correct `worker.queues`, or declare the queue and run `surety provision`";
+    GUARD_QUEUE = "guard_queue", Warning;
+        "a rule of `[guards]` is for a queue that is not declared"; "it holds back none of its jobs";
+        "correct the rule's `queues`, or declare the queue and run `surety provision`";
     POWER_LOSS = "power_loss", Warning;
         "one replica, on a server that does not sync each message to its disk"; "a power cut loses acknowledged jobs of the last minutes; a killed process does not";
         "`sync_interval: always` in its `jetstream {}` block, or `layout.replicas = 3` on a cluster";

@@ -3,7 +3,7 @@
 use super::{
     Finding, Role,
     checks::{
-        DUPLICATE_WINDOW, JOBS_CAN_VANISH, NOT_PROVISIONED, POWER_LOSS, QUEUE_NOT_PROVISIONED,
+        DUPLICATE_WINDOW, GUARD_QUEUE, JOBS_CAN_VANISH, NOT_PROVISIONED, POWER_LOSS, QUEUE_NOT_PROVISIONED,
         REPLICA_OFFLINE, STRAY_MESSAGES, STREAM_DRIFT, UNCOVERED_SUBJECT, WORKER_QUEUE,
     },
     facts::{Facts, LayoutFacts, NatsFacts, StreamFacts},
@@ -160,18 +160,22 @@ fn queues(facts: &Facts, layout: &LayoutFacts, out: &mut Vec<Finding>) {
     if facts.role == Role::Reaper {
         return;
     }
+    let declared: Vec<_> = layout.queues.iter().map(|q| q.as_str()).collect();
+    let not_declared = |name: &str| format!("it names {name:?}, which is not declared");
+    let fix = format!(
+        "declared: {}; correct it, or add the queue to `layout.queues` and {PROVISION}",
+        declared.join(", ")
+    );
+    for rule in &facts.settings.guard_rules {
+        for name in rule.queues.iter().filter(|q| !has(q.as_str())) {
+            let place = format!("guards.{}.{}.queues", rule.kind().name(), rule.name);
+            out.push(GUARD_QUEUE.warn(&place, not_declared(name.as_str()), fix.as_str()));
+        }
+    }
     for q in &facts.settings.worker.queues {
         let name = q.split_once(':').map_or(q.as_str(), |(n, _)| n);
         if !has(name) {
-            let declared: Vec<_> = layout.queues.iter().map(|q| q.as_str()).collect();
-            out.push(WORKER_QUEUE.refuse(
-                "worker.queues",
-                format!("it names {name:?}, which is not declared"),
-                format!(
-                    "declared: {}; correct it, or add the queue to `layout.queues` and {PROVISION}",
-                    declared.join(", ")
-                ),
-            ));
+            out.push(WORKER_QUEUE.refuse("worker.queues", not_declared(name), fix.as_str()));
         }
     }
 }

@@ -189,6 +189,11 @@ const TRAPS: &[Trap] = {
         ("worker_queue", MustFix, true, |f| {
             f.settings.worker.queues = vec!["nowhere:2".into(), "default".into()]
         }),
+        ("guard_queue", Warning, false, |f| {
+            let rule =
+                "[guards.rate.api]\nscope = \"{type}\"\nlimit = 1\nqueues = [\"default\", \"nowhere\"]";
+            *f.settings = load_text(Some((rule, "test")), &|_| None, &vec![]).unwrap();
+        }),
         ("power_loss", Unknown, false, |f| layout(f).streams[0].replicas = 1),
         ("replica_offline", Warning, false, |f| layout(f).streams[0].offline = vec!["n3".into()]),
         ("consumer_missing", MustFix, true, |f| layout(f).lanes[1].state.is_missing = true),
