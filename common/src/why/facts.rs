@@ -69,6 +69,8 @@ pub struct LockFacts {
     pub name: String,
     /// `None` where nobody holds it and nobody waits.
     pub now: Option<LockView>,
+    /// How many are before the job in its line; `None` where it is not in that line.
+    pub before: Option<u64>,
 }
 
 /// Everything that was found out.

@@ -204,6 +204,16 @@ fn waiting(f: &Facts, r: &Record, out: &mut Vec<Gate>) {
     }
 }
 
+/// How many stand before it in a line, as the end of a sentence.
+pub(super) fn place_in_line(before: Option<u64>) -> String {
+    match before {
+        None => String::new(),
+        Some(0) => "; it is the first in line".into(),
+        Some(1) => "; 1 job is before it in line".into(),
+        Some(n) => format!("; {n} jobs are before it in line"),
+    }
+}
+
 /// A guard that deferred it: what it holds now, and when it lets the job go.
 fn guarded(f: &Facts, r: &Record, g: &GuardFacts) -> Gate {
     let state = g.now.as_ref().map(|v| format!(" ({}; now: {})", v.limit, v.now)).unwrap_or_default();
@@ -213,12 +223,7 @@ fn guarded(f: &Facts, r: &Record, g: &GuardFacts) -> Gate {
         let then = "then its message is delivered again and it starts";
         return Gate { until: iso_millis(r.due_ms), ..gate(GateCode::Guarded, what, then) };
     }
-    let place = match g.before {
-        None => String::new(),
-        Some(0) => "; it is the first in line".into(),
-        Some(1) => "; 1 job is before it in line".into(),
-        Some(n) => format!("; {n} jobs are before it in line"),
-    };
+    let place = place_in_line(g.before);
     let clears = g.now.as_ref().and_then(|v| v.clears_at.clone());
     let is_gate = [GuardKind::Breaker, GuardKind::CrashLoop].iter().any(|k| k.reason() == g.reason);
     let then = match (is_gate, &clears, g.before) {

@@ -66,7 +66,9 @@ pub async fn gather(c: &Connected, id: &JobId, overstay: Duration) -> Result<Opt
     if let Some(lane) = whereabouts(&c.broker, &mut f).await {
         crew(c, &mut f, lane).await;
     }
-    let read = locks::read(c, std::mem::take(&mut f.locks)).await;
+    let waits = f.record.as_ref().filter(|r| r.status == Status::Deferred);
+    let member = waits.map(|r| guards::member(id, r.generation));
+    let read = locks::read(c, std::mem::take(&mut f.locks), member.as_deref()).await;
     note(&mut f.unknown, "its locks", read, |l| f.locks = l);
     let (queue, from_ms) = journal_part(&seen);
     let mut story = Story::of(id);

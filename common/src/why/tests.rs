@@ -283,13 +283,14 @@ fn a_job_that_waits_for_a_lock_is_told_which_and_who_has_it() {
     let lock = |name: &str, job: &str| LockFacts {
         name: name.into(),
         now: Some(LockView { name: name.into(), owner: Some(owner(job)), token: 1, waiting: 3 }),
+        before: None,
     };
     let r = Record { code: "lock_busy".into(), due_ms: NOW - 5, ..record(Status::Deferred) };
     let mut f = facts(r);
     // What the journal told last may be another lock by now.
     let (reason, label) = ("lock_busy".into(), "free".into());
     f.guard = Some(GuardFacts { reason, label, now: None, before: None });
-    let free = LockFacts { name: "free".into(), now: None };
+    let free = LockFacts { name: "free".into(), now: None, before: None };
     f.locks = vec![free, lock("kept", "a"), lock("repo", "other")];
     let w = explain(f.clone());
     assert_eq!(codes(&w), [GateCode::Guarded]);
@@ -298,6 +299,11 @@ fn a_job_that_waits_for_a_lock_is_told_which_and_who_has_it() {
         "the lock \"repo\" keeps it waiting: job other, attempt 2, at h2, process 7 has it since 1m 1s; 3 wait for it"
     );
     assert_eq!(w.locks, ["free", "kept", "repo"]);
+    // It stands in the line of one of them.
+    f.locks.push(LockFacts { before: Some(2), ..lock("tool", "other") });
+    let what = explain(f.clone()).gate.what;
+    assert!(what.starts_with("the lock \"tool\" keeps it waiting"), "{what}");
+    assert!(what.ends_with("; 3 wait for it; 2 jobs are before it in line"), "{what}");
     f.locks.truncate(2);
     assert!(explain(f).gate.what.starts_with("the guard \"free\" keeps it waiting: lock_busy"));
 }

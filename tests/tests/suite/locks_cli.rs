@@ -67,7 +67,8 @@ async fn a_lock_is_listed_with_its_owner_and_taken_away_only_by_force() {
     let why = g.surety("reader", &["why", "second", "--json"]).await.exits(0).json();
     let what = why["gate"]["what"].as_str().unwrap();
     assert!(
-        what.contains("keeps it waiting: job first, attempt 1") && what.contains("1 wait for it"),
+        what.contains("keeps it waiting: job first, attempt 1")
+            && what.contains("1 wait for it; it is the first in line"),
         "{why}"
     );
     assert_eq!(why["locks"], serde_json::json!(["repo:acme/site", "other"]));
