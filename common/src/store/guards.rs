@@ -47,6 +47,11 @@ impl Scope {
         Self { kind, params, label, hash }
     }
 
+    /// A lock, for looking at it: whoever asks for it brings limits of its own.
+    pub fn of_lock(name: &str) -> Self {
+        Self::new(GuardKind::Lock, "", name, [0; 4])
+    }
+
     /// The line of those whom a pause holds.
     pub fn of_pause(slot: &Slot) -> Self {
         Self::new(GuardKind::Pause, "", &slot.to_string(), [0; 4])

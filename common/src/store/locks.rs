@@ -92,7 +92,7 @@ impl Store {
 
     /// One lock; `None` where nobody has used it for a while.
     pub async fn lock(&self, name: &str) -> Result<Option<StoredLock>, StoreError> {
-        let scope = Scope::new(GuardKind::Lock, "", name, [0; 4]);
+        let scope = Scope::of_lock(name);
         let p = scope.partition(self.keys().partitions());
         let [state, ..] = self.keys().guard(p, &scope.hash);
         let mut read = redis::cmd("HMGET");

@@ -62,7 +62,8 @@ impl Store {
         Ok(out)
     }
 
-    /// What these scopes hold, in their order; one that is idle since is left out. At most three round trips for each 500 of a partition.
+    /// What these scopes hold, in their order; one that is idle since is left out. At most three round trips for each 500 of a
+    /// partition.
     pub async fn scope_states(&self, scopes: &[ScopeAt]) -> Result<Vec<ScopeState>, StoreError> {
         let mut out: Vec<Option<ScopeState>> = Vec::new();
         out.resize_with(scopes.len(), || None);

@@ -6,7 +6,6 @@ use super::{
 };
 use crate::{
     connect::Connected,
-    domain::guard::GuardKind,
     locks,
     store::{Scope, StoreError},
 };
@@ -29,7 +28,7 @@ pub(super) async fn read(
         lock.now = locks::look(c, &lock.name).await?;
         let (Some(member), Some(now)) = (member, &lock.now) else { continue };
         if now.waiting > 0 {
-            let scope = Scope::new(GuardKind::Lock, "", &lock.name, [0; 4]);
+            let scope = Scope::of_lock(&lock.name);
             let p = scope.partition(c.store.keys().partitions());
             lock.before = c.store.place_in_line(p, &scope.hash, member).await?;
         }

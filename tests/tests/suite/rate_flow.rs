@@ -1,5 +1,5 @@
-//! Rate limits in the long run, on a clock that the test moves: it moves what the store knows of them into the past, or back. Jobs come when
-//! they were told to, some milliseconds late as brokers deliver them; what starts, and when, is judged by a library that is not ours.
+//! Rate limits in the long run, on a clock that the test moves: it moves what the store knows of them into the past, or back. Jobs
+//! come when they were told to, some milliseconds late as brokers deliver them; what starts, and when, is judged by a library that is not ours.
 
 use std::{
     cmp::Reverse,
