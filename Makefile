@@ -11,6 +11,10 @@ PRODUCTS := -p surety-producer -p surety-worker -p surety-reaper
 # A link from public to private documentation helps whoever reads the code; it is only text on the page.
 RUSTDOC := RUSTDOCFLAGS="-D warnings -A rustdoc::private-intra-doc-links"
 
+# The tests that write or compare the generated documents. Of the whole workspace, so that every dependency is
+# built with the features that `make test` builds it with, once.
+GENERATED := $(CARGO) test -q --workspace --lib --locked -- schema config_doc metrics_doc doctor_doc reference
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-cluster chaos lint bench compose-test docs docs-check release servers
 
@@ -54,11 +58,9 @@ compose-test: ## run the compose stack in containers, kill a worker, look at eve
 	scripts/compose-test
 
 docs: ## write the generated documents anew, build the API documentation
-	UPDATE=1 $(CARGO) test -q -p surety-common --lib --locked -- schema config_doc metrics_doc doctor_doc
-	UPDATE=1 $(CARGO) test -q -p surety-producer --lib --locked -- reference
+	UPDATE=1 $(GENERATED)
 	$(RUSTDOC) $(CARGO) doc --no-deps --workspace --locked
 
 docs-check: ## fail when a generated document is stale or the API documentation has a broken link
-	$(CARGO) test -q -p surety-common --lib --locked -- schema config_doc metrics_doc doctor_doc
-	$(CARGO) test -q -p surety-producer --lib --locked -- reference
+	$(GENERATED)
 	$(RUSTDOC) $(CARGO) doc --no-deps --workspace --locked
