@@ -41,7 +41,7 @@ CLUSTER_SUITES := scripts:: model:: clocks:: pauses:: waiting:: tending:: \
 
 test-cluster: servers ## run what concerns Redis once more, on a cluster of three masters
 	$(CARGO) build --workspace --all-targets --locked
-	SURETY_TEST_REDIS=cluster $(CARGO) test -p surety-tests --test suite --locked -- $(CLUSTER_SUITES)
+	SURETY_TEST_REDIS=cluster $(CARGO) test --workspace --test suite --locked -- $(CLUSTER_SUITES)
 
 chaos: servers ## break everything at random for 10 minutes, then check every promise (SEED, DURATION=10m)
 	$(CARGO) build --workspace --all-targets --locked

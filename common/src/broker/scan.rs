@@ -5,6 +5,7 @@ use std::time::Duration;
 use async_nats::jetstream::{
     Message,
     consumer::{AckPolicy, DeliverPolicy, ReplayPolicy, pull},
+    stream::Stream,
 };
 use futures::StreamExt;
 
@@ -71,8 +72,25 @@ pub(super) fn reader(deliver_policy: DeliverPolicy, filter_subjects: Vec<String>
     }
 }
 
+/// How often a reader is made anew without one more message before the scan is given up.
+const READERS: u32 = 5;
+/// The pause before one is made anew.
+const PAUSE: Duration = Duration::from_millis(250);
+
+/// What became of one reader.
+enum Read {
+    /// Everything that was there when the scan began has been visited.
+    All,
+    /// The reader fell silent or was deleted, for this reason, while the server still owed it messages.
+    Stalled(String),
+}
+
 impl Broker {
-    /// Visits every message that is there now, in order. What is stored meanwhile is not visited.
+    /// Visits every message that is there now, in order, once. Ends when it has caught up with the stream.
+    ///
+    /// A reader that falls silent or is deleted costs nothing but time: another one goes on after the last message.
+    /// Silence has causes that are no fault: messages that retention deletes under the scan stay in the count that
+    /// the last message brought, and a pull request can get lost with a server that changes its leader.
     pub(crate) async fn scan(
         &self,
         scan: Scan,
@@ -88,31 +106,64 @@ impl Broker {
     ) -> Result<(), BrokerError> {
         let away = |e: &dyn std::fmt::Display| BrokerError::Unreachable(format!("{}: {e}", scan.stream));
         let stream = self.js.get_stream(&scan.stream).await.map_err(|e| away(&e))?;
+        let mut since = scan.since;
+        let mut silent = 0;
+        loop {
+            let mut last = None;
+            let mut noting = |place: Place, m: &Message| {
+                last = Some(place.sequence);
+                visit(place, m);
+            };
+            let read = self.read_on(&stream, scan, since, &mut noting).await;
+            let why = match read {
+                Ok(Read::All) => return Ok(()),
+                Ok(Read::Stalled(why)) => why,
+                Err(e) => e.to_string(),
+            };
+            match last {
+                Some(n) => (since, silent) = (Since::Sequence(n + 1), 0),
+                None => silent += 1,
+            }
+            if silent == READERS {
+                return Err(away(&why));
+            }
+            tracing::debug!(stream = scan.stream, why, "reading goes on with another consumer");
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    /// Reads with one consumer.
+    async fn read_on(
+        &self,
+        stream: &Stream,
+        scan: &Scan,
+        since: Since,
+        visit: &mut (impl FnMut(Place, &Message) + Send),
+    ) -> Result<Read, async_nats::Error> {
         let consumer = stream
             .create_consumer(pull::Config {
                 headers_only: scan.headers_only,
-                ..reader(scan.since.policy(), scan.filters.clone())
+                ..reader(since.policy(), scan.filters.clone())
             })
-            .await
-            .map_err(|e| away(&e))?;
+            .await?;
         let mut left = consumer.cached_info().num_pending;
         if left == 0 {
-            return Ok(());
+            return Ok(Read::All);
         }
-        let mut messages =
-            consumer.stream().max_messages_per_batch(500).messages().await.map_err(|e| away(&e))?;
+        let mut messages = consumer.stream().max_messages_per_batch(500).messages().await?;
         while left > 0 {
-            let m = tokio::time::timeout(self.call_timeout() * 2, messages.next())
-                .await
-                .map_err(|_| away(&"no message in time"))?
-                .ok_or_else(|| away(&"the consumer was deleted"))?
-                .map_err(|e| away(&e))?;
-            let info = m.info().map_err(|e| away(&e))?;
+            let m = match tokio::time::timeout(self.call_timeout(), messages.next()).await {
+                Err(_) => return Ok(Read::Stalled("no message in time".into())),
+                Ok(None) => return Ok(Read::Stalled("the consumer was deleted".into())),
+                Ok(Some(Err(e))) => return Ok(Read::Stalled(e.to_string())),
+                Ok(Some(Ok(m))) => m,
+            };
+            let info = m.info()?;
             left = info.pending;
             let place =
                 Place { sequence: info.stream_sequence, stored_ns: info.published.unix_timestamp_nanos() };
             visit(place, &m);
         }
-        Ok(())
+        Ok(Read::All)
     }
 }

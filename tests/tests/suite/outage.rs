@@ -1,14 +1,21 @@
 //! Servers that go away and come back, and servers that are not fit.
 
-use std::time::{Duration, Instant};
+use std::{
+    cell::Cell,
+    time::{Duration, Instant},
+};
 
-use surety_common::{connect::Connected, domain::Status};
+use futures::{StreamExt, TryStreamExt};
+use surety_common::{
+    connect::{self, Connected},
+    domain::Status,
+};
 use surety_producer::dev::servers::{RedisOptions, RedisServer};
 use surety_tests::{
     process::Process,
     proxy::Proxy,
     witness::{QUICK, Witness, settled, wait_logged},
-    world::{World, messages},
+    world::{PATIENCE, World, messages, wait},
 };
 
 const N: usize = 200;
@@ -278,4 +285,70 @@ async fn whoever_starts_while_redis_loads_its_data_waits_for_it() {
         p.logged("ready").await;
         assert_eq!(p.stop().await, Some(0), "{}", p.log());
     }
+}
+
+/// The one consumer that reads the journal at the moment.
+async fn reader(js: &async_nats::jetstream::Context) -> String {
+    let found = Cell::new(None);
+    wait("a reader of the journal that has its first messages", async || {
+        let stream = js.get_stream("SURETY_EVENTS").await.unwrap();
+        let infos: Vec<_> = stream.consumers().try_collect().await.unwrap();
+        let reader = infos.into_iter().find(|c| c.delivered.stream_sequence > 0 && c.num_pending > 0);
+        let is_there = reader.is_some();
+        found.set(reader.map(|c| c.name));
+        is_there
+    })
+    .await;
+    found.take().unwrap()
+}
+
+// Shows: P7
+#[tokio::test]
+async fn reading_the_journal_survives_a_lost_reader_and_messages_deleted_under_it() {
+    const N: usize = 2000;
+    /// As many as the reader asks for at once: what is deleted behind them was announced with the last one.
+    const FIRST: usize = 500;
+    let world = World::start().await;
+    let _c = world.connect().await;
+    let client = world.plain().await;
+    let js = async_nats::jetstream::new(client.clone());
+    let inbox = client.new_inbox();
+    let mut acks = client.subscribe(inbox.clone()).await.unwrap();
+    // What follows the first ones has a subject of its own, and is deleted under the reader.
+    for i in 0..N {
+        let queue = if i < FIRST { "default" } else { "late" };
+        let event = format!(
+            r#"[{{"v":1,"job":"j{i}","gen":1,"rev":1,"kind":"started","at":"2026-11-21T08:00:00Z","queue":"{queue}","type":"t","status":"running","contract":"acked","attempt":1,"epoch":1}}]"#
+        );
+        client
+            .publish_with_reply(format!("surety.events.{queue}"), inbox.clone(), event.into())
+            .await
+            .unwrap();
+    }
+    for _ in 0..N {
+        tokio::time::timeout(PATIENCE, acks.next()).await.unwrap().unwrap();
+    }
+    // Slow enough to be met in the middle: messages come in batches that are asked for.
+    let proxy = Proxy::start(([127, 0, 0, 1], world.nats.port()).into()).await.unwrap();
+    let slow = world.settings_for(&format!("nats://{}", proxy.addr()), &world.redis.url());
+    let slow = connect::look(&slow, "test").await.unwrap();
+    proxy.delay(Duration::from_millis(300));
+
+    let read = async || {
+        let mut jobs = Vec::new();
+        slow.broker.read_journal(None, 0, |e| jobs.push(e.job)).await.unwrap();
+        jobs
+    };
+    let (jobs, ()) = tokio::join!(read(), async {
+        let stream = js.get_stream("SURETY_EVENTS").await.unwrap();
+        stream.delete_consumer(&reader(&js).await).await.unwrap();
+    });
+    let all: Vec<_> = (0..N).map(|i| format!("j{i}")).collect();
+    assert!(jobs == all, "{} events, each once and in order", jobs.len());
+
+    let (jobs, ()) = tokio::join!(read(), async {
+        reader(&js).await;
+        js.get_stream("SURETY_EVENTS").await.unwrap().purge().filter("surety.events.late").await.unwrap();
+    });
+    assert!(jobs.len() >= FIRST && jobs == all[..jobs.len()], "{} events", jobs.len());
 }
