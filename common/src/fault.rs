@@ -30,3 +30,18 @@ pub fn point(name: &str) {
 #[cfg(not(feature = "faults"))]
 #[inline(always)]
 pub fn point(_name: &str) {}
+
+/// Ends a NATS client, as a panic of its task would, once the file named in `SURETY_FAULT_CLIENT` is there.
+#[cfg(feature = "faults")]
+pub(crate) fn ends_client(client: async_nats::Client) {
+    #[expect(clippy::disallowed_methods, reason = "a test's switch, never part of the configuration")]
+    let Ok(file) = std::env::var("SURETY_FAULT_CLIENT") else { return };
+    tokio::spawn(async move {
+        while !std::path::Path::new(&file).exists() {
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+        if let Err(e) = client.drain().await {
+            tracing::error!("fault: {e}");
+        }
+    });
+}

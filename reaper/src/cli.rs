@@ -7,7 +7,7 @@ use surety_common::{
     config::ConnectionOptions,
     manual,
     reload::{Reloader, Source},
-    telemetry::{self, TelemetryOptions},
+    telemetry::{self, TelemetryOptions, health::CLIENT_ENDED},
 };
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -99,12 +99,14 @@ async fn run(args: Args) -> ExitCode {
     };
     let gone = CancellationToken::new();
     let reloading = reloader.start(reaper.live().clone(), gone.clone());
+    let mut is_lost = false;
     tokio::select! {
         _ = term.recv() => {}
         _ = int.recv() => {}
         () = gone.cancelled() => {}
+        () = reaper.client_ended() => is_lost = true,
     }
     reloading.stop().await;
     reaper.stop().await;
-    ExitCode::SUCCESS
+    if is_lost { fail(70, CLIENT_ENDED) } else { ExitCode::SUCCESS }
 }

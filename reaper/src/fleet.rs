@@ -9,7 +9,7 @@ use surety_common::{
     domain::QueueName,
     store::{Depths, StoreError},
     telemetry::{
-        health::{Asked, Parts, Subject, servers},
+        health::{Asked, Parts, Subject, lost_client, servers},
         labels::QUEUES,
         metrics::{DELAYED_WARNING, reaper},
     },
@@ -132,6 +132,10 @@ fn show(seen: &Seen) {
 }
 
 impl Subject for Fleet {
+    fn is_lost(&self) -> Option<String> {
+        lost_client(&self.c)
+    }
+
     fn parts(&self) -> Asked<'_, Parts> {
         Box::pin(servers(&self.c))
     }

@@ -6,6 +6,7 @@ use std::{
 };
 
 use surety_common::{
+    broker::Broker,
     config::Settings,
     connect::{ConnectError, connect},
     doctor::Role,
@@ -50,6 +51,7 @@ pub struct Reaper {
     tasks: TaskTracker,
     server: Server,
     live: LiveSettings,
+    broker: Broker,
 }
 
 impl Reaper {
@@ -68,14 +70,20 @@ impl Reaper {
         let control = Control { c: c.clone(), live: live.clone() };
         tasks.spawn(serve(control, stop.clone()));
         tasks.close();
+        let broker = c.broker.clone();
         server.health().started(Fleet::new(c));
         tracing::info!(tick = ?live.now().reaper.tick, "reaper ready");
-        Ok(Self { stop, tasks, server, live })
+        Ok(Self { stop, tasks, server, live, broker })
     }
 
     /// Its settings in force: what is offered to them holds from the next step of each rule on.
     pub fn live(&self) -> &LiveSettings {
         &self.live
+    }
+
+    /// Resolves when the reaper's NATS client has ended by itself. The reaper cannot go on: stop it, and end the process.
+    pub async fn client_ended(&self) {
+        self.broker.ended().await;
     }
 
     /// Stops every rule after its step in hand.

@@ -9,6 +9,7 @@ pub mod guarded;
 pub mod history;
 pub mod process;
 pub mod proxy;
+pub mod raw_nats;
 pub mod redis;
 pub mod requester;
 pub mod scrape;

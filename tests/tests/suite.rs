@@ -17,6 +17,7 @@ mod suite {
     mod crash_loops;
     mod dashboards;
     mod deadlines;
+    mod dirty_messages;
     mod doctor;
     mod drain;
     mod faults;

@@ -299,6 +299,11 @@ impl Running {
         &self.w.live
     }
 
+    /// Resolves when the worker's NATS client has ended by itself. The worker cannot go on: stop it, and end the process.
+    pub async fn client_ended(&self) {
+        self.w.c.broker.ended().await;
+    }
+
     /// Resolves when [`Running::stop`] was called (from another handle or task) or the worker ended by itself.
     pub async fn stopped(&self) {
         self.w.draining.cancelled().await;

@@ -8,7 +8,7 @@ use surety_common::{
     connect::ConnectError,
     manual,
     reload::{Reloader, Source},
-    telemetry::{self, LogFormat, TelemetryOptions},
+    telemetry::{self, LogFormat, TelemetryOptions, health::CLIENT_ENDED},
 };
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -135,10 +135,12 @@ async fn run(args: Args) -> ExitCode {
     };
     let gone = CancellationToken::new();
     let reloading = reloader.start(running.live().clone(), gone.clone());
+    let mut is_lost = false;
     tokio::select! {
         _ = term.recv() => {}
         _ = int.recv() => {}
         () = gone.cancelled() => {}
+        () = running.client_ended() => is_lost = true,
     }
     reloading.stop().await;
     let hurry = async {
@@ -148,7 +150,7 @@ async fn run(args: Args) -> ExitCode {
         }
     };
     running.stop(hurry).await;
-    ExitCode::SUCCESS
+    if is_lost { fail(70, CLIENT_ENDED) } else { ExitCode::SUCCESS }
 }
 
 fn exit_code(e: &StartError) -> u8 {

@@ -2,7 +2,7 @@
 
 use std::sync::Weak;
 
-use surety_common::telemetry::health::{Asked, Parts, Subject, servers};
+use surety_common::telemetry::health::{Asked, Parts, Subject, lost_client, servers};
 
 use crate::shared::Shared;
 
@@ -12,6 +12,10 @@ pub(crate) struct Ready {
 }
 
 impl Subject for Ready {
+    fn is_lost(&self) -> Option<String> {
+        lost_client(&self.w.upgrade()?.c)
+    }
+
     fn parts(&self) -> Asked<'_, Parts> {
         Box::pin(async {
             let Some(w) = self.w.upgrade() else {

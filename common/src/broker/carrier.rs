@@ -205,7 +205,7 @@ impl Broker {
                 Some(503) => return Err(away(&"it does not answer direct reads")),
                 _ => {}
             }
-            let pending = m.headers.as_ref().and_then(|h| h.get("Nats-Num-Pending"));
+            let pending = m.headers.as_ref().and_then(|h| h.get_last("Nats-Num-Pending"));
             left = pending.and_then(|v| v.as_str().parse().ok()).unwrap_or(0);
             match read_direct(m)? {
                 Some(d) => out.push(d),
@@ -273,7 +273,8 @@ fn read_direct(m: async_nats::Message) -> Result<Option<Delivery>, BrokerError> 
     if m.status.is_some_and(|s| s.as_u16() == 404) {
         return Ok(None);
     }
-    let header = |n: &str| m.headers.as_ref().and_then(|h| h.get(n)).map(|v| v.as_str().to_owned());
+    // The last of each: the server adds its own behind what the publisher sent, which may have the same names.
+    let header = |n: &str| m.headers.as_ref().and_then(|h| h.get_last(n)).map(|v| v.as_str().to_owned());
     let sequence = header("Nats-Sequence").and_then(|s| s.parse().ok());
     let (Some(subject), Some(sequence)) = (header("Nats-Subject"), sequence) else {
         return Err(BrokerError::Unreachable(format!("direct get: {}", m.description.unwrap_or_default())));

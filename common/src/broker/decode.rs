@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use async_nats::{HeaderMap, header::TOO_MANY_LINES};
+
 use super::{Broker, pull::Delivery};
 use crate::{
     domain::{Job, JobId, QueueName, TypeName},
@@ -101,7 +103,7 @@ pub fn decode(
     let carrier = d.carrier().to_string();
     let generation = d.header(headers::GENERATION).and_then(|g| g.parse().ok()).unwrap_or(1);
     let naming = Naming::of(broker, d, stream_created);
-    let read = parse(&d.payload).and_then(|doc| {
+    let read = readable(d).and_then(|()| parse(&d.payload)).and_then(|doc| {
         let id = naming.id(doc.id.as_deref())?;
         let mut job = check(doc, id, queue.clone())?;
         if naming.schedule.is_some() {
@@ -121,6 +123,17 @@ pub fn decode(
                 refused,
             }))
         }
+    }
+}
+
+/// A header that nobody reads may be damaged, and the job runs. One that the job's fate hangs on may not: it would be taken for
+/// absent.
+fn readable(d: &Delivery) -> Result<(), Refused> {
+    let flaws = d.headers.as_ref().map(HeaderMap::flaws).unwrap_or_default();
+    match flaws.iter().find(|f| f.what == TOO_MANY_LINES || !headers::may_copy(&f.name)) {
+        None => Ok(()),
+        Some(f) if f.name.is_empty() => Err(Refused::invalid(format!("headers: {}", f.what))),
+        Some(f) => Err(Refused::invalid(format!("header {:?}: {}", f.name, f.what))),
     }
 }
 

@@ -49,6 +49,7 @@ use std::{
 use async_nats::{ConnectOptions, Event, ServerError, jetstream};
 use denial::Denials;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     clock::read_millis,
@@ -115,6 +116,14 @@ pub struct Broker {
     call_timeout: Duration,
     reconnects: watch::Receiver<u64>,
     denials: Denials,
+    /// Cancelled when the client's tasks are gone, whatever ended them: from then on no call can succeed.
+    ended: CancellationToken,
+}
+
+impl std::fmt::Debug for Broker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Broker").field("has_ended", &self.has_ended()).finish_non_exhaustive()
+    }
 }
 
 impl Broker {
@@ -129,8 +138,11 @@ impl Broker {
         let (count, reconnects) = watch::channel(0);
         let count = Arc::new(count);
         let denials = Denials::new(auth.who(), &auth.inbox_prefix);
-        let client = retry(Pace::call(options.retry_limit), || async {
+        let connected = retry(Pace::call(options.retry_limit), || async {
             let (count, was_lost) = (count.clone(), AtomicBool::new(false));
+            let of_this_try = CancellationToken::new();
+            // The client keeps its callback for as long as its connection task lives, and drops it also when that panics.
+            let guard = of_this_try.clone().drop_guard();
             auth.apply(ConnectOptions::new())?
                 .name(&options.name)
                 .connection_timeout(options.call_timeout)
@@ -141,6 +153,7 @@ impl Broker {
                 .event_callback({
                     let denials = denials.clone();
                     move |event| {
+                        let _kept = &guard;
                         match &event {
                             Event::Disconnected => was_lost.store(true, Ordering::Relaxed),
                             Event::Connected if was_lost.swap(false, Ordering::Relaxed) => {
@@ -157,9 +170,13 @@ impl Broker {
                 })
                 .connect(&addresses[..])
                 .await
+                .map(|client| (client, of_this_try))
                 .map_err(|e| auth.explain(&url, &e))
         })
         .await?;
+        let (client, ended) = connected;
+        #[cfg(feature = "faults")]
+        crate::fault::ends_client(client.clone());
         let js = jetstream::ContextBuilder::new().timeout(options.call_timeout).build(client.clone());
         Ok(Self {
             client,
@@ -168,7 +185,19 @@ impl Broker {
             call_timeout: options.call_timeout,
             reconnects,
             denials,
+            ended,
         })
+    }
+
+    /// Resolves when the client has ended for good: after [`Broker::close`], or when its connection task died. A process
+    /// that did not close it cannot go on.
+    pub async fn ended(&self) {
+        self.ended.cancelled().await;
+    }
+
+    /// Whether the client has ended: see [`Broker::ended`].
+    pub fn has_ended(&self) -> bool {
+        self.ended.is_cancelled()
     }
 
     /// Counts how often a lost connection was made anew. What waited at the server for this client, a pull for instance, is
@@ -234,7 +263,7 @@ impl Broker {
 
     /// Whether the connection stands now.
     pub fn is_connected(&self) -> bool {
-        self.client.connection_state() == async_nats::connection::State::Connected
+        !self.has_ended() && self.client.connection_state() == async_nats::connection::State::Connected
     }
 
     /// Closes the connection for good, after what is buffered was sent. Without it a dropped connection whose server is

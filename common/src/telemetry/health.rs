@@ -19,6 +19,11 @@ pub trait Subject: Send + Sync + 'static {
     /// Looks at every part now.
     fn parts(&self) -> Asked<'_, Parts>;
 
+    /// What makes a restart the only way on, if anything does.
+    fn is_lost(&self) -> Option<String> {
+        None
+    }
+
     /// Brings what is only measured on demand up to date, before a scrape.
     fn refresh(&self) -> Asked<'_, ()> {
         Box::pin(std::future::ready(()))
@@ -59,6 +64,11 @@ impl Health {
         parts
     }
 
+    /// Whether the process lives, or why only a restart helps.
+    pub(super) fn alive(&self) -> Result<(), String> {
+        self.subject.get().and_then(|s| s.is_lost()).map_or(Ok(()), Err)
+    }
+
     /// Before a scrape.
     pub(super) async fn refresh(&self) {
         self.parts().await;
@@ -73,6 +83,14 @@ pub fn is_ready(parts: &Parts) -> bool {
     parts.iter().all(|(_, state)| state.is_ok())
 }
 
+/// Why a process whose NATS client has ended cannot go on.
+pub fn lost_client(c: &Connected) -> Option<String> {
+    c.broker.has_ended().then(|| CLIENT_ENDED.to_owned())
+}
+
+/// What is said of it.
+pub const CLIENT_ENDED: &str = "the NATS client of this process has ended: only a restart brings it back";
+
 /// Both servers, asked at the same time: whether they answer, and whether they are those that this process started with.
 pub async fn servers(c: &Connected) -> Parts {
     async fn in_time(asked: impl Future<Output = Result<(), String>>) -> Result<(), String> {
@@ -81,6 +99,9 @@ pub async fn servers(c: &Connected) -> Parts {
             .unwrap_or_else(|_| Err(format!("no answer within {PATIENCE:?}")))
     }
     let nats = in_time(async {
+        if let Some(lost) = lost_client(c) {
+            return Err(lost);
+        }
         if !c.broker.is_connected() {
             return Err("not connected".to_owned());
         }

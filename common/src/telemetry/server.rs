@@ -171,7 +171,10 @@ async fn answer<B>(request: &Request<B>, site: &Site) -> Answer {
     }
     match request.uri().path() {
         "/metrics" => metrics(site).await,
-        "/livez" => with(StatusCode::OK, TEXT, "alive\n"),
+        "/livez" => match site.health.alive() {
+            Ok(()) => with(StatusCode::OK, TEXT, "alive\n"),
+            Err(why) => with(StatusCode::SERVICE_UNAVAILABLE, TEXT, why + "\n"),
+        },
         "/readyz" => ready(&site.health).await,
         _ => with(StatusCode::NOT_FOUND, TEXT, "/metrics, /livez and /readyz are here\n"),
     }
