@@ -63,6 +63,7 @@ mod suite {
     mod retention;
     mod schedules;
     mod scripts;
+    mod service_stop;
     mod slow;
     mod stack;
     mod stray;

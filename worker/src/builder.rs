@@ -34,6 +34,7 @@ use crate::{
     session::{self, OpenError, Session},
     shared::{AnyHandler, Shared},
     state::{LocalState, SessionFolder},
+    told::Told,
 };
 
 /// A keeper on a busy machine may take this long to answer, whatever the lease is.
@@ -129,6 +130,8 @@ impl WorkerBuilder {
             (Some(Keeper::start(options).await?), Some(state))
         };
         let connection = Arc::new(settings.connection.clone());
+        let draining = CancellationToken::new();
+        let told = Told::new(draining.clone());
         if let (Some(keeper), Some(state)) = (&keeper, &state) {
             for (name, config) in &settings.handlers {
                 let kind = TypeName::new(name).map_err(|e| StartError::Settings(e.to_string()))?;
@@ -139,6 +142,7 @@ impl WorkerBuilder {
                     keeper: keeper.clone(),
                     state: state.clone(),
                     connection: connection.clone(),
+                    told: told.clone(),
                 };
                 handlers.insert(kind, AnyHandler::Command(handler));
             }
@@ -170,7 +174,8 @@ impl WorkerBuilder {
             running: Default::default(),
             held: Default::default(),
             freed: Notify::new(),
-            draining: CancellationToken::new(),
+            draining,
+            told,
             abort: CancellationToken::new(),
             tracker: TaskTracker::new(),
         });
@@ -302,6 +307,17 @@ impl Running {
     /// Resolves when the worker's NATS client has ended by itself. The worker cannot go on: stop it, and end the process.
     pub async fn client_ended(&self) {
         self.w.c.broker.ended().await;
+    }
+
+    /// Notes that this process was told to stop, and pulls no more: to be called as soon as it is known, and followed by
+    /// [`Running::stop`]. A command that ends by a signal from outside is given back from now on.
+    pub fn told_to_stop(&self) {
+        self.w.draining.cancel();
+    }
+
+    /// Notes a SIGHUP of this process: a command that a SIGHUP ends in the same moment is given back, as the whole service got it.
+    pub fn hung_up(&self) {
+        self.w.told.hang_up();
     }
 
     /// Resolves when [`Running::stop`] was called (from another handle or task) or the worker ended by itself.

@@ -121,9 +121,10 @@ async fn run(args: Args) -> ExitCode {
         .keeper(PathBuf::from("/proc/self/exe"), vec!["keeper".to_owned(), format.to_owned()]);
     #[cfg(feature = "faults")]
     let worker = crate::test_handlers::add(worker);
-    let (mut term, mut int) = match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
-        (Ok(t), Ok(i)) => (t, i),
-        (Err(e), _) | (_, Err(e)) => return fail(70, &format!("signals: {e}")),
+    let kinds = (SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup());
+    let (mut term, mut int, mut hup) = match (signal(kinds.0), signal(kinds.1), signal(kinds.2)) {
+        (Ok(t), Ok(i), Ok(h)) => (t, i, h),
+        (Err(e), ..) | (_, Err(e), _) | (.., Err(e)) => return fail(70, &format!("signals: {e}")),
     };
     let reloader = match Reloader::new(source) {
         Ok(r) => r,
@@ -136,12 +137,21 @@ async fn run(args: Args) -> ExitCode {
     let gone = CancellationToken::new();
     let reloading = reloader.start(running.live().clone(), gone.clone());
     let mut is_lost = false;
-    tokio::select! {
-        _ = term.recv() => {}
-        _ = int.recv() => {}
-        () = gone.cancelled() => {}
-        () = running.client_ended() => is_lost = true,
+    loop {
+        tokio::select! {
+            _ = term.recv() => break,
+            _ = int.recv() => break,
+            () = gone.cancelled() => break,
+            () = running.client_ended() => {
+                is_lost = true;
+                break;
+            }
+            // The reloader hears it too.
+            Some(()) = hup.recv() => running.hung_up(),
+        }
     }
+    // At once: what ends by the same signal is judged by it.
+    running.told_to_stop();
     reloading.stop().await;
     let hurry = async {
         tokio::select! {

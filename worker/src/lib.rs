@@ -45,6 +45,7 @@ mod shared;
 mod state;
 #[cfg(feature = "faults")]
 mod test_handlers;
+mod told;
 mod track;
 mod verdict;
 

@@ -28,6 +28,7 @@ use crate::{
     reports::ReportGroups,
     session::Session,
     state::LocalState,
+    told::Told,
 };
 
 /// A handler of either kind.
@@ -73,6 +74,8 @@ pub(crate) struct Shared {
     pub(crate) freed: Notify,
     /// Stop pulling.
     pub(crate) draining: CancellationToken,
+    /// The signals that this process got.
+    pub(crate) told: Told,
     /// Stop running attempts and hand them back.
     pub(crate) abort: CancellationToken,
     pub(crate) tracker: TaskTracker,

@@ -100,7 +100,7 @@ impl Track {
             Ended::Failed { code, message, .. } => self.failed(*code, message),
             Ended::NotStarted { message } => self.failed(ErrorCode::StartFailed, message),
             Ended::Fenced => self.outcome = Outcome::Fenced,
-            Ended::Done { .. } | Ended::Stopped | Ended::Cancelled => {}
+            Ended::Done { .. } | Ended::Stopped | Ended::Signalled | Ended::Cancelled => {}
         }
     }
 

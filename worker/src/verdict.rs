@@ -53,6 +53,9 @@ pub(crate) fn finish_item(
         Ended::Stopped | Ended::Fenced => {
             item(Verdict::Release, "{".into(), r#"{"reason":"shutdown"}"#.into(), String::new())
         }
+        Ended::Signalled => {
+            item(Verdict::Release, "{".into(), r#"{"reason":"signal"}"#.into(), String::new())
+        }
         Ended::Cancelled => {
             let code = Some(ErrorCode::Cancelled);
             let receipt = receipt(Status::Cancelled, code, Some("cancelled while it ran"), None);

@@ -143,8 +143,11 @@ impl Processes {
     pub async fn run(&mut self) -> Result<Outcome, ProcessError> {
         let mut interrupt = signal(SignalKind::interrupt()).map_err(io_error("listen for Ctrl-C"))?;
         let mut terminate = signal(SignalKind::terminate()).map_err(io_error("listen for TERM"))?;
+        // A terminal that is closed says so once.
+        let mut hangup = signal(SignalKind::hangup()).map_err(io_error("listen for SIGHUP"))?;
         let is_asked = loop {
             tokio::select! {
+                _ = hangup.recv() => break true,
                 _ = interrupt.recv() => break true,
                 _ = terminate.recv() => break true,
                 () = tokio::time::sleep(POLL) => {}

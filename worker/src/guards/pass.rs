@@ -160,7 +160,7 @@ fn outcome(ended: &Ended) -> GuardOutcome {
         Ended::Failed { code, .. } => outcome_of(*code),
         // Its lease was taken: it is lost.
         Ended::Fenced => GuardOutcome::Crashed,
-        Ended::Stopped | Ended::Cancelled => GuardOutcome::Neutral,
+        Ended::Stopped | Ended::Signalled | Ended::Cancelled => GuardOutcome::Neutral,
     }
 }
 

@@ -24,6 +24,7 @@ use super::{
 use crate::{
     keeper::{AttemptSpec, Cause, Exit, ExitStatusKind, Keeper, RunningAttempt, StopReason},
     state::LocalState,
+    told::{Outside, Told},
 };
 
 /// A command as handler.
@@ -38,6 +39,8 @@ pub(crate) struct CommandHandler {
     pub(crate) state: LocalState,
     /// The servers of this worker: what it connected to at its start.
     pub(crate) connection: Arc<config::Connection>,
+    /// The signals that this worker got.
+    pub(crate) told: Told,
 }
 
 impl CommandHandler {
@@ -127,7 +130,32 @@ impl CommandHandler {
         if let Err(e) = self.state.end(&a.session, a.context.id(), a.context.epoch) {
             tracing::warn!(job_id = %a.context.id(), error = %e, "cannot remove the local attempt record");
         }
+        if self.was_signalled(config, &heard, &exit, &a).await {
+            return Ended::Signalled;
+        }
         Self::judge(config, heard, exit, a.timeout, &a.stop)
+    }
+
+    /// Whether a signal to the whole service ended it: that is no failure of the job.
+    async fn was_signalled(&self, config: &Handler, heard: &Heard, exit: &Exit, a: &Attempt) -> bool {
+        let is_named = |code| config.exit_codes.iter().any(|(c, _)| *c == code);
+        let is_said = heard.said.is_error || matches!(exit.status, ExitStatusKind::Code(c) if is_named(c));
+        let Some(end) = Outside::of(exit, is_said) else { return false };
+        let until = async {
+            tokio::select! {
+                () = a.stop.fence.cancelled() => {}
+                () = a.stop.cancel.cancelled() => {}
+                () = a.stop.lock.lost() => {}
+            }
+        };
+        let is_part = self.told.is_part_of_stop(&end, until).await;
+        if is_part {
+            tracing::warn!(
+                job_id = %a.context.id(), epoch = a.context.epoch, signal = end.signal,
+                "a signal that went to this whole service ended the command; its job is given back at no cost"
+            );
+        }
+        is_part
     }
 
     fn judge(config: &Handler, heard: Heard, exit: Exit, timeout: Duration, stop: &Stop) -> Ended {

@@ -120,6 +120,8 @@ pub(crate) enum Ended {
     },
     /// The attempt was stopped at shutdown: to be handed back.
     Stopped,
+    /// A signal that we did not send ended it with others of this service: to be handed back.
+    Signalled,
     /// The attempt was stopped because its job is to be cancelled.
     Cancelled,
     /// The lease is gone: nothing may be written.

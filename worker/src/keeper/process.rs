@@ -134,13 +134,16 @@ fn reap_one(pid: i32) -> Option<ExitStatusKind> {
 pub async fn run_keeper() -> io::Result<()> {
     let pid = rustix::process::getpid();
     rustix::process::set_child_subreaper(Some(pid))?;
-    // TERM and INT that reach a whole service or terminal are the worker's business: it stops the
+    // What reaches a whole service or terminal is the worker's business, whatever its manager sends: it stops the
     // attempts in order. A caught signal, unlike an ignored one, is not inherited by handlers.
     let _caught = [
         signal(SignalKind::terminate())?,
         signal(SignalKind::interrupt())?,
         signal(SignalKind::hangup())?,
         signal(SignalKind::quit())?,
+        signal(SignalKind::user_defined1())?,
+        signal(SignalKind::user_defined2())?,
+        signal(SignalKind::alarm())?,
     ];
     let mut children = signal(SignalKind::child())?;
     let input = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 4)?;
