@@ -160,7 +160,7 @@ mod tests {
         assert!(!told.is_part_of_stop(&end(TERM), std::future::ready(())).await);
         let (hup, term, int) = (end(HUP), end(TERM), end(INT));
         let later = async {
-            tokio::time::sleep(STOP_WAIT / 2).await;
+            tokio::time::advance(STOP_WAIT / 2).await;
             told.hang_up();
         };
         let (is_hup, is_term, ()) =
@@ -168,10 +168,10 @@ mod tests {
         assert!(is_hup && !is_term, "a SIGHUP of the worker explains one of its command and nothing else");
         told.hang_up();
         assert!(told.is_part_of_stop(&hup, never()).await);
-        tokio::time::sleep(STOP_WAIT * 2).await;
+        tokio::time::advance(STOP_WAIT * 2).await;
         assert!(!told.is_part_of_stop(&hup, never()).await, "too old");
         let stop = async {
-            tokio::time::sleep(STOP_WAIT / 2).await;
+            tokio::time::advance(STOP_WAIT / 2).await;
             told.draining.cancel();
         };
         let (is_int, ()) = tokio::join!(told.is_part_of_stop(&int, never()), stop);

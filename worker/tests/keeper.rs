@@ -493,6 +493,42 @@ async fn many_at_once(cgroup: bool) {
     keeper.shutdown().await;
 }
 
+/// Forty daemons that shed session, group, parents, environment and pipes: nothing tells whose they are. `$1`: their file.
+const DAEMONS: &str = r#"for i in $(seq 40); do
+(setsid sh -c 'echo $$ >> "$1"; exec env -i sleep 1000' x "$1" </dev/null >/dev/null 2>&1 3>&- &)
+done
+while [ "$(wc -l < "$1")" -lt "$2" ]; do sleep 0.02; done"#;
+
+// Shows: T-04, P4
+/// Ends of attempts beside many such daemons, more than could be looked at one by one while the worker waits for an answer.
+async fn bare_daemons_cost_no_neighbour_its_keeper(cgroup: bool) {
+    let keeper =
+        Keeper::start(KeeperOptions { silence: Duration::from_secs(2), ..options(cgroup) }).await.unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("daemons").display().to_string();
+    std::fs::write(&file, "").unwrap();
+    let innocent = keeper.run(spec("innocent", &["/bin/sleep", "1000"])).await.unwrap();
+    let mut jobs = Vec::new();
+    for n in 0..5 {
+        // All of them end when all daemons are there.
+        let mut job = sh(&format!("daemons{n}"), DAEMONS);
+        job.argv.extend(["x".to_owned(), file.clone(), "200".to_owned()]);
+        jobs.push(keeper.run(job).await.unwrap());
+    }
+    let bound = Duration::from_secs(60);
+    for job in &jobs {
+        let exit = tokio::time::timeout(bound, job.wait()).await.expect("the attempt ends");
+        assert_eq!((exit.status, exit.cause), (ExitStatusKind::Code(0), Cause::Exited));
+    }
+    innocent.stopper().stop(StopReason::Fenced);
+    assert_eq!(end(&innocent).await.cause, Cause::Stopped(StopReason::Fenced), "its keeper lives");
+    let daemons: Vec<i32> =
+        std::fs::read_to_string(&file).unwrap().lines().map(|l| l.parse().unwrap()).collect();
+    assert_eq!(daemons.len(), 200);
+    until("the daemons to be gone", || !daemons.iter().any(|pid| alive(*pid))).await;
+    keeper.shutdown().await;
+}
+
 macro_rules! both {
     ($($name:ident)*) => {
         mod with_cgroup {
@@ -510,7 +546,62 @@ both! {
     exit_code_result_and_tails control_lines time_limit_kills_the_stubborn
     strays_die_before_the_end_is_told stops start_errors much_output group_and_session
     keeper_killed worker_killed worker_frozen worker_and_keeper_killed trust_lost_and_regained
-    many_at_once
+    many_at_once bare_daemons_cost_no_neighbour_its_keeper
+}
+
+/// The directory of this process's cgroup v2, and whether another one can be made beside it.
+fn another_cgroup() -> Option<PathBuf> {
+    let own = std::fs::read_to_string("/proc/self/cgroup").ok()?;
+    let path = own.lines().find_map(|l| l.strip_prefix("0::"))?.trim_start_matches('/').to_owned();
+    let mounts = std::fs::read_to_string("/proc/self/mounts").ok()?;
+    let at =
+        mounts.lines().map(|l| l.split(' ').collect::<Vec<_>>()).find(|f| f.get(2) == Some(&"cgroup2"))?;
+    let dir = PathBuf::from(at[1]).join(path).join(token("elsewhere"));
+    std::fs::create_dir(&dir).ok()?;
+    Some(dir)
+}
+
+// Shows: T-04
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_process_that_moves_itself_to_another_cgroup_dies_with_its_attempt() {
+    let Some(elsewhere) = another_cgroup() else {
+        eprintln!("SKIPPED: no cgroup v2 can be made here");
+        return;
+    };
+    let keeper = keeper(true).await;
+    let procs = elsewhere.join("cgroup.procs").display().to_string();
+    // By descent, by token, and by nothing but its being a child of the keeper; each in a session of its own.
+    let moved = "echo $$ > \"$1\" && echo $$ >&3; exec";
+    let scripts = [
+        format!(
+            "setsid sh -c '{moved} env -i sleep 1000' x \"$1\" & setsid sh -c '{moved} sleep 1000' x \"$1\" &"
+        ),
+        format!(
+            "(setsid sh -c '{moved} env -i sleep 1000' x \"$1\" &); (setsid sh -c '{moved} sleep 1000' x \"$1\" &)"
+        ),
+    ];
+    for script in scripts {
+        for end_of_it in ["sleep 1000", "read x"] {
+            // Ended by us, and by itself when the processes have moved.
+            let is_stopped = end_of_it == "sleep 1000";
+            let wait = "while [ $(wc -l < \"$1\") -lt 2 ]; do sleep 0.02; done";
+            let mut job = sh("moves", &format!("{script}\n{wait}\n{end_of_it}"));
+            job.argv.extend(["x".to_owned(), procs.clone()]);
+            let attempt = keeper.run(job).await.unwrap();
+            let mut pids: Vec<i32> = Vec::new();
+            for _ in 0..2 {
+                pids.push(line(&attempt).await.expect("it has moved").parse().unwrap());
+            }
+            if is_stopped {
+                attempt.stopper().stop(StopReason::Fenced);
+            }
+            let exit = end(&attempt).await;
+            assert_eq!((exit.strays_left, exit.strays_killed >= 2), (0, true), "{script}: {exit:?}");
+            assert!(!pids.iter().any(|pid| alive(*pid)), "{script}: alive after the end was told");
+        }
+    }
+    keeper.shutdown().await;
+    until("the cgroup to be empty", || std::fs::remove_dir(&elsewhere).is_ok()).await;
 }
 
 // Shows: P-03

@@ -18,9 +18,12 @@ use super::cgroup::Group;
 use super::output::{ControlLines, Output, Stream};
 use super::process::Shared;
 use super::protocol::{Cause, Exit, ExitStatusKind, FromKeeper, LINE_WINDOW};
+use super::search::Searcher;
 use super::spawn::Handler;
-use super::tree::{Mark, Scope, no_strays_since, strike};
+use super::tree::{Mark, children, no_strays_since, read_process};
 
+/// How long the search for processes is waited for before what is at hand is killed.
+const SEARCH_WAIT: Duration = Duration::from_secs(3);
 /// How long killed processes are waited for before the attempt is reported nevertheless.
 const KILL_WAIT: Duration = Duration::from_secs(10);
 /// How long a pipe may be held open by something outside of a dead tree.
@@ -50,6 +53,7 @@ pub(super) struct Attempt {
     pub(super) mark: Mark,
     pub(super) handler: Handler,
     pub(super) group: Option<Group>,
+    pub(super) searcher: Searcher,
     pub(super) limits: Limits,
     pub(super) output: Output,
     pub(super) orders: watch::Receiver<Orders>,
@@ -77,8 +81,11 @@ impl Attempt {
             })
         });
         let mut tree = Tree {
+            id: self.id,
             mark: self.mark.clone(),
             group: self.group.take(),
+            searcher: self.searcher.clone(),
+            main_is_there: true,
             shared: Arc::clone(&shared),
             killed: HashSet::new(),
         };
@@ -89,6 +96,7 @@ impl Attempt {
             start_time: self.mark.start_time,
         });
         let (status, cause) = self.run(&mut tree, &mut lines, &mut hello, &out).await;
+        tree.main_is_there = false;
         let oom = status != ExitStatusKind::Code(0) && tree.group.as_ref().is_some_and(Group::oom);
         let strays_left = tree.finish(self.started).await;
         let wall = self.started.elapsed();
@@ -168,7 +176,7 @@ impl Attempt {
                             cause = end;
                         }
                         if orders.at_once && !matches!(phase, Phase::Killed) {
-                            tree.kill();
+                            tree.kill().await;
                             phase = Phase::Killed;
                             timer.as_mut().reset(Instant::now() + KILL_WAIT);
                         } else if matches!(phase, Phase::Running) {
@@ -188,7 +196,7 @@ impl Attempt {
                         timer.as_mut().reset(grace.unwrap_or(far));
                     }
                     Phase::Terminating => {
-                        tree.kill();
+                        tree.kill().await;
                         phase = Phase::Killed;
                         timer.as_mut().reset(Instant::now() + KILL_WAIT);
                     }
@@ -277,22 +285,30 @@ async fn rest(pipe: &pipe::Receiver, buffer: &mut [u8], mut with: impl FnMut(&[u
 
 /// The processes of one attempt.
 struct Tree {
+    id: u64,
     mark: Mark,
     group: Option<Group>,
+    searcher: Searcher,
+    /// Not reaped: its pid is the number of its group, and of no other.
+    main_is_there: bool,
     shared: Arc<Shared>,
     killed: HashSet<(i32, u64)>,
 }
 
 impl Tree {
-    /// TERM to the process group. To be called before the main process is reaped: its pid holds
-    /// the number of the group.
+    /// TERM to the process group.
     fn terminate(&self) {
+        // A stopped process gets its TERM only when it goes on.
+        self.signal_group(&[Signal::TERM, Signal::CONT]);
+    }
+
+    /// To be called before the main process is reaped: its pid holds the number of the group.
+    fn signal_group(&self, signals: &[Signal]) {
         let Some(group) = Pid::from_raw(self.mark.pid) else {
             return;
         };
-        // A stopped process gets its TERM only when it goes on.
-        for signal in [Signal::TERM, Signal::CONT] {
-            if let Err(error) = kill_process_group(group, signal)
+        for signal in signals {
+            if let Err(error) = kill_process_group(group, *signal)
                 && error != Errno::SRCH
             {
                 tracing::warn!(%error, token = self.mark.token, "can not signal a group");
@@ -300,27 +316,43 @@ impl Tree {
         }
     }
 
-    /// KILL to all of the tree. Returns how many were alive.
-    fn kill(&mut self) -> usize {
+    /// KILL to all of the tree: what is in the cgroup, and what is found by descent, session, group and token, as a process
+    /// that may write to another cgroup can leave its own. Returns how many were alive.
+    ///
+    /// All of it stands still first, so that nothing is done meanwhile and no link of descent is lost.
+    async fn kill(&mut self) -> usize {
+        self.shared.ending(self.id);
         if let Some(group) = &self.group {
-            let pids = group.pids();
-            let alive = pids.into_iter().filter_map(super::tree::read_process);
+            let alive = group.pids().into_iter().filter_map(read_process);
             self.killed.extend(alive.map(|p| (p.pid, p.start_time)));
-            match group.kill() {
-                Ok(()) => return group.pids().len(),
-                Err(error) => tracing::warn!(%error, "can not kill a cgroup"),
-            }
+            group.freeze();
         }
-        let others = self.shared.others(&self.mark);
-        let scope = Scope::Keeper { pid: self.shared.pid, others: &others };
-        match strike(&self.mark, &scope) {
-            Ok(found) => {
+        if self.main_is_there {
+            self.signal_group(&[Signal::STOP]);
+        }
+        let left = match timeout(SEARCH_WAIT, self.searcher.strike(self.mark.clone())).await {
+            Ok(Ok(found)) => {
                 self.killed.extend(found.iter().map(|p| (p.pid, p.start_time)));
                 found.len()
             }
-            Err(error) => {
+            Ok(Err(error)) => {
                 tracing::error!(%error, "can not search /proc");
                 1
+            }
+            Err(_) => {
+                tracing::error!(token = self.mark.token, "the search for processes takes long");
+                1
+            }
+        };
+        if self.main_is_there {
+            self.signal_group(&[Signal::KILL]);
+        }
+        let Some(group) = &self.group else { return left };
+        match group.kill() {
+            Ok(()) => left + group.pids().len(),
+            Err(error) => {
+                tracing::warn!(%error, "can not kill a cgroup");
+                left.max(1)
             }
         }
     }
@@ -336,8 +368,8 @@ impl Tree {
         let deadline = Instant::now() + KILL_WAIT;
         let mut pause = Duration::from_micros(200);
         loop {
-            let left = self.kill();
-            let dead = self.group.as_ref().map_or(left == 0, Group::remove);
+            let left = self.kill().await;
+            let dead = left == 0 && self.group.as_ref().is_none_or(Group::remove);
             if dead {
                 return 0;
             }
@@ -350,25 +382,31 @@ impl Tree {
         }
     }
 
-    /// The cheap proof for the usual case, a handler that left nothing.
+    /// The cheap proof for the usual case, a handler that left nothing: nothing is in its cgroup or group, and what else it
+    /// left would be a child of this process by now, as the kernel gives it all orphans.
     fn quickly_dead(&self, started: Instant) -> bool {
-        if let Some(group) = &self.group {
-            return group.is_clean();
-        }
         let main = self.mark.pid;
-        if Pid::from_raw(main).is_none_or(|p| test_kill_process_group(p) != Err(Errno::SRCH)) {
+        let is_empty = match &self.group {
+            Some(group) => group.is_clean(),
+            None => Pid::from_raw(main).is_some_and(|p| test_kill_process_group(p) == Err(Errno::SRCH)),
+        };
+        if !is_empty {
             return false;
         }
         let peek = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
         if matches!(waitid(WaitId::All, peek), Err(Errno::CHILD)) {
             return true;
         }
+        let mains = self.shared.mains();
+        let is_stray = |pid: &i32| !mains.contains(pid) && read_process(*pid).is_some_and(|p| p.alive);
+        if let Some(children) = children(self.shared.pid) {
+            return !children.iter().any(is_stray);
+        }
         // With other attempts running there are children. In a second the pids can not have gone
         // round; without other attempts any child is a stray.
-        let others = self.shared.others(&self.mark);
-        !others.is_empty()
+        !mains.is_empty()
             && started.elapsed() < Duration::from_secs(1)
-            && no_strays_since(main, self.shared.pid, |pid| others.iter().any(|o| o.pid == pid)) == Some(true)
+            && no_strays_since(main, self.shared.pid, |pid| mains.contains(&pid)) == Some(true)
     }
 
     fn killed(&self) -> u32 {

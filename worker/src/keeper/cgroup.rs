@@ -1,7 +1,9 @@
 //! A cgroup v2 per attempt, where the host permits.
 //!
 //! A process can not leave its cgroup by forking, `setsid` or a changed environment, `cgroup.kill`
-//! reaches forks in flight, and `cgroup.events` or a successful `rmdir` prove that nothing is left.
+//! reaches forks in flight, and `cgroup.events` or a successful `rmdir` prove that nothing is left in it.
+//! One that may write to the `cgroup.procs` of another cgroup, as the user of the worker may next to its own, can move there:
+//! so the tree is searched by descent and token as well (`attempt.rs`).
 //! Only the membership is used, no controller, so a bare mount as on a hybrid host is enough.
 //!
 //! Making and removing a cgroup costs as much as half a process start, most of it in the kernel's
@@ -135,6 +137,13 @@ impl Group {
     /// The processes in it and below.
     pub(super) fn pids(&self) -> Vec<i32> {
         pids_below(&self.dir)
+    }
+
+    /// Lets nothing in it go on until it is killed. What can not be frozen is killed all the same.
+    pub(super) fn freeze(&self) {
+        if let Err(error) = fs::write(self.dir.join("cgroup.freeze"), "1") {
+            tracing::debug!(%error, dir = %self.dir.display(), "can not freeze a cgroup");
+        }
     }
 
     /// Sends KILL to all in it and below, forks in flight included.

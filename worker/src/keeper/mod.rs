@@ -25,7 +25,7 @@
 //! Without a cgroup a process is attributed to its attempt by descent, session, group and token.
 //! One that shed all four (double fork, `setsid` and `env -i`) is still found as an unknown child
 //! of the keeper, but killed only when no other attempt can be its owner, and is out of reach when
-//! the keeper itself is killed. With a cgroup there is no such gap.
+//! the keeper itself is killed. With a cgroup there is no such gap, unless the process moved itself into another cgroup besides.
 
 mod attempt;
 mod cgroup;
@@ -33,6 +33,7 @@ mod client;
 mod output;
 mod process;
 mod protocol;
+mod search;
 mod spawn;
 mod supervisor;
 mod tree;

@@ -1,6 +1,6 @@
 //! The keeper process: its main loop, its deadline, its reaping.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -23,8 +23,9 @@ use super::output::Output;
 use super::protocol::{
     AttemptSpec, Cause, ExitStatusKind, Frames, FromKeeper, StartError, StopReason, ToKeeper, frame,
 };
+use super::search::Searcher;
 use super::spawn::spawn;
-use super::tree::{Mark, Table, read_process};
+use super::tree::{Mark, Owner, Table, children, read_process};
 
 /// How long the trees are waited for when the worker is gone: a little over the wait of each.
 const END_WAIT: Duration = Duration::from_secs(12);
@@ -38,6 +39,8 @@ pub(super) struct Shared {
 struct Live {
     mark: Mark,
     orders: watch::Sender<Orders>,
+    /// It is being killed.
+    is_ending: bool,
     /// Taken when the main process was reaped.
     exited: Option<oneshot::Sender<ExitStatusKind>>,
 }
@@ -47,10 +50,22 @@ impl Shared {
         self.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The attempts other than this one.
-    pub(super) fn others(&self, mark: &Mark) -> Vec<Mark> {
-        let live = self.live();
-        live.values().map(|l| &l.mark).filter(|m| m.token != mark.token).cloned().collect()
+    /// All attempts, as owners of processes.
+    pub(super) fn owners(&self) -> Vec<Owner> {
+        let is_ending = |l: &Live| l.is_ending || l.exited.is_none();
+        self.live().values().map(|l| Owner { mark: l.mark.clone(), is_ending: is_ending(l) }).collect()
+    }
+
+    /// The main processes that have not ended.
+    pub(super) fn mains(&self) -> HashSet<i32> {
+        self.live().values().filter(|l| l.exited.is_some()).map(|l| l.mark.pid).collect()
+    }
+
+    /// Nothing of the attempt may live on.
+    pub(super) fn ending(&self, id: u64) {
+        if let Some(live) = self.live().get_mut(&id) {
+            live.is_ending = true;
+        }
     }
 
     pub(super) fn forget(&self, id: u64) {
@@ -101,14 +116,16 @@ impl Shared {
     }
 
     fn reap_orphans(&self) -> usize {
-        let Ok(table) = Table::read() else { return 0 };
-        let mains: Vec<i32> =
-            self.live().values().filter(|l| l.exited.is_some()).map(|l| l.mark.pid).collect();
-        table
-            .zombies(self.pid)
-            .filter(|pid| !mains.contains(pid))
-            .filter(|pid| reap_one(*pid).is_some())
-            .count()
+        let mains = self.mains();
+        let dead: Vec<i32> = match children(self.pid) {
+            Some(children) => children.into_iter().filter(|pid| !mains.contains(pid)).collect(),
+            // This kernel lists none.
+            None => match Table::read() {
+                Ok(table) => table.zombies(self.pid).filter(|pid| !mains.contains(pid)).collect(),
+                Err(_) => return 0,
+            },
+        };
+        dead.into_iter().filter(|pid| reap_one(*pid).is_some()).count()
     }
 }
 
@@ -161,8 +178,10 @@ pub async fn run_keeper() -> io::Result<()> {
     let (out, events) = mpsc::channel(256);
     let writer = tokio::spawn(write_events(output, events));
     let cgroups = base.as_ref().map(|b| b.dir().to_owned()).map_err(Clone::clone);
+    let shared = Arc::new(Shared { pid: own_pid, live: Mutex::new(HashMap::new()) });
     let mut keeper = Main {
-        shared: Arc::new(Shared { pid: own_pid, live: Mutex::new(HashMap::new()) }),
+        searcher: Searcher::start(Arc::clone(&shared))?,
+        shared,
         base: base.ok(),
         trust,
         // No pipe, but read as one: the safe way to a descriptor in tokio's reactor.
@@ -228,6 +247,7 @@ pub async fn run_keeper() -> io::Result<()> {
 
 struct Main {
     shared: Arc<Shared>,
+    searcher: Searcher,
     base: Option<Base>,
     /// `CLOCK_BOOTTIME` in ms; `u64::MAX` for none.
     trust: u64,
@@ -308,9 +328,13 @@ impl Main {
         };
         let (pid, start_time) = (handler.pid, handler.start_time);
         let mark = Mark { pid, start_time, token };
-        live.insert(id, Live { mark: mark.clone(), orders: orders_sender, exited: Some(exited_sender) });
+        live.insert(
+            id,
+            Live { mark: mark.clone(), orders: orders_sender, is_ending: false, exited: Some(exited_sender) },
+        );
         drop(live);
-        let attempt = Attempt { id, mark, handler, group, limits, output, orders, exited, started };
+        let searcher = self.searcher.clone();
+        let attempt = Attempt { id, mark, handler, group, searcher, limits, output, orders, exited, started };
         self.attempts.spawn(attempt.attend(Arc::clone(&self.shared), self.out.clone()));
         Ok(())
     }

@@ -376,11 +376,8 @@ async fn bury(lost: Vec<Entry>, cgroups: Option<PathBuf>) {
 /// Returns the living per mark, and whether the cgroups are empty.
 fn round(marks: &[Mark], cgroups: Option<&Path>) -> std::io::Result<(Vec<u32>, bool)> {
     let own = i32::try_from(std::process::id()).map_err(std::io::Error::other)?;
-    let mut counts = Vec::new();
-    for mark in marks {
-        let found = strike(mark, &Scope::Worker { pid: own })?;
-        counts.push(u32::try_from(found.len()).unwrap_or(u32::MAX));
-    }
+    let found = strike(marks, &Scope::Worker { pid: own })?;
+    let counts = found.iter().map(|f| u32::try_from(f.len()).unwrap_or(u32::MAX)).collect();
     let inside = cgroups.map(cgroup::pids_below).unwrap_or_default();
     let empty = cgroups.is_none_or(cgroup::kill_base);
     // Only the keeper's: other children of this process have owners that wait for them.

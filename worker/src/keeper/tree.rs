@@ -36,10 +36,19 @@ pub(super) struct Mark {
     pub(super) token: String,
 }
 
+/// An attempt that has processes below the same keeper.
+#[derive(Clone, Debug)]
+pub(super) struct Owner {
+    pub(super) mark: Mark,
+    /// Nothing of it may live on: its main process has ended, or it is being killed.
+    pub(super) is_ending: bool,
+}
+
 /// Where processes of the attempt can be, which decides how much proof each one takes.
 pub(super) enum Scope<'a> {
-    /// Below this keeper, together with the attempts in `others`.
-    Keeper { pid: i32, others: &'a [Mark] },
+    /// Below this keeper, together with all attempts that it has. Asked for after each look at the processes, so that a main
+    /// process that the look saw is known.
+    Keeper { pid: i32, owners: &'a dyn Fn() -> Vec<Owner> },
     /// Below this worker, whose keeper died.
     Worker { pid: i32 },
     /// Anywhere.
@@ -74,27 +83,29 @@ impl Table {
     }
 
     /// The living processes of `mark`.
-    pub(super) fn members(&self, mark: &Mark, scope: &Scope<'_>) -> Vec<Process> {
+    fn members(
+        &self,
+        mark: &Mark,
+        scope: &Scope<'_>,
+        owners: &[Owner],
+        seen: &mut Environments,
+    ) -> Vec<Process> {
         let main_is = |m: &Mark, p: &Process| p.pid == m.pid && p.start_time == m.start_time;
         let main_known = self.0.get(&mark.pid).is_some_and(|p| main_is(mark, p));
         let anchor = match scope {
             Scope::Keeper { pid, .. } | Scope::Worker { pid } => Some(*pid),
             Scope::Host => None,
         };
-        let others = match scope {
-            Scope::Keeper { others, .. } => *others,
-            _ => &[],
-        };
+        let is_other = |o: &&Owner| o.mark.token != mark.token;
         let own_pid = i32::try_from(std::process::id()).unwrap_or(0);
         // The number of a session or group stays taken while it has members, so it proves
         // something as long as the main process is there, or below our own subreaper.
         let by_number = mark.pid > 0 && (main_known || anchor.is_some());
-        let mut tokens = HashMap::new();
         let mut ours = |a: &Process| {
             a.start_time >= mark.start_time
                 && (main_is(mark, a)
                     || by_number && (a.session == mark.pid || a.group == mark.pid)
-                    || *tokens.entry(a.pid).or_insert_with(|| has_token(a.pid, &mark.token)))
+                    || seen.carries(a, &mark.token))
         };
         let mut found = Vec::new();
         for process in self.0.values().filter(|p| p.alive && p.pid != own_pid) {
@@ -111,22 +122,31 @@ impl Table {
                 }
                 chain.push(*ancestor);
             }
-            if !inside || chain.iter().any(|a| others.iter().any(|o| main_is(o, a))) {
+            let is_others = |a: &Process| owners.iter().filter(is_other).any(|o| main_is(&o.mark, a));
+            if !inside || chain.iter().any(is_others) {
                 continue;
             }
-            if chain.iter().any(&mut ours) || Self::unclaimed(&chain, others, scope) {
+            if Self::unclaimed(&chain, owners, scope) || chain.iter().any(&mut ours) {
                 found.push(*process);
             }
         }
         found
     }
 
-    /// Whether no attempt but the one at its end is old enough to own this process below the
-    /// keeper: then it goes, though it shed session, group and token and its parents are gone.
-    fn unclaimed(chain: &[Process], others: &[Mark], scope: &Scope<'_>) -> bool {
+    /// Whether no attempt that goes on is old enough to own this process below the keeper: then it
+    /// goes, though it shed session, group and token and its parents are gone.
+    fn unclaimed(chain: &[Process], owners: &[Owner], scope: &Scope<'_>) -> bool {
+        let may_own = |o: &Owner, top: &Process| !o.is_ending && o.mark.start_time <= top.start_time;
         matches!(scope, Scope::Keeper { .. })
-            && chain.last().is_some_and(|top| others.iter().all(|o| o.start_time > top.start_time))
+            && chain.last().is_some_and(|top| !owners.iter().any(|o| may_own(o, top)))
     }
+}
+
+/// The children of this process, where the kernel lists them. To be called by the thread that starts and reaps them, as the
+/// list is complete only while none is reaped.
+pub(super) fn children(own: i32) -> Option<Vec<i32>> {
+    let text = std::fs::read_to_string(format!("/proc/self/task/{own}/children")).ok()?;
+    text.split_whitespace().map(|pid| pid.parse().ok()).collect()
 }
 
 /// Reads one process; `None` when there is none.
@@ -149,28 +169,62 @@ pub(super) fn read_process(pid: i32) -> Option<Process> {
     Some(Process { pid, parent, group, session, start_time, alive })
 }
 
-/// Whether the environment with which `pid` was started carries the token.
-fn has_token(pid: i32, token: &str) -> bool {
-    if token.is_empty() {
-        return false;
-    }
-    let Ok(environment) = environment(pid) else {
-        return false;
-    };
-    environment.split(|b| *b == 0).any(|entry| {
-        entry
-            .strip_prefix(TOKEN_VARIABLE.as_bytes())
-            .and_then(|rest| rest.strip_prefix(b"="))
-            .is_some_and(|value| value == token.as_bytes())
-    })
+/// What one look learnt of the environments with which processes were started.
+#[derive(Default)]
+struct Environments {
+    tokens: HashMap<i32, Option<Vec<u8>>>,
+    /// A process was in the middle of its `exec`, where it shows none.
+    is_unsettled: bool,
 }
 
-/// The environment of a process. At the moment of an `exec` it reads as empty, and in several pieces it would end after any of
-/// them; neither must hide a stray. So it is read in one piece, and an empty one again, for about twenty milliseconds. Zombies and
-/// threads of the kernel never have one.
-fn environment(pid: i32) -> io::Result<Vec<u8>> {
+impl Environments {
+    /// Whether a process carries the token. Reads each environment once.
+    fn carries(&mut self, process: &Process, token: &str) -> bool {
+        if token.is_empty() {
+            return false;
+        }
+        let is_unsettled = &mut self.is_unsettled;
+        let found = self.tokens.entry(process.pid).or_insert_with(|| match token_of(process.pid) {
+            Found::Token(value) => Some(value),
+            Found::None => None,
+            Found::Unsettled => {
+                *is_unsettled = true;
+                None
+            }
+        });
+        found.as_deref() == Some(token.as_bytes())
+    }
+}
+
+/// What the environment of a process has.
+enum Found {
+    Token(Vec<u8>),
+    None,
+    /// It cannot be told yet.
+    Unsettled,
+}
+
+fn token_of(pid: i32) -> Found {
+    match environment(pid) {
+        Ok(Some(environment)) => environment
+            .split(|b| *b == 0)
+            .find_map(|entry| entry.strip_prefix(TOKEN_VARIABLE.as_bytes())?.strip_prefix(b"="))
+            .map_or(Found::None, |value| Found::Token(value.to_vec())),
+        Ok(None) => Found::Unsettled,
+        Err(_) => Found::None,
+    }
+}
+
+/// The environment of a process; `None` in the middle of an `exec`, where it reads as empty. In several pieces it would end at
+/// any such moment, so it is read in one.
+///
+/// Never waits. An environment that is empty for good is told from that moment by what the kernel says of the program: it is
+/// all there, has no room for an environment, and was the same program before the environment was read. Zombies and threads of
+/// the kernel never have one.
+fn environment(pid: i32) -> io::Result<Option<Vec<u8>>> {
     let may_have_one = |p: Process| p.alive && !(p.session == 0 && p.group == 0 && p.parent == KTHREADD);
-    for n in 1..=20 {
+    let mut before = None;
+    for _ in 0..4 {
         let mut file = File::open(format!("/proc/{pid}/environ"))?;
         let mut read = vec![0; ONE_PIECE];
         let length = file.read(&mut read)?;
@@ -179,11 +233,34 @@ fn environment(pid: i32) -> io::Result<Vec<u8>> {
             file.read_to_end(&mut read)?;
         }
         if length > 0 || !read_process(pid).is_some_and(may_have_one) {
-            return Ok(read);
+            return Ok(Some(read));
         }
-        std::thread::sleep(Duration::from_micros(100 * n));
+        let Some(program) = program(pid) else { return Ok(None) };
+        if program.environment_start == program.environment_end && before == Some(program) {
+            return Ok(Some(read));
+        }
+        before = Some(program);
     }
-    Ok(Vec::new())
+    Ok(None)
+}
+
+/// The places in memory of a program that is executed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Program {
+    stack: u64,
+    environment_start: u64,
+    environment_end: u64,
+}
+
+/// Reads fields 28, 50 and 51 of `/proc/<pid>/stat`. `None`: an `exec` is under way, which sets the first one last.
+fn program(pid: i32) -> Option<Program> {
+    let text = std::fs::read(format!("/proc/{pid}/stat")).ok()?;
+    let after = text.iter().rposition(|b| *b == b')')?;
+    let fields = std::str::from_utf8(text.get(after + 2..)?).ok()?;
+    let fields: Vec<u64> = fields.split_whitespace().map(|f| f.parse().unwrap_or(0)).collect();
+    let field = |n: usize| fields.get(n - 3).copied();
+    let program = Program { stack: field(28)?, environment_start: field(50)?, environment_end: field(51)? };
+    (program.stack > 0 && program.environment_end > 0).then_some(program)
 }
 
 /// Bytes that hold most environments.
@@ -207,25 +284,48 @@ pub(super) fn signal(process: &Process, signal: Signal) -> bool {
     pidfd_send_signal(&pidfd, signal).is_ok()
 }
 
-/// One round against the tree of `mark`: stops its processes until a look finds no new ones (a
+/// Looks at all processes that one strike makes at most.
+const LOOKS: u32 = 64;
+/// How long a strike looks for more before it kills what it has.
+const LOOK_TIME: Duration = Duration::from_secs(1);
+/// Pauses of one strike for processes in the middle of an `exec`, each longer than the last: 21 ms together.
+const PAUSES: u32 = 20;
+
+/// One round against the trees of `marks`: stops their processes until a look finds no new ones (a
 /// stopped process can not fork away from under the search, and no link of descent is lost), then
-/// kills them all. Returns those that were alive; none is the proof that the tree is dead.
-pub(super) fn strike(mark: &Mark, scope: &Scope<'_>) -> io::Result<Vec<Process>> {
-    let mut found: Vec<Process> = Vec::new();
+/// kills them all. Returns for each mark those that were alive; none is the proof that its tree is dead.
+///
+/// Blocks, for a bounded time: not for a thread that others wait for.
+pub(super) fn strike(marks: &[Mark], scope: &Scope<'_>) -> io::Result<Vec<Vec<Process>>> {
+    let mut found: Vec<Vec<Process>> = vec![Vec::new(); marks.len()];
     let mut known = HashSet::new();
-    for _ in 0..64 {
-        let before = found.len();
-        for process in Table::read()?.members(mark, scope) {
-            if known.insert((process.pid, process.start_time)) {
-                signal(&process, Signal::STOP);
-                found.push(process);
+    let (began, mut pauses) = (Instant::now(), 0);
+    for _ in 0..LOOKS {
+        let table = Table::read()?;
+        let owners = if let Scope::Keeper { owners, .. } = scope { owners() } else { Vec::new() };
+        let mut seen = Environments::default();
+        let mut is_news = false;
+        for (mark, found) in marks.iter().zip(&mut found) {
+            for process in table.members(mark, scope, &owners, &mut seen) {
+                if known.insert((process.pid, process.start_time)) {
+                    is_news = true;
+                    signal(&process, Signal::STOP);
+                    found.push(process);
+                }
             }
         }
-        if found.len() == before {
+        if began.elapsed() > LOOK_TIME {
             break;
         }
+        if !is_news {
+            if !seen.is_unsettled || pauses == PAUSES {
+                break;
+            }
+            pauses += 1;
+            std::thread::sleep(Duration::from_micros(100) * pauses);
+        }
     }
-    for process in &found {
+    for process in found.iter().flatten() {
         signal(process, Signal::KILL);
     }
     Ok(found)
@@ -270,11 +370,9 @@ pub fn kill_left_over(pid: u32, start_time: u64, token: &str) -> io::Result<u32>
     let mut pause = Duration::from_millis(1);
     loop {
         let mut gone = true;
-        for mark in &marks {
-            for process in strike(mark, &Scope::Host)? {
-                gone = false;
-                killed.insert((process.pid, process.start_time));
-            }
+        for process in strike(&marks, &Scope::Host)?.into_iter().flatten() {
+            gone = false;
+            killed.insert((process.pid, process.start_time));
         }
         let (inside, empty) = cgroup::kill_marked(token);
         killed.extend(inside);
@@ -305,11 +403,26 @@ mod tests {
             .spawn()
             .unwrap();
         let pid = i32::try_from(child.id()).unwrap();
-        let unseen = (0..20_000).filter(|_| !has_token(pid, "restless")).count();
+        let unseen = (0..20_000).filter(|_| matches!(token_of(pid), Found::None)).count();
         let is_running = child.try_wait().unwrap().is_none();
         child.kill().unwrap();
         child.wait().unwrap();
         assert!(is_running, "it ended before it was looked at often enough");
         assert_eq!(unseen, 0, "a stray would have been taken for dead");
+    }
+
+    #[test]
+    fn an_empty_environment_is_told_at_once() {
+        let mut child = Command::new("/bin/sleep").arg("60").env_clear().spawn().unwrap();
+        let pid = i32::try_from(child.id()).unwrap();
+        // A `spawn` returns in the middle of the `exec`.
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while environment(pid).unwrap().is_none() {
+            assert!(Instant::now() < deadline, "it is never told");
+        }
+        let found: Vec<_> = (0..100).map(|_| environment(pid).unwrap()).collect();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(found.iter().all(|e| e.as_deref() == Some(&[])), "{found:?}");
     }
 }
