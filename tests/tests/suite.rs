@@ -30,6 +30,7 @@ mod suite {
     mod guard_slots;
     mod guards;
     mod guards_cli;
+    mod handler_env;
     mod health;
     mod intake;
     mod keepers;

@@ -92,10 +92,11 @@ pub(super) fn adopted_handlers(was: &Handlers, is: &Handlers) -> Handlers {
 }
 
 fn differing(a: &Handler, b: &Handler) -> Vec<&'static str> {
-    let Handler { command, cwd, env, timeout, kill_grace, output_limit, exit_codes } = a;
+    let Handler { command, cwd, inherit, env, timeout, kill_grace, output_limit, exit_codes } = a;
     [
         ("command", *command != b.command),
         ("cwd", *cwd != b.cwd),
+        ("inherit", *inherit != b.inherit),
         ("env", *env != b.env),
         ("timeout", *timeout != b.timeout),
         ("kill_grace", *kill_grace != b.kill_grace),

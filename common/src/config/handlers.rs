@@ -12,6 +12,8 @@ pub struct Handler {
     pub command: Vec<String>,
     /// Working folder; the worker's own when absent.
     pub cwd: Option<PathBuf>,
+    /// Variables of the worker that it gets beside the base, as names or beginnings of names with a `*`.
+    pub inherit: Vec<String>,
     /// Added to the environment.
     pub env: Vec<(String, String)>,
     /// Time limit of one attempt, for jobs that set none.
@@ -49,7 +51,18 @@ pub(super) const ROWS: &[HandlerRow] = &[
         "Program and arguments. No shell is involved; write `[\"sh\", \"-c\", \"…\"]` for one.",
     ),
     row("cwd", "text", "the worker's own folder", "Working folder of the command."),
-    row("env", "table of texts", "nothing is added", "Added to the environment, which is the worker's own."),
+    row(
+        "inherit",
+        "list",
+        "nothing beside the base",
+        "Variables of the worker's environment that the command gets beside a base (`PATH`, `HOME`, `LANG` and the like; `docs/protocol.md` has the list). `AWS_*` stands for every name that begins so; names that Surety reads itself (`SURETY_…`, `NATS_…`, `REDIS_…`) are given only where they are written out or their beginning is.",
+    ),
+    row(
+        "env",
+        "table of texts",
+        "nothing is added",
+        "Added to the environment; wins over what is inherited.",
+    ),
     row("timeout", "duration", "`attempt.timeout`", "Time limit of one attempt, for jobs that set none."),
     row("kill_grace", "duration", "`attempt.kill_grace`", "Between TERM and KILL."),
     row("output_limit", "size", "`attempt.output_limit`", "Output beyond this is cut; the command goes on."),
@@ -66,12 +79,18 @@ pub(super) fn example(key: &str) -> &'static str {
     match key {
         "command" => r#"["python3", "handlers/thumbnail.py"]"#,
         "cwd" => r#""/srv/thumbnail""#,
+        "inherit" => r#"["AWS_*", "HTTPS_PROXY"]"#,
         "env" => r#"{ LANG = "C.UTF-8" }"#,
         "timeout" => r#""2m""#,
         "kill_grace" => r#""5s""#,
         "output_limit" => r#""1MiB""#,
         _ => r#"{ 2 = "limit_reached" }"#,
     }
+}
+
+fn is_pattern(name: &str) -> bool {
+    let fixed = name.strip_suffix('*').unwrap_or(name);
+    !name.is_empty() && !fixed.contains(['*', '=', '\0']) && !fixed.contains(char::is_whitespace)
 }
 
 fn keys() -> impl Iterator<Item = &'static str> + Clone {
@@ -140,6 +159,20 @@ pub(super) fn read(name: &str, value: &toml::Value, problems: &mut Vec<String>) 
             None
         }
     });
+    let mut inherit = Vec::new();
+    if let Some((place, v)) = get("inherit") {
+        match Vec::<String>::read(v) {
+            Ok(names) if v.is_array() => inherit = names.unwrap_or_default(),
+            Ok(_) => note(&place, "must be a list like [\"AWS_*\", \"HTTPS_PROXY\"]".into()),
+            Err(e) => note(&place, e),
+        }
+        for name in inherit.iter().filter(|n| !is_pattern(n)) {
+            note(
+                &place,
+                format!("{name:?} is no name of a variable, nor the beginning of one with a * at its end"),
+            );
+        }
+    }
     let mut env = Vec::new();
     if let Some((place, v)) = get("env") {
         match v.as_table() {
@@ -178,5 +211,5 @@ pub(super) fn read(name: &str, value: &toml::Value, problems: &mut Vec<String>) 
             None => note(&place, "must be a table like { 1 = \"stuck\" }".into()),
         }
     }
-    Some(Handler { command, cwd, env, timeout, kill_grace, output_limit, exit_codes })
+    Some(Handler { command, cwd, inherit, env, timeout, kill_grace, output_limit, exit_codes })
 }

@@ -52,6 +52,16 @@ pub fn mask(url: &str) -> String {
     format!("{scheme}{path}?{}", query.split('&').map(hide).collect::<Vec<_>>().join("&"))
 }
 
+/// An address without the login that it may hold.
+pub fn without_login(url: &str) -> String {
+    let (scheme, rest) = url.split_at(url.find("://").map_or(0, |at| at + 3));
+    let rest = rest.rfind('@').map_or(rest, |at| rest.get(at + 1..).unwrap_or(""));
+    let Some((path, query)) = rest.split_once('?') else { return format!("{scheme}{rest}") };
+    let is_login = |pair: &&str| matches!(pair.split('=').next(), Some("user" | "pass"));
+    let kept: Vec<_> = query.split('&').filter(|pair| !is_login(pair)).collect();
+    if kept.is_empty() { format!("{scheme}{path}") } else { format!("{scheme}{path}?{}", kept.join("&")) }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

@@ -18,6 +18,7 @@ surety() {{ {surety} "$@" >> $L.err 2>&1; }}
 echo "$SURETY_JOB_ID ${{SURETY_PARENT:--}} $SURETY_ROOT $SURETY_DEPTH" >> $L
 {body}
 ''']
+inherit = ["SURETY_CONFIG"]
 "#
     )
 }

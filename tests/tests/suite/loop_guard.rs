@@ -28,6 +28,7 @@ use surety_tests::{
 fn handler(witness: &Witness, name: &str, body: &str) -> String {
     let surety = bin("t-surety");
     witness.handler(name, &format!("surety() {{ {surety} \"$@\" >> $W.out 2>&1 || say failed $?; }}\n{body}"))
+        + "inherit = [\"SURETY_CONFIG\"]\n"
 }
 
 /// Enqueues its own type again, under an id that tells the depth.

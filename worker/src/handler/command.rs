@@ -55,8 +55,7 @@ impl CommandHandler {
 
     fn spec(&self, config: &Handler, defaults: &config::Attempt, a: &Attempt, token: &str) -> AttemptSpec {
         let job = a.context.job();
-        let mut env = handed::variables(&self.connection, &config.env);
-        env.extend(config.env.iter().cloned());
+        let mut env = handed::variables(&self.connection, config);
         let mut set = |k: &str, v: String| env.push((k.to_owned(), v));
         set(caller::JOB_ID, job.id.to_string());
         set("SURETY_JOB_TYPE", job.kind.to_string());

@@ -30,7 +30,7 @@ pub struct AttemptSpec {
     pub token: String,
     /// Program (searched in `PATH` when without a slash) and arguments.
     pub argv: Vec<String>,
-    /// Pairs added to the keeper's environment.
+    /// Its environment, beside the base of the keeper's (`surety_common::config::handed::BASE`).
     pub env: Vec<(String, String)>,
     /// Working directory; the keeper's when absent.
     pub cwd: Option<PathBuf>,

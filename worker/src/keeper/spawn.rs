@@ -1,5 +1,6 @@
 //! The start of one handler. The only place with unsafe code.
 
+use std::ffi::OsString;
 use std::io::{self, ErrorKind, Write as _};
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::os::unix::process::CommandExt as _;
@@ -8,6 +9,7 @@ use std::process::{Command, Stdio};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
+use surety_common::config::handed::is_base;
 use tokio::net::unix::pipe;
 
 use super::cgroup::Group;
@@ -59,6 +61,8 @@ pub(super) fn spawn(spec: AttemptSpec, group: Option<&Group>) -> Result<Handler,
     let mut command = Command::new(program);
     command
         .args(arguments)
+        .env_clear()
+        .envs(base())
         .envs(spec.env)
         .env(TOKEN_VARIABLE, &spec.token)
         .stdin(stdin_end.map_or_else(|| Stdio::from(null), Stdio::from))
@@ -111,6 +115,11 @@ pub(super) fn spawn(spec: AttemptSpec, group: Option<&Group>) -> Result<Handler,
         control,
         stdin,
     })
+}
+
+/// What every handler gets of the environment of this process, which is its worker's.
+fn base() -> impl Iterator<Item = (OsString, OsString)> {
+    std::env::vars_os().filter(|(name, _)| name.to_str().is_some_and(is_base))
 }
 
 fn refused(program: &str, error: &io::Error) -> StartError {
