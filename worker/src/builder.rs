@@ -207,7 +207,7 @@ async fn recover(c: &Connected, state: &LocalState, settings: &Settings) -> Resu
     let crash_loop = CrashLoop::new(settings);
     for left in state.left_over().map_err(failed)? {
         for a in &left.attempts {
-            let killed = kill_left_over(a.pid, a.start_time, &a.token).map_err(failed)?;
+            let killed = kill_left_over(a.pid_now(), a.start_time, &a.token).map_err(failed)?;
             tracing::warn!(job_id = a.job, epoch = a.epoch, killed, "left over from a dead worker");
         }
         for p in 0..c.store.keys().partitions() {

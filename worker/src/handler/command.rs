@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     keeper::{AttemptSpec, Cause, Exit, ExitStatusKind, Keeper, RunningAttempt, StopReason},
-    state::LocalState,
+    state::{LocalState, token_of},
     told::{Outside, Told},
 };
 
@@ -97,7 +97,7 @@ impl CommandHandler {
     pub(crate) async fn run(&self, a: Attempt) -> Ended {
         let now = self.live.now();
         let config = self.of(&now);
-        let token = format!("{}.{}.{}", a.context.id(), a.context.epoch, a.session);
+        let token = token_of(a.context.id().as_str(), a.context.epoch, &a.session);
         // Ordering: the local record comes first, so that a restarted worker knows what may still be alive.
         if let Err(e) = self.state.begin(&a.session, a.context.id(), a.context.epoch, &token) {
             return Ended::NotStarted { message: format!("cannot write the local attempt record: {e}") };

@@ -347,11 +347,11 @@ pub(super) fn no_strays_since(main: i32, keeper: i32, known: impl Fn(i32) -> boo
 /// Kills what an earlier worker and its keeper left of an attempt.
 ///
 /// `pid` and `start_time` (`/proc/<pid>/stat` field 22, clock ticks since boot) are those of
-/// [`super::RunningAttempt`], `token` that of its [`super::AttemptSpec`]. The main process and its
-/// session, group and descendants are killed only when both numbers match; besides, every process
+/// [`super::RunningAttempt`], `token` that of its [`super::AttemptSpec`]. Killed is every process
 /// started with the token in its environment, its descendants, and what is in the cgroup an
-/// earlier keeper made for the token. No other process is touched, so a pid that was given out
-/// anew is safe.
+/// earlier keeper made for the token. The session and group of the main process are killed only
+/// when both numbers match and it carries the token itself. No other process is touched: a pid that
+/// was given out anew is safe, and numbers alone prove nothing.
 ///
 /// Returns the number of processes killed. Blocks, at most about ten seconds.
 ///
@@ -361,10 +361,10 @@ pub(super) fn no_strays_since(main: i32, keeper: i32, known: impl Fn(i32) -> boo
 pub fn kill_left_over(pid: u32, start_time: u64, token: &str) -> io::Result<u32> {
     let pid = i32::try_from(pid).map_err(io::Error::other)?;
     // Token matches are as old as the attempt; a pid of a boot before this one matches nothing.
-    let marks = [
-        Mark { pid, start_time, token: token.to_owned() },
-        Mark { pid: 0, start_time: 0, token: token.to_owned() },
-    ];
+    let mut marks = vec![Mark { pid: 0, start_time: 0, token: token.to_owned() }];
+    if is_marked(pid, start_time, token) {
+        marks.push(Mark { pid, start_time, token: token.to_owned() });
+    }
     let deadline = Instant::now() + Duration::from_secs(10);
     let mut killed = HashSet::new();
     let mut pause = Duration::from_millis(1);
@@ -385,6 +385,26 @@ pub fn kill_left_over(pid: u32, start_time: u64, token: &str) -> io::Result<u32>
         std::thread::sleep(pause);
         pause = (pause * 2).min(Duration::from_millis(50));
     }
+}
+
+/// Whether this very process is alive and carries the token. It may be in the middle of its `exec`: that is waited for, briefly.
+fn is_marked(pid: i32, start_time: u64, token: &str) -> bool {
+    for n in 0..=PAUSES {
+        if read_process(pid).is_none_or(|p| !p.alive || p.start_time != start_time) {
+            return false;
+        }
+        match token_of(pid) {
+            Found::Token(value) => return value == token.as_bytes(),
+            Found::None => break,
+            Found::Unsettled => std::thread::sleep(Duration::from_micros(100) * n),
+        }
+    }
+    tracing::warn!(
+        pid,
+        token,
+        "this process does not carry the token of the attempt that it is recorded for: it is let be"
+    );
+    false
 }
 
 #[cfg(test)]
