@@ -18,7 +18,7 @@ const INTRODUCTION: &str = "\
 One file serves every process. It is optional, and so is every setting. Later layers win:
 
 1. the defaults below;
-2. the file: `--config FILE`, else `SURETY_CONFIG`, else `./surety.toml` where it exists;
+2. the file: `--config FILE`, else `SURETY_CONFIG`, else `./surety.toml` where it exists; relative paths in it begin at its folder;
 3. the environment: `SURETY_<SECTION>_<KEY>` in capitals, such as `SURETY_WORKER_SLOTS`; `NATS_URL`, `REDIS_URL` and
    `NATS_CONTEXT` too. Each name may end in `_FILE` and then names a file that holds the value, for secrets. An empty value
    counts as not set;
@@ -253,12 +253,13 @@ mod tests {
     fn the_sample_is_read_as_it_is_and_with_every_line_taken_in() {
         let all = sample();
         let defaults = load_text(Some(("", "none")), &|_| None, &vec![]).unwrap().values();
-        assert_eq!(load_text(Some((&all, "sample")), &|_| None, &vec![]).unwrap().values(), defaults);
+        // As from a pipe: of no folder.
+        assert_eq!(load_text(Some((&all, "/dev/stdin")), &|_| None, &vec![]).unwrap().values(), defaults);
         let taken: String = all
             .lines()
             .map(|l| l.strip_prefix('#').filter(|r| !r.starts_with(' ')).unwrap_or(l).to_owned() + "\n")
             .collect();
-        let s = load_text(Some((&taken, "sample")), &|_| None, &vec![]).unwrap();
+        let s = load_text(Some((&taken, "/dev/stdin")), &|_| None, &vec![]).unwrap();
         assert_eq!(s.values(), defaults);
         assert!(s.handlers.contains_key("thumbnail"));
         assert_eq!(s.guard_rules.len(), 4);

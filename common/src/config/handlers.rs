@@ -10,7 +10,7 @@ use crate::domain::{ErrorCode, TypeName, text};
 pub struct Handler {
     /// Program and arguments; no shell.
     pub command: Vec<String>,
-    /// Working folder; the worker's own when absent.
+    /// Working folder; the worker's own when absent, where the settings come from no file.
     pub cwd: Option<PathBuf>,
     /// Variables of the worker that it gets beside the base, as names or beginnings of names with a `*`.
     pub inherit: Vec<String>,
@@ -48,9 +48,14 @@ pub(super) const ROWS: &[HandlerRow] = &[
         "command",
         "list",
         "refused: it is required",
-        "Program and arguments. No shell is involved; write `[\"sh\", \"-c\", \"…\"]` for one.",
+        "Program and arguments. A program with a slash in it counts from the folder of this file. No shell is involved; write `[\"sh\", \"-c\", \"…\"]` for one.",
     ),
-    row("cwd", "text", "the worker's own folder", "Working folder of the command."),
+    row(
+        "cwd",
+        "text",
+        "the folder of this file",
+        "Working folder of the command; a relative one counts from the folder of this file. Arguments that are paths count from the working folder.",
+    ),
     row(
         "inherit",
         "list",

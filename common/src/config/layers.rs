@@ -3,12 +3,12 @@
 use std::{collections::BTreeMap, path::Path};
 
 use super::{
-    context,
+    beside, context,
     guards::{self, GuardRule},
     handlers::{self, Handler},
     options::PRIVATE,
     secrets::FILE,
-    settings::{Settings, table},
+    settings::{Row, Settings, table},
     value::Setting,
 };
 use crate::domain::text;
@@ -107,6 +107,20 @@ impl Layers {
                 continue;
             }
             self.section(source, &section, value);
+        }
+    }
+
+    /// Makes the paths that a file set begin at its folder. To be called while there is no other layer.
+    fn beside(&mut self, source: &str) {
+        let Some(folder) = beside::folder(source) else { return };
+        for (_, handler) in &mut self.handlers {
+            beside::resolve_handler(&folder, handler);
+        }
+        let is_path = |r: &&Row| r.kind == FILE || (r.section, r.key) == ("worker", "state_dir");
+        for r in table().iter().filter(is_path) {
+            if let Some((value, _)) = self.values.get_mut(&format!("{}.{}", r.section, r.key)) {
+                beside::resolve(&folder, value);
+            }
         }
     }
 
@@ -256,6 +270,7 @@ pub fn load_text(file: Option<(&str, &str)>, env: Env<'_>, flags: &Flags) -> Res
     let is_private = flags.iter().any(|(path, ..)| *path == PRIVATE);
     if let Some((text_, source)) = file {
         layers.file(text_, source);
+        layers.beside(source);
         let named = layers.values.get(CONTEXT).and_then(|(v, _)| v.as_str()).map(str::to_owned);
         if let Some(name) = named.filter(|_| !is_private) {
             layers.context(&name, source, env);

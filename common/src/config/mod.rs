@@ -6,6 +6,7 @@
 //!
 //! The same table says which settings a running process takes anew ([`Reload`]); how it does is in [`crate::reload`].
 
+mod beside;
 pub mod caller;
 mod changes;
 mod connection;

@@ -1,6 +1,6 @@
 //! The environment of a handler: a base, what its table lets through, and what the protocol says.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, os::unix::fs::PermissionsExt};
 
 use surety_common::domain::Status;
 use surety_tests::{witness::Witness, world::World};
@@ -59,5 +59,28 @@ async fn a_handler_gets_no_login_of_its_worker_and_nothing_that_nobody_let_throu
     let of = |name: &str| open.get(name).map(String::as_str);
     assert_eq!((of("AWS_A"), of("AWS_B"), of("OWN")), (Some("worker's"), Some("own"), Some("own")));
     assert_eq!((of("NATS_CREDS_NOTE"), of("DATABASE_PASSWORD")), (Some("s3cret"), None));
+    assert_eq!(worker.stop().await, Some(0));
+}
+
+#[tokio::test]
+async fn a_handler_is_found_beside_its_configuration_file_wherever_the_worker_is_started() {
+    let config = "[handlers.beside]\ncommand = [\"./run.sh\", \"data\"]\n[handlers.below]\ncommand = [\"sh\", \"say.sh\"]\ncwd = \"below\"\n";
+    let world = World::with(config).await;
+    let c = world.connect().await;
+    let write = |name: &str, text: &str| {
+        std::fs::write(world.path(name), text).unwrap();
+        std::fs::set_permissions(world.path(name), std::fs::Permissions::from_mode(0o755)).unwrap();
+    };
+    std::fs::create_dir(world.path("below")).unwrap();
+    write("data", "there");
+    write("run.sh", "#!/bin/sh\ngrep -q there \"$1\"\n");
+    write("below/say.sh", "exit 0\n");
+    // The working folder of the worker is the one of the tests.
+    let mut worker = world.worker(&[], &[]);
+    for job in ["beside", "below"] {
+        let doc = format!(r#"{{"type":"{job}","retry":{{"max_retries":0}}}}"#);
+        world.publish("default", job, &doc).await;
+        assert_eq!(world.ended(&c, job).await.status, Status::Done, "{}", worker.log());
+    }
     assert_eq!(worker.stop().await, Some(0));
 }
