@@ -3,6 +3,7 @@
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 
 /// One event. `kind` is a string here, because readers ignore kinds that they do not know.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -38,14 +39,15 @@ pub struct Event {
 
 /// Reads one journal message: the events that can be read, and a line for each that cannot.
 pub fn read_message(body: &[u8]) -> (Vec<Event>, Vec<String>) {
-    let items: Vec<serde_json::Value> = match serde_json::from_slice(body) {
+    // Each event is read alone: what is odd in one does not take its neighbours with it.
+    let items: Vec<&RawValue> = match serde_json::from_slice(body) {
         Ok(v) => v,
         Err(e) => return (Vec::new(), vec![format!("journal message is not a JSON array: {e}")]),
     };
     let mut good = Vec::with_capacity(items.len());
     let mut bad = Vec::new();
     for item in items {
-        match serde_json::from_value(item) {
+        match serde_json::from_str(item.get()) {
             Ok(e) => good.push(e),
             Err(e) => bad.push(format!("journal event does not decode: {e}")),
         }

@@ -10,7 +10,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use super::lineage;
+use super::{lineage, strict};
 use crate::{
     clock::{format_span, parse_span},
     domain::{
@@ -162,7 +162,13 @@ impl Refused {
 /// kind.
 pub fn parse(body: &[u8]) -> Result<JobDocument, Refused> {
     match serde_json::from_slice::<JobDocument>(body) {
-        Ok(d) if d.v.unwrap_or(VERSION) <= VERSION => Ok(d),
+        // The payload is the one part that was not read. Everybody after us would stumble over it, the guards among them.
+        Ok(d) if d.v.unwrap_or(VERSION) <= VERSION => {
+            match d.payload.as_ref().map(|p| strict::check(p.get())) {
+                Some(Err(why)) => Err(Refused::invalid(format!("payload: {why}"))),
+                _ => Ok(d),
+            }
+        }
         Ok(d) => Err(newer(d.v.unwrap_or(0))),
         // The strict reader stops at the first problem; this path is slow and explains.
         Err(e) => Err(explain(body, &e)),

@@ -13,3 +13,4 @@ pub mod notice;
 pub mod pause;
 pub mod receipt;
 pub mod schema;
+pub mod strict;

@@ -111,7 +111,8 @@ impl<'a> Answer<'a> {
     fn new(r: &'a Reading, t: &Tally, compared: Option<u64>, first: Option<First<'a>>) -> Self {
         let named = r.audit.findings().iter().skip(1).take(NAMED);
         Self {
-            is_clean: t.broken == 0,
+            // What could not be read may hide anything.
+            is_clean: t.broken == 0 && r.unreadable == 0,
             jobs: t.jobs,
             events: t.events,
             copies: t.copies,
@@ -344,10 +345,19 @@ async fn show(cx: &Context, broker: &Broker, r: &Reading, compared: Option<u64>)
     };
     let answer = Answer::new(r, &tally, compared, told);
     cx.screen.show(&answer, || answer.text())?;
-    if r.unreadable > 0 {
-        cx.screen.note(&format!("{} journal messages held something unreadable, see the log", r.unreadable));
+    // Whatever else is found: what could not be read may hide anything.
+    let unread = match r.unreadable {
+        0 => String::new(),
+        n => format!(
+            "{n} journal messages held something unreadable (see the log), so nobody can say what happened in them"
+        ),
+    };
+    let Some(first) = &answer.first else {
+        return if unread.is_empty() { Ok(()) } else { Err(Failure::no(unread)) };
+    };
+    if !unread.is_empty() {
+        cx.screen.note(&unread);
     }
-    let Some(first) = &answer.first else { return Ok(()) };
     if !cx.screen.is_json {
         cx.screen.line(&format!("\njob {}: {}\n", first.job, first.what))?;
         cx.screen.table(&answer, &first.events.iter().map(OfJob).collect::<Vec<_>>())?;

@@ -15,11 +15,12 @@ use surety_common::{
     fault,
     reload::LiveSettings,
     telemetry::metrics::{shared, worker},
+    wire::strict,
 };
 
 use super::{
     Attempt, Detail, Ended, Stop,
-    control::{Heard, Line},
+    control::{Heard, Line, LineError},
 };
 use crate::{
     keeper::{AttemptSpec, Cause, Exit, ExitStatusKind, Keeper, RunningAttempt, StopReason},
@@ -215,7 +216,7 @@ async fn follow(running: &RunningAttempt, a: &Attempt) -> (Heard, Exit) {
         tokio::select! {
             line = running.next_line(), if lines_open => match line {
                 None => lines_open = false,
-                Some(text_) => match serde_json::from_str::<Line>(&text_) {
+                Some(text_) => match Line::read(&text_) {
                     Ok(line) => {
                         heard.take(&line);
                         if !stopping && !a.context.reports.send(&line).await {
@@ -223,6 +224,10 @@ async fn follow(running: &RunningAttempt, a: &Attempt) -> (Heard, Exit) {
                         }
                     }
                     Err(e) => {
+                        // It may have been the result: to go on without would tell another outcome than the handler's.
+                        if let LineError::NotStrict(why) = &e {
+                            heard.refuse(&format!("a control line was refused: {why}"));
+                        }
                         shared().decode_errors.with_label_values(&["line"]).inc();
                         tracing::warn!(
                             job_id = %a.context.id(),
@@ -305,7 +310,12 @@ fn result(exit: &Exit) -> Option<Box<RawValue>> {
         return None;
     }
     let is_whole = exit.stdout_total <= exit.stdout.len() as u64;
-    if is_whole && let Ok(raw) = serde_json::from_str::<Box<RawValue>>(trimmed) {
+    // What is JSON by its syntax only is repaired; what is nested without end is a text.
+    if is_whole
+        && serde_json::from_str::<&RawValue>(trimmed).is_ok()
+        && let Ok(repaired) = strict::repair(trimmed)
+        && let Ok(raw) = RawValue::from_string(repaired.into_owned())
+    {
         return Some(raw);
     }
     let room = RESULT_CAP / 2;

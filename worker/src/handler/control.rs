@@ -9,6 +9,7 @@ use surety_common::{
     reload::LiveSettings,
     store::{ProgressItem, ProgressReply},
     telemetry::metrics::worker,
+    wire::strict::{self, NotStrict},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -16,6 +17,16 @@ use crate::{claims::short, reports::ReportGroups};
 
 /// Most bytes of one text in an event.
 const TEXT_CAP: usize = EVENT_CAP / 2;
+
+/// Why a line was not taken.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LineError {
+    /// Nobody could read what it says, and nothing repairs it.
+    #[error(transparent)]
+    NotStrict(NotStrict),
+    #[error(transparent)]
+    NotALine(serde_json::Error),
+}
 
 /// One line. A line may hold several fields; each is taken.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -40,6 +51,13 @@ pub(crate) struct ErrorLine {
 }
 
 impl Line {
+    /// Reads a line. What of it others could not read is repaired.
+    /// Errors: why it cannot be used.
+    pub(crate) fn read(text: &str) -> Result<Self, LineError> {
+        let text = strict::repair(text).map_err(LineError::NotStrict)?;
+        serde_json::from_str(&text).map_err(LineError::NotALine)
+    }
+
     pub(crate) fn progress(fraction: f64, message: &str) -> Self {
         Self { progress: Some(fraction), message: Some(message.to_owned()), ..Self::default() }
     }
@@ -91,6 +109,12 @@ pub(crate) struct Heard {
 }
 
 impl Heard {
+    /// The attempt fails for good, for this reason.
+    pub(crate) fn refuse(&mut self, why: &str) {
+        (self.said.is_error, self.said.error_retry) = (true, Some(false));
+        self.error_message = Some(why.to_owned());
+    }
+
     /// Takes one line in.
     pub(crate) fn take(&mut self, line: &Line) {
         if let Some(n) = line.iteration {

@@ -7,6 +7,7 @@ use serde_json::{Value, value::RawValue};
 use surety_common::{
     clock::format_span,
     domain::{ErrorCode, FailureClass, job::RESULT_CAP},
+    wire::strict,
 };
 
 use super::{Attempt, Detail, Ended, HandlerError, JobContext};
@@ -82,7 +83,16 @@ fn result(value: &Value) -> Ended {
     if value.is_null() {
         return Ended::Done { result: None, usage: None };
     }
-    match RawValue::from_string(value.to_string()) {
+    let text = value.to_string();
+    if let Err(why) = strict::check(&text) {
+        return Ended::Failed {
+            code: ErrorCode::HandlerError,
+            class: FailureClass::Final,
+            message: format!("the result was refused: {why}"),
+            detail: Detail::default(),
+        };
+    }
+    match RawValue::from_string(text) {
         Ok(r) if r.get().len() <= RESULT_CAP => Ended::Done { result: Some(r), usage: None },
         Ok(r) => Ended::Failed {
             code: ErrorCode::OutputLimit,

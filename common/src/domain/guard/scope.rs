@@ -7,6 +7,9 @@ use crate::domain::Job;
 /// Longest rendered scope (bytes); a longer one is told apart by its hash all the same, and shown cut.
 pub const SHOWN: usize = 256;
 
+/// In the place of a value of a payload that cannot be read.
+const UNREADABLE: &str = "\u{fffd}";
+
 /// One piece of a template.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Piece {
@@ -70,9 +73,8 @@ impl Template {
 
     fn try_render(&self, job: &Job, out: &mut String) -> Option<()> {
         let reads_payload = self.pieces.iter().any(|p| matches!(p, Piece::Payload(_)));
-        let payload = reads_payload
-            .then(|| serde_json::from_str::<serde_json::Value>(job.payload.get()).ok())
-            .flatten();
+        let payload =
+            reads_payload.then(|| serde_json::from_str::<serde_json::Value>(job.payload.get()).ok());
         for p in &self.pieces {
             match p {
                 Piece::Text(t) => out.push_str(t),
@@ -81,7 +83,13 @@ impl Template {
                 Piece::Key => out.push_str(job.key.as_deref()?),
                 Piece::Meta(name) => out.push_str(job.meta.get(name)?),
                 Piece::Payload(path) => {
-                    let value = path.iter().try_fold(payload.as_ref()?, |v, name| v.get(name))?;
+                    // A document that can be read has a payload that can be, too. If it ever does not, all such jobs share a
+                    // scope: no guard is left out because of it.
+                    let Some(payload) = payload.as_ref()? else {
+                        out.push_str(UNREADABLE);
+                        continue;
+                    };
+                    let value = path.iter().try_fold(payload, |v, name| v.get(name))?;
                     match value {
                         serde_json::Value::String(s) => out.push_str(s),
                         serde_json::Value::Number(n) => out.push_str(&n.to_string()),
