@@ -30,6 +30,9 @@ release: ## build surety, surety-worker and surety-reaper, optimized
 demo: servers release ## watch jobs survive killed processes, on private servers
 	$(TARGET)/release/surety demo
 
+# Tests of the suite wait for servers most of their time.
+export RUST_TEST_THREADS ?= $(shell expr 2 \* $$(nproc))
+
 test: servers ## run every test, against real servers
 	$(CARGO) build --workspace --all-targets --locked
 	$(CARGO) test --workspace --locked

@@ -84,6 +84,7 @@ pub(crate) fn read(bytes: &[u8], is_delivery: bool) -> Block {
         };
         let mut value = value.trim_start().to_owned();
         while let Some(more) = lines.next_if(|s| s.starts_with(char::is_whitespace)) {
+            n += 1;
             value.push_str(more);
         }
         value.truncate(value.trim_end().len());
