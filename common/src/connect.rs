@@ -12,11 +12,12 @@ use crate::{
     config::{Connection, FilePath, Settings},
     doctor::{
         Facts, Finding, Role, Severity,
+        facts::RedisFacts,
         gather::{self, Depth},
         judge, refusals,
     },
     domain::ids::Namespace,
-    pace::Transient,
+    pace::{Pace, Transient, retry},
     relay::Relay,
     store::{self, Store, StoreError, StoreOptions},
     tls::TlsFiles,
@@ -42,6 +43,12 @@ impl ConnectError {
             Self::Store(e) => e.is_transient(),
             Self::Unfit(_) => false,
         }
+    }
+}
+
+impl Transient for ConnectError {
+    fn is_transient(&self) -> bool {
+        self.is_unreachable()
     }
 }
 
@@ -192,7 +199,9 @@ async fn open(
     access: Access,
 ) -> Result<Connected, ConnectError> {
     let store = store(s, found.partitions).await?;
-    let redis = gather::redis(&store, false).await?;
+    // A failover passes: whoever meets one waits for its end and looks again.
+    let pace = Pace::call(s.connection.retry_limit);
+    let redis = retry(pace, || masters(&store)).await?;
     let is_start = facts.is_some();
     let mut facts = facts.unwrap_or(Facts {
         role: Role::Operator,
@@ -202,14 +211,23 @@ async fn open(
         fleet: None,
     });
     facts.redis = Some(Ok(redis));
-    let findings = refuse(&facts)?;
-    if is_start {
-        findings.iter().for_each(log);
-    }
     match access {
-        Access::Work => crate::loss::open(&store, &broker, &found, facts.role).await?,
-        Access::Look => store.look(&found.jobs_created).await?,
+        Access::Work => {
+            let findings = refuse(&facts)?;
+            if is_start {
+                findings.iter().for_each(log);
+            }
+        }
+        // Whoever only looks can say what is wrong, and still show what is there.
+        Access::Look => judge(&facts).iter().filter(|f| f.refuses_start).for_each(log),
     }
+    retry(pace, || async {
+        match access {
+            Access::Work => Box::pin(crate::loss::open(&store, &broker, &found, facts.role)).await,
+            Access::Look => Ok(store.look(&found.jobs_created).await?),
+        }
+    })
+    .await?;
     let publisher = Publisher::start(&broker).await?;
     let relay = Relay::new(
         store.clone(),
@@ -218,6 +236,18 @@ async fn open(
         s.lease.ttl.saturating_sub(s.lease.margin),
     );
     Ok(Connected { broker, publisher, store, relay, found })
+}
+
+/// Asks Redis what it is; each server that has to take writes must be a master.
+pub(crate) async fn masters(store: &Store) -> Result<RedisFacts, StoreError> {
+    let facts = gather::redis(store, false).await?;
+    let replica = facts.servers.iter().find(|s| s.state.as_ref().is_ok_and(|state| state.is_replica));
+    let Some(replica) = replica else { return Ok(facts) };
+    store.connect_anew().await;
+    Err(StoreError::Unreachable(format!(
+        "redis at {} is a replica, which takes no writes: wait for the end of a failover, or set `connection.redis_url` to the master",
+        replica.url
+    )))
 }
 
 /// Judges; an error when something loses jobs.

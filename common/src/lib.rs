@@ -20,6 +20,7 @@ pub mod doctor;
 pub mod domain;
 pub mod ending;
 pub mod fault;
+pub mod fitness;
 pub mod guard_view;
 pub mod history;
 pub mod known;

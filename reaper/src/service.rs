@@ -10,6 +10,7 @@ use surety_common::{
     config::Settings,
     connect::{ConnectError, connect},
     doctor::Role,
+    fitness,
     pace::Transient,
     reload::{LiveSettings, Timer},
     telemetry::{ListenError, Server},
@@ -69,6 +70,7 @@ impl Reaper {
         }
         let control = Control { c: c.clone(), live: live.clone() };
         tasks.spawn(serve(control, stop.clone()));
+        tasks.spawn(fitness::watch(c.clone(), live.clone(), stop.clone()));
         tasks.close();
         let broker = c.broker.clone();
         server.health().started(Fleet::new(c));

@@ -51,6 +51,7 @@ struct State {
     /// The cuts so far: a connection made before the last one must not live.
     cuts: u64,
     delay: Duration,
+    upstream: SocketAddr,
 }
 
 /// A proxy on a port of its own, in front of one upstream.
@@ -70,8 +71,8 @@ impl Proxy {
     pub async fn start(upstream: SocketAddr) -> io::Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let addr = listener.local_addr()?;
-        let state = watch::Sender::new(State { mode: Mode::Flow, cuts: 0, delay: Duration::ZERO });
-        let accepting = tokio::spawn(accept(listener, upstream, state.clone()));
+        let state = watch::Sender::new(State { mode: Mode::Flow, cuts: 0, delay: Duration::ZERO, upstream });
+        let accepting = tokio::spawn(accept(listener, state.clone()));
         Ok(Self { addr, state, accepting })
     }
 
@@ -103,6 +104,11 @@ impl Proxy {
         self.state.send_modify(|state| state.mode = Mode::Flow);
     }
 
+    /// New connections go to another upstream from now on; those that stand stay where they are, as when a name is moved.
+    pub fn lead_to(&self, upstream: SocketAddr) {
+        self.state.send_modify(|state| state.upstream = upstream);
+    }
+
     /// Hands on what arrives from now on this much later, in each direction; zero ends it. The order
     /// is kept, so bytes do not overtake others that still have a longer delay.
     pub fn delay(&self, delay: Duration) {
@@ -117,7 +123,7 @@ impl Drop for Proxy {
     }
 }
 
-async fn accept(listener: TcpListener, upstream: SocketAddr, state: watch::Sender<State>) {
+async fn accept(listener: TcpListener, state: watch::Sender<State>) {
     let mut connections = JoinSet::new();
     let free = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
@@ -133,7 +139,7 @@ async fn accept(listener: TcpListener, upstream: SocketAddr, state: watch::Sende
                 continue;
             }
         };
-        let State { mode, cuts, .. } = *state.borrow();
+        let State { mode, cuts, upstream, .. } = *state.borrow();
         let Ok(permit) = Arc::clone(&free).try_acquire_owned() else { continue };
         if mode == Mode::Cut {
             continue;

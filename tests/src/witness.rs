@@ -116,10 +116,17 @@ say end $$
         self.of(job).iter().any(|s| alive(s.pid))
     }
 
-    /// Waits until nothing of a job's processes with this epoch is alive.
-    pub async fn dead(&self, job: &str, epoch: u64) {
-        wait(&format!("the tree of {job}:{epoch} to be dead"), async || {
-            !self.of(job).iter().any(|s| s.epoch == epoch && alive(s.pid))
+    /// The epoch of the n-th execution of a job, from 1.
+    fn epoch_of(&self, job: &str, n: usize) -> Option<u64> {
+        let epochs: std::collections::BTreeSet<u64> = self.of(job).iter().map(|s| s.epoch).collect();
+        epochs.into_iter().nth(n - 1)
+    }
+
+    /// Waits until nothing of the processes of a job's n-th execution is alive.
+    pub async fn dead(&self, job: &str, n: usize) {
+        wait(&format!("the tree of {job}, execution {n}, to be dead"), async || {
+            self.epoch_of(job, n)
+                .is_none_or(|epoch| !self.of(job).iter().any(|s| s.epoch == epoch && alive(s.pid)))
         })
         .await;
     }

@@ -20,6 +20,7 @@ mod suite {
     mod dirty_messages;
     mod doctor;
     mod drain;
+    mod failover;
     mod faults;
     mod gates;
     mod given_back;
@@ -46,6 +47,7 @@ mod suite {
     mod lost_receipts;
     mod metrics;
     mod model;
+    mod odd_json;
     mod operate;
     mod outage;
     mod partitions;

@@ -48,6 +48,11 @@ pub(crate) fn admit(w: &Arc<Shared>, session: &Arc<Session>, queue: &QueueName, 
         let ttl = w.settings.lease.ttl;
         return apart(w, move |_| async move { held.settle(Settle::Nak(ttl)).await });
     }
+    // It was asked for before Redis was found to be configured unsafely.
+    if w.c.store.is_unfit() {
+        w.meters.deferred(queue, Reason::StoreUnfit);
+        return apart(w, move |_| async move { held.settle(Settle::Nak(LOOK_AGAIN)).await });
+    }
     let verdict = w.pauses.judge(&decoded.job);
     if verdict == Verdict::Unknown {
         w.meters.deferred(queue, Reason::PausesUnknown);

@@ -8,6 +8,7 @@ use surety_common::{
     connect::{ConnectError, Connected, connect},
     doctor::Role,
     domain::{TypeName, ids::SessionId},
+    fitness,
     recover::{RecoverError, Recovered, lost_session},
     reload::LiveSettings,
     store::StoreError,
@@ -186,6 +187,7 @@ impl WorkerBuilder {
         services.spawn(session::keep(w.clone(), first, folder, background.clone()));
         services.spawn(w.clone().extend_loop(background.clone()));
         services.spawn(w.pauses.clone().follow(w.clone(), background.clone()));
+        services.spawn(fitness::watch(w.c.clone(), w.live.clone(), background.clone()));
         services.close();
         let served = CancellationToken::new();
         lanes::serve(&w, ends, &tracker, &served);

@@ -43,6 +43,7 @@ names! {
         Rebuilding = "rebuilding",
         Paused = "paused",
         PausesUnknown = "pauses_unknown",
+        StoreUnfit = "store_unfit",
         Unreadable = "unreadable",
         StoreError = "store_error",
         RateLimited = "rate_limited",

@@ -103,6 +103,13 @@ pub fn judge(facts: &Facts) -> Vec<Finding> {
     out
 }
 
+/// What of a Redis makes a process refuse to start, one line each.
+pub fn redis_refusals(settings: &crate::config::Settings, facts: &facts::RedisFacts) -> Vec<String> {
+    let mut out = Vec::new();
+    redis::judge(settings, facts, &mut out);
+    refusals(&out)
+}
+
 /// What makes a process refuse to start, one line each.
 pub fn refusals(findings: &[Finding]) -> Vec<String> {
     findings.iter().filter(|f| f.refuses_start).map(ToString::to_string).collect()

@@ -372,7 +372,8 @@ pub fn next(job: &JobState, input: Input, now_ms: u64, requester: &Requester) ->
     };
 
     if matches!(input, Input::Claim) {
-        n.epoch += 1;
+        // The first is the clock's: a record that was lost with its claim never gets the same one again.
+        n.epoch = if n.epoch == 0 { now_ms } else { n.epoch + 1 };
         n.attempt += 1;
         if !requester.wants_notices() {
             n.contract = n.contract.next(ContractInput::Surfaced).unwrap_or(n.contract);
@@ -456,17 +457,18 @@ mod tests {
         let j = running();
         assert_eq!(
             (j.status, j.epoch, j.attempt, j.rev, j.contract),
-            (Status::Running, 1, 1, 1, Contract::Acked)
+            (Status::Running, 1000, 1, 1, Contract::Acked)
         );
         assert_eq!(next(&j, Input::Claim, 1000, &Requester::Nobody), Err(Refusal::LiveOwner));
     }
 
     #[test]
     fn a_job_in_backoff_is_claimable_at_its_time_and_not_before() {
-        let j =
-            next(&running(), Input::Retry { epoch: 1, at_ms: 5000 }, 1000, &Requester::Nobody).unwrap().state;
+        let j = next(&running(), Input::Retry { epoch: 1000, at_ms: 5000 }, 1000, &Requester::Nobody)
+            .unwrap()
+            .state;
         assert_eq!(next(&j, Input::Claim, 4999, &Requester::Nobody), Err(Refusal::NotDue));
-        assert_eq!(next(&j, Input::Claim, 5000, &Requester::Nobody).unwrap().state.epoch, 2);
+        assert_eq!(next(&j, Input::Claim, 5000, &Requester::Nobody).unwrap().state.epoch, 1001);
     }
 
     // Shows
@@ -495,11 +497,12 @@ mod tests {
     // Shows: X-03
     #[test]
     fn a_late_result_is_fenced() {
-        let j = next(&running(), Input::Lost { epoch: 1, limit: 5 }, 1000, &Requester::Nobody).unwrap().state;
+        let j =
+            next(&running(), Input::Lost { epoch: 1000, limit: 5 }, 1000, &Requester::Nobody).unwrap().state;
         let j = next(&j, Input::Claim, 1000, &Requester::Nobody).unwrap().state;
-        assert_eq!(next(&j, Input::Finish { epoch: 1 }, 1000, &Requester::Nobody), Err(Refusal::Fenced));
+        assert_eq!(next(&j, Input::Finish { epoch: 1000 }, 1000, &Requester::Nobody), Err(Refusal::Fenced));
         assert_eq!(
-            next(&j, Input::Finish { epoch: 2 }, 1000, &Requester::Nobody).unwrap().state.status,
+            next(&j, Input::Finish { epoch: 1001 }, 1000, &Requester::Nobody).unwrap().state.status,
             Status::Done
         );
     }
@@ -507,10 +510,14 @@ mod tests {
     // Shows: A-11
     #[test]
     fn replay_resets_exactly_what_a_new_generation_needs() {
-        let done =
-            next(&running(), Input::Fail { epoch: 1, code: ErrorCode::ExitCode }, 1000, &Requester::Nobody)
-                .unwrap()
-                .state;
+        let done = next(
+            &running(),
+            Input::Fail { epoch: 1000, code: ErrorCode::ExitCode },
+            1000,
+            &Requester::Nobody,
+        )
+        .unwrap()
+        .state;
         let again = next(&done, Input::Replay, 1000, &Requester::Nobody).unwrap().state;
         let want = JobState {
             status: Status::Queued,
@@ -534,7 +541,7 @@ mod tests {
     #[test]
     fn a_timeout_is_its_own_terminal_state() {
         let j =
-            next(&running(), Input::Fail { epoch: 1, code: ErrorCode::Timeout }, 1000, &Requester::Nobody)
+            next(&running(), Input::Fail { epoch: 1000, code: ErrorCode::Timeout }, 1000, &Requester::Nobody)
                 .unwrap()
                 .state;
         assert_eq!(j.status, Status::TimedOut);

@@ -82,13 +82,18 @@ impl Why {
 }
 
 /// The head of a reply.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct Head {
     pub(super) code: u8,
     pub(super) now_ms: u64,
     pub(super) commit: u64,
     pub(super) gate: Gate,
+    /// Of the commit that the call made, `<commit> <call id>`; empty where it made none.
+    pub(super) mark: String,
 }
+
+/// Commits whose marks a data set keeps (`MARKS` of the scripts).
+const MARKS: u64 = 64;
 
 /// What this process knows of a partition's data set.
 #[derive(Debug, Default)]
@@ -96,6 +101,8 @@ pub(super) struct Seen {
     incarnation: Mutex<Arc<str>>,
     /// Highest commit counter that was seen.
     commit: AtomicU64,
+    /// Mark of the last commit that this process made.
+    mark: Mutex<String>,
     /// 0 open, 1 closed, 2 restored.
     gate: AtomicU8,
 }
@@ -159,6 +166,7 @@ impl Store {
     pub(super) fn set_incarnation(&self, p: u32, incarnation: &str) {
         if let Some(seen) = self.inner.seen.get(p as usize) {
             *seen.incarnation.lock().unwrap_or_else(PoisonError::into_inner) = incarnation.into();
+            seen.mark.lock().unwrap_or_else(PoisonError::into_inner).clear();
         }
     }
 
@@ -178,19 +186,47 @@ impl Store {
         }
     }
 
+    /// The mark of the last commit that this process made, and the field that a data set has it in; empty where it made none.
+    pub(super) fn own_mark(&self, p: u32) -> (String, String) {
+        let Some(seen) = self.inner.seen.get(p as usize) else { return Default::default() };
+        let mark = seen.mark.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let commit = mark.split(' ').next().and_then(|n| n.parse::<u64>().ok());
+        commit.map(|n| (format!("m{}", n % MARKS), mark)).unwrap_or_default()
+    }
+
     /// Takes in what a reply of our data set says.
-    pub(super) fn hear(&self, p: u32, head: Head) {
+    pub(super) fn hear(&self, p: u32, head: &Head) {
         let Some(seen) = self.inner.seen.get(p as usize) else { return };
         if matches!(head.code, 0 | 3 | 4 | 5) {
             seen.commit.fetch_max(head.commit, Ordering::Relaxed);
+            if !head.mark.is_empty() {
+                head.mark.clone_into(&mut seen.mark.lock().unwrap_or_else(PoisonError::into_inner));
+            }
             if seen.gate.swap(head.gate as u8, Ordering::Relaxed) != head.gate as u8 {
                 self.tell_gates();
             }
         }
     }
 
+    /// Why nothing may start although every gate is open: the server is not configured as the promises need.
+    pub fn unfit(&self) -> Option<String> {
+        self.inner.unfit.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whether [`Store::unfit`] says something. Cheap: for every job.
+    pub fn is_unfit(&self) -> bool {
+        !*self.inner.is_open.borrow() && self.unfit().is_some()
+    }
+
+    /// Notes what [`Store::unfit`] says.
+    pub fn set_unfit(&self, why: Option<String>) {
+        *self.inner.unfit.lock().unwrap_or_else(PoisonError::into_inner) = why;
+        self.tell_gates();
+    }
+
     fn tell_gates(&self) {
-        let is_open = self.inner.seen.iter().all(|s| s.gate.load(Ordering::Relaxed) == Gate::Open as u8);
+        let is_whole = self.inner.seen.iter().all(|s| s.gate.load(Ordering::Relaxed) == Gate::Open as u8);
+        let is_open = is_whole && self.unfit().is_none();
         self.inner.is_open.send_if_modified(|was| std::mem::replace(was, is_open) != is_open);
     }
 
@@ -200,7 +236,7 @@ impl Store {
         Gate::from_code(code).unwrap_or_default()
     }
 
-    /// Whether every gate is open, as the last replies said; changes when a reply says otherwise.
+    /// Whether jobs may start: every gate is open, as the last replies said, and the server is fit ([`Store::unfit`]).
     pub fn is_open(&self) -> tokio::sync::watch::Receiver<bool> {
         self.inner.is_open.subscribe()
     }

@@ -161,6 +161,13 @@ impl Connection {
         Self { home: Some(slot), ..self }
     }
 
+    /// See [`super::Store::connect_anew`].
+    pub(super) async fn connect_anew(&self) {
+        if let Link::One(server) = &self.link {
+            server.connect_anew().await;
+        }
+    }
+
     pub(super) fn is_cluster(&self) -> bool {
         matches!(self.link, Link::Cluster(_))
     }

@@ -29,6 +29,7 @@ mod scopes;
 pub mod script;
 pub mod server;
 pub mod sessions;
+mod trouble;
 pub mod unreadable;
 mod waiting;
 

@@ -21,6 +21,7 @@ use super::{
     keys::Keys,
     link::Link,
     login::{self, Connection, Login},
+    trouble::{self, Trouble},
     unreadable::named_in,
 };
 use crate::{
@@ -77,36 +78,13 @@ impl Transient for StoreError {
 
 impl From<redis::RedisError> for StoreError {
     fn from(e: redis::RedisError) -> Self {
-        use redis::{ErrorKind, ServerErrorKind};
         if login::is_denied(&e) {
             return Self::Denied(login::reason(&e).to_owned());
         }
         let text = e.to_string();
-        let waiting = matches!(
-            e.kind(),
-            ErrorKind::Server(
-                ServerErrorKind::BusyLoading
-                    | ServerErrorKind::TryAgain
-                    | ServerErrorKind::MasterDown
-                    | ServerErrorKind::ClusterDown
-                    // Of a slot that moves, or of a master that is one no more: the client looks again where it is.
-                    | ServerErrorKind::Moved
-                    | ServerErrorKind::Ask
-                    | ServerErrorKind::ReadOnly
-                    // The script was loaded at a node that has failed over since.
-                    | ServerErrorKind::NoScript
-            ) | ErrorKind::ClusterConnectionNotFound
-        ) || text.contains("OOM")
-            || text.contains("BUSY");
-        if e.is_io_error()
-            || e.is_timeout()
-            || e.is_connection_dropped()
-            || e.is_connection_refusal()
-            || waiting
-        {
-            Self::Unreachable(text)
-        } else {
-            Self::Refused(text)
+        match trouble::of(&e) {
+            Trouble::Passing | Trouble::Elsewhere => Self::Unreachable(text),
+            Trouble::Lasting => Self::Refused(text),
         }
     }
 }
@@ -231,8 +209,10 @@ pub(super) struct Inner {
     pub(super) seen: Vec<Seen>,
     /// Creation time of the `JOBS` stream that this process opened the data set for.
     pub(super) jobs: Mutex<String>,
-    /// Whether every gate is open, for who waits.
+    /// Whether jobs may start, for who waits.
     pub(super) is_open: watch::Sender<bool>,
+    /// Why the server is not fit, if it is not.
+    pub(super) unfit: Mutex<Option<String>>,
     /// Outbox entries that JetStream confirmed: trimmed by the next call, per partition.
     confirmed: Vec<Mutex<Vec<String>>>,
     calls: AtomicU64,
@@ -261,11 +241,17 @@ impl Store {
                 seen: (0..n).map(|_| Seen::default()).collect(),
                 jobs: Mutex::new(String::new()),
                 is_open: watch::Sender::new(true),
+                unfit: Mutex::default(),
                 confirmed: (0..n).map(|_| Mutex::new(Vec::new())).collect(),
                 calls: AtomicU64::new(0),
                 process: process_id(),
             }),
         })
+    }
+
+    /// Connects anew to where the address leads now, where there is one server: it may have another role by now.
+    pub(crate) async fn connect_anew(&self) {
+        self.inner.connection.connect_anew().await;
     }
 
     /// How long a call is repeated.
@@ -401,6 +387,8 @@ impl Store {
             call.key(k);
         }
         call.arg(pack(frame)?).arg(pack(&confirmed)?).arg(items).arg(self.seen_commit(p));
+        let (field, mark) = self.own_mark(p);
+        call.arg(field).arg(mark);
         let mut tries = 0;
         let answer = retry(Pace::call(self.inner.options.retry_limit), || {
             tries += 1;
@@ -435,8 +423,8 @@ impl Store {
             }
         };
         let decoded = head(&parts).and_then(|head| {
-            self.hear(p, head);
-            decode(parts, head, &origin, garbled)
+            self.hear(p, &head);
+            decode(parts, &head, &origin, garbled)
         });
         decoded.inspect_err(|e| {
             if matches!(e, StoreError::Decode(_)) {
@@ -473,16 +461,16 @@ fn undecodable(e: rmp_serde::decode::Error) -> StoreError {
 /// The head of a reply.
 fn head(parts: &[Vec<u8>]) -> Result<Head, StoreError> {
     let head = parts.first().ok_or_else(|| StoreError::Decode("the reply is empty".into()))?;
-    let (code, now_ms, commit, gate): (u8, u64, u64, u8) =
+    let (code, now_ms, commit, gate, mark): (u8, u64, u64, u8, String) =
         rmp_serde::from_slice(head).map_err(undecodable)?;
     let gate = Gate::from_code(gate).ok_or_else(|| StoreError::Decode(format!("unknown gate {gate}")))?;
-    Ok(Head { code, now_ms, commit, gate })
+    Ok(Head { code, now_ms, commit, gate, mark })
 }
 
 /// A reply: head, results one after the other, then id and text of each entry.
 fn decode<R: DeserializeOwned>(
     parts: Vec<Vec<u8>>,
-    head: Head,
+    head: &Head,
     origin: &Origin,
     garbled: Option<fn() -> R>,
 ) -> Result<(Answer<Vec<R>>, Vec<usize>), StoreError> {

@@ -113,7 +113,10 @@ pub async fn servers(c: &Connected) -> Parts {
         }
         Ok(())
     });
-    let redis = in_time(async { c.store.check().await.map_err(|e| e.to_string()) });
+    let redis = in_time(async {
+        c.store.check().await.map_err(|e| e.to_string())?;
+        c.store.unfit().map_or(Ok(()), Err)
+    });
     let (nats, redis) = tokio::join!(nats, redis);
     vec![("nats", nats), ("redis", redis)]
 }

@@ -89,7 +89,8 @@ metrics! {
         config_loaded: IntGauge = "surety_config_loaded_timestamp_seconds" [];
         /// Settings that differ from those in force and wait for a restart of this process.
         config_pending: IntGauge = "surety_config_restart_pending" [];
-        /// Timers that are armed, by purpose: the look at the file of the `config`, a rule of a reaper, the `renewal` of a worker's
+        /// Timers that are armed, by purpose: the look at the file of the `config`, a rule of a reaper, the look at the
+        /// settings of Redis (`fitness`), the `renewal` of a worker's
         /// session and its `extend`ing of deliveries. More than one of a purpose is a defect.
         timers: IntGaugeVec = "surety_timers" ["purpose"];
         /// Conditions that need a person: lines of the log that carry `alert`.
@@ -209,6 +210,7 @@ pub const ALERTS: &[&str] = &[
     "record_set_aside",
     "records_kept",
     "redis_lost",
+    "redis_unfit",
     "rule_failed",
     "status_write_failed",
     "stray_subject",

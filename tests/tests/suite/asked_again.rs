@@ -9,7 +9,7 @@ use surety_common::{
     },
 };
 
-use super::scripts::{World, claim, epoch, finish, id};
+use super::scripts::{BASE, World, claim, epoch, finish, id};
 
 /// A claim by these terms.
 fn terms<'a>(who: &'a Requester, summary: &'static str, progress_ms: u32) -> ClaimItem<'a> {
@@ -37,7 +37,7 @@ async fn brought_to(w: &World, contract: Contract, who: &Requester) {
         Contract::Progressing => {
             let item = ProgressItem {
                 id: "a".into(),
-                epoch: e,
+                epoch: BASE + e,
                 kind: "progress",
                 data: "{}".into(),
                 progress_ms: 60_000,

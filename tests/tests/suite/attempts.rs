@@ -131,11 +131,11 @@ async fn an_outcome_that_cannot_be_written_fails_the_job_with_an_alert_and_nothi
     witness.touch("go");
     one.logged("Status update failed after retries").await;
     let still = c.store.record(&id("a")).await.unwrap().unwrap();
-    assert_eq!((still.status, still.epoch), (Status::Running, 1), "its session lived all the time");
+    assert_eq!((still.status, still.attempt), (Status::Running, 1), "its session lived all the time");
     assert_eq!(kinds(&world, &c, "a").await, ["started"], "no word of what was not committed");
     let _: () = acl("+xadd").query_async(&mut redis).await.unwrap();
     let ended = world.ended(&c, "a").await;
-    assert_eq!((ended.status, ended.code.as_str(), ended.epoch), (Status::Failed, "internal", 1));
+    assert_eq!((ended.status, ended.code.as_str(), ended.attempt), (Status::Failed, "internal", 1));
     settled(&world, &c).await;
     let h = world.history(&c).await;
     h.check().unwrap();
@@ -445,7 +445,7 @@ async fn two_seconds_without_redis_cost_nothing() {
     proxy.heal();
     for i in 0..4 {
         let r = world.ended(&c, &format!("j{i}")).await;
-        assert_eq!((r.status, r.epoch), (Status::Done, 1));
+        assert_eq!((r.status, r.attempt), (Status::Done, 1));
         assert_eq!(witness.executions(&format!("j{i}")), 1);
     }
     settled(&world, &c).await;
@@ -475,7 +475,7 @@ async fn an_attempt_whose_finish_was_refused_is_found_when_its_worker_dies() {
     let _reaper = world.reaper(&[]);
     let _two = world.worker(&["--state-dir", &world.path("other")], &[]);
     let ended = world.ended(&c, "a").await;
-    assert_eq!((ended.status, ended.epoch, ended.charged), (Status::Done, 2, 1));
+    assert_eq!((ended.status, ended.attempt, ended.charged), (Status::Done, 2, 1));
     settled(&world, &c).await;
     let h = world.history(&c).await;
     h.check().unwrap();

@@ -14,7 +14,7 @@ const HANDLERS: &str = r#"
 [handlers.bad]
 command = ["sh", "-c", "exit 65"]
 [handlers.twice]
-command = ["sh", "-c", "[ $SURETY_EPOCH -gt 1 ]"]
+command = ["sh", "-c", "[ $SURETY_ATTEMPT -gt 1 ]"]
 "#;
 
 /// Publishes one journal message, as a broken writer would.
@@ -179,7 +179,8 @@ async fn running_means_live_and_every_record_is_journaled() {
     drop(reaper);
     // An event of a revision that no record has: the store has forgotten something.
     let next = events(&world, &c, "a").await.len() as u64 + 1;
-    forge(&world, &[event("a", next, "cancel_requested", "retry_wait", 1)]).await;
+    let epoch = c.store.record(&"a".parse().unwrap()).await.unwrap().unwrap().epoch;
+    forge(&world, &[event("a", next, "cancel_requested", "retry_wait", epoch)]).await;
     let answer = world.surety(&["audit", "--running", "--json"]).await.exits(1).json();
     let what = answer["first"]["what"].as_str().unwrap();
     assert!(what.contains(&format!("the journal has revision {next}")), "{answer}");

@@ -205,7 +205,7 @@ async fn a_silent_run_that_renews_misses_its_progress_and_is_not_killed() {
     assert!(witness.lives("a"));
     witness.touch("go");
     let ended = world.ended(&c, "a").await;
-    assert_eq!((ended.status, ended.epoch, ended.charged), (Status::Done, 1, 0));
+    assert_eq!((ended.status, ended.attempt, ended.charged), (Status::Done, 1, 0));
     settled(&world, &c).await;
     let h = world.history(&c).await;
     h.check().unwrap();

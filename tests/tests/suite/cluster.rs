@@ -65,7 +65,7 @@ pub(super) async fn kept(world: &World, c: &Connected, jobs: &[(String, Status)]
 async fn jobs_of_every_ending_run_through_on_a_cluster() {
     let witness = Witness::default();
     let handlers = witness.handler("slow", "until [ -e $W.go ]; do sleep 0.02; done")
-        + &witness.handler("flaky", "[ $SURETY_EPOCH -gt 1 ]")
+        + &witness.handler("flaky", "[ $SURETY_ATTEMPT -gt 1 ]")
         + &witness.handler("final", "exit 64")
         + "[handlers.later]\ncommand = [\"/nonexistent/program\"]\n";
     let world = World::on_cluster(&handlers, 0).await;

@@ -173,7 +173,7 @@ async fn silence_for_five_periods_is_nudged_once_and_the_job_lives() {
     );
     assert!(requester.heard("quiet", "").is_empty(), "who wants no notices gets none");
     let r = record(&c, "a").await;
-    assert_eq!((r.status, r.contract, r.epoch), (Status::Running, Contract::SlaMissed, 1));
+    assert_eq!((r.status, r.contract, r.attempt), (Status::Running, Contract::SlaMissed, 1));
     for name in ["report", "go"] {
         witness.touch(name);
     }

@@ -8,7 +8,7 @@ use surety_tests::{
     world::World,
 };
 
-const LONG: &str = "if [ $SURETY_EPOCH -eq 1 ]; then child 'exec sleep 60'; sleep 60; fi";
+const LONG: &str = "if [ $SURETY_ATTEMPT -eq 1 ]; then child 'exec sleep 60'; sleep 60; fi";
 
 // Shows: D-01, D-03, D-04, A-07, H-02, X-11, T-19
 #[tokio::test]
@@ -50,7 +50,7 @@ async fn the_short_job_ends_and_the_long_one_is_handed_back_at_no_charge() {
     let mut second = world.worker(&["--state-dir", &world.path("other")], &[]);
     let ended = world.ended(&c, "long").await;
     assert!(since.elapsed() < Duration::from_secs(3), "picked up after {:?}", since.elapsed());
-    assert_eq!((ended.status, ended.epoch, ended.charged), (Status::Done, 2, 0));
+    assert_eq!((ended.status, ended.attempt, ended.charged), (Status::Done, 2, 0));
     witness.no_overlap();
     settled(&world, &c).await;
     let h = world.history(&c).await;

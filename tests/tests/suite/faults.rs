@@ -13,7 +13,7 @@ fn handlers(w: &Witness) -> String {
         + &w.handler("flaky", "if ! [ -e $W.$SURETY_JOB_ID ]; then touch $W.$SURETY_JOB_ID; exit 1; fi")
         + &w.handler("final", "exit 64")
         + &w.handler("always", "exit 1")
-        + &w.handler("stay", "[ $SURETY_EPOCH -gt 1 ] || exec sleep 60")
+        + &w.handler("stay", "[ $SURETY_ATTEMPT -gt 1 ] || exec sleep 60")
 }
 
 struct Case {

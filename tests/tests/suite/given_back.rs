@@ -58,7 +58,7 @@ async fn a_job_is_deferred_more_often_than_any_limit_of_deliveries_keeps_its_pla
         assert!(witness.of("late").is_empty(), "who came first is first");
         witness.touch(&format!("go-{name}"));
         let r = world.ended(&c, name).await;
-        assert_eq!((r.status, r.epoch, r.charged), (Status::Done, 1, 0), "{name}");
+        assert_eq!((r.status, r.attempt, r.charged), (Status::Done, 1, 0), "{name}");
     }
     witness.touch("go-late");
     let late = world.ended(&c, "late").await;

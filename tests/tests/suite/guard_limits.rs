@@ -316,7 +316,7 @@ async fn a_slot_comes_back_on_every_ending() {
     let rule = "[guards.concurrency.one]\nscope = \"{key}\"\nlimit = 1\n[guards.rate.r]\nscope = \"{key}\"\nlimit = 50\n";
     let handlers = witness.handler("work", GATED)
         + &witness.handler("bad", "exit 65")
-        + &witness.handler("again", "if [ $SURETY_EPOCH -eq 1 ]; then kill -9 $$; fi");
+        + &witness.handler("again", "if [ $SURETY_ATTEMPT -eq 1 ]; then kill -9 $$; fi");
     let world = World::with(&(handlers + rule + SLOW)).await;
     let c = world.connect().await;
     let mut worker = world.worker(&[], &[]);

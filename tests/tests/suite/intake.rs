@@ -223,7 +223,7 @@ async fn an_undeclared_queue_is_refused_at_once() {
 #[tokio::test]
 async fn a_job_past_its_time_is_not_started_and_one_that_started_in_time_goes_on() {
     let witness = Witness::default();
-    let body = "[ $SURETY_EPOCH -gt 1 ] || exit 1";
+    let body = "[ $SURETY_ATTEMPT -gt 1 ] || exit 1";
     let world = World::with(&witness.handler("once", body)).await;
     let c = world.connect().await;
     let at = |ms: u64| jiff::Timestamp::from_millisecond(i64::try_from(ms).unwrap()).unwrap().to_string();
@@ -296,7 +296,7 @@ async fn five_workers_share_two_hundred_jobs_under_two_reapers() {
     }
     for i in 0..200 {
         let r = world.ended(&c, &format!("j{i}")).await;
-        assert_eq!((r.status, r.epoch), (Status::Done, 1));
+        assert_eq!((r.status, r.attempt), (Status::Done, 1));
     }
     settled(&world, &c).await;
     let h = world.history(&c).await;

@@ -19,7 +19,7 @@ use super::metrics::LISTEN;
 
 /// A tree in its first epoch: the main process and a grandchild in a session of its own that ignores TERM. Later epochs end
 /// at once.
-const TREE: &str = "if [ $SURETY_EPOCH -eq 1 ]; then child 'exec sleep 60'; exec sleep 60; fi";
+const TREE: &str = "if [ $SURETY_ATTEMPT -eq 1 ]; then child 'exec sleep 60'; exec sleep 60; fi";
 
 /// How long a keeper may be silent here, how long it takes to see, and what a loaded machine takes for the rest.
 const FOUND_WITHIN: Duration = Duration::from_millis(2000 + 1000 + 3000);
@@ -35,7 +35,7 @@ fn worker(w: &World, name: &str, more: &[&str], env: &[(&str, &str)]) -> Process
 /// The job ended in its second attempt, which began when nothing of the first was left.
 async fn once_more(world: &World, c: &Connected, witness: &Witness, job: &str) {
     let ended = world.ended(c, job).await;
-    assert_eq!((ended.status, ended.epoch, ended.charged), (Status::Done, 2, 1), "{}", world.logs());
+    assert_eq!((ended.status, ended.attempt, ended.charged), (Status::Done, 2, 1), "{}", world.logs());
     witness.no_overlap();
     assert!(!witness.lives(job), "{}", witness.text());
     settled(world, c).await;
@@ -201,7 +201,7 @@ async fn an_attempt_that_overstays_is_fenced_killed_and_only_then_tried_again() 
     world.publish("default", "a", r#"{"type":"stubborn","contract":{"timeout":"700ms"}}"#).await;
     witness.started("a", 2).await;
     let fenced = world.until(&c, "a", |r| r.status == Status::RetryWait).await;
-    assert_eq!((fenced.epoch, fenced.code.as_str(), fenced.session.as_str()), (1, "lost", ""));
+    assert_eq!((fenced.attempt, fenced.code.as_str(), fenced.session.as_str()), (1, "lost", ""));
     once_more(&world, &c, &witness, "a").await;
     let h = world.history(&c).await;
     let lost = h.jobs["a"].events.iter().find(|e| e.kind == "lost").unwrap();
@@ -225,7 +225,7 @@ async fn a_rust_handler_that_blocks_is_fenced_and_its_late_result_refused() {
         format!(r#"{{"type":"block","payload":{{"until":{gate:?}}},"contract":{{"timeout":"500ms"}}}}"#);
     world.publish("default", "a", &body).await;
     let running = world.status(&c, "a", Status::Running).await;
-    world.until(&c, "a", |r| r.status == Status::RetryWait && r.epoch == 1).await;
+    world.until(&c, "a", |r| r.status == Status::RetryWait && r.epoch == running.epoch).await;
     // Its message is not kept from others meanwhile; here, where the former one goes on, it is given back.
     let address = address(&mut one).await;
     wait_logged(&world, "the message to be offered and given back", async || {

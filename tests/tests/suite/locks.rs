@@ -164,7 +164,7 @@ async fn whether_a_job_is_over_that_keeps_a_lock_is_looked_at_without_delivering
 #[tokio::test]
 async fn an_attempt_whose_lock_is_deleted_under_it_is_killed_and_says_so() {
     let witness = Witness::default();
-    let handler = format!("[ $SURETY_EPOCH -gt 1 ] || child 'exec sleep 60'\n{GATED}");
+    let handler = format!("[ $SURETY_ATTEMPT -gt 1 ] || child 'exec sleep 60'\n{GATED}");
     let world = World::with(&witness.handler("work", &handler)).await;
     let c = world.connect().await;
     let mut worker = world.worker(&[], &[]);
@@ -286,7 +286,7 @@ async fn a_worker_that_starts_again_frees_what_its_former_self_held_long_before_
 #[tokio::test]
 async fn a_frozen_worker_loses_its_run_its_locks_and_its_say_and_the_next_has_them() {
     let witness = Witness::default();
-    let handler = format!("[ $SURETY_EPOCH -gt 1 ] || child 'exec sleep 60'\n{GATED}");
+    let handler = format!("[ $SURETY_ATTEMPT -gt 1 ] || child 'exec sleep 60'\n{GATED}");
     let world = World::with(&witness.handler("work", &handler)).await;
     let c = world.connect().await;
     let mut reaper = world.reaper(&[]);
@@ -308,7 +308,7 @@ async fn a_frozen_worker_loses_its_run_its_locks_and_its_say_and_the_next_has_th
         witness.touch(&format!("go-{job}"));
     }
     let (a, b) = (world.ended(&c, "a").await, world.ended(&c, "b").await);
-    assert_eq!((a.status, a.epoch, a.charged), (Status::Done, 2, 1));
+    assert_eq!((a.status, a.attempt, a.charged), (Status::Done, 2, 1));
     assert!(b.started_ms >= a.ended_ms, "{} {}", b.started_ms, a.ended_ms);
     settled(&world, &c).await;
     let h = world.history(&c).await;

@@ -18,7 +18,7 @@ use surety_tests::{
 
 /// A tree in its first epoch: the main process and a grandchild in a session of its own that ignores TERM. Later epochs end
 /// at once.
-const TREE: &str = "if [ $SURETY_EPOCH -eq 1 ]; then child 'exec sleep 60'; exec sleep 60; fi";
+const TREE: &str = "if [ $SURETY_ATTEMPT -eq 1 ]; then child 'exec sleep 60'; exec sleep 60; fi";
 
 /// TTL 2 s, two ticks of 100 ms, and what a loaded machine takes for a start.
 const NEXT_WITHIN: Duration = Duration::from_millis(2000 + 200 + 1800);
@@ -49,7 +49,7 @@ async fn taken_over(world: &World, c: &Connected, witness: &Witness, since: Inst
     wait("the second attempt", async || witness.executions("a") == 2).await;
     assert!(since.elapsed() < NEXT_WITHIN, "the next attempt came after {:?}", since.elapsed());
     let ended = world.ended(c, "a").await;
-    assert_eq!((ended.status, ended.epoch, ended.charged), (Status::Done, 2, 1));
+    assert_eq!((ended.status, ended.attempt, ended.charged), (Status::Done, 2, 1));
     witness.no_overlap();
     assert!(!witness.lives("a"), "{}", witness.text());
     settled(world, c).await;
@@ -128,7 +128,7 @@ async fn a_worker_cut_off_from_redis_stops_its_run_before_another_starts_it() {
 #[tokio::test]
 async fn the_late_result_of_a_cut_off_worker_is_refused() {
     let witness = Witness::default();
-    let body = "if [ $SURETY_EPOCH -eq 1 ]; then until [ -e $W.go ]; do sleep 0.02; done; echo first
+    let body = "if [ $SURETY_ATTEMPT -eq 1 ]; then until [ -e $W.go ]; do sleep 0.02; done; echo first
         else until [ -e $W.on ]; do sleep 0.02; done; echo second; fi";
     let world = World::with(&witness.handler("slow", body)).await;
     let c = world.connect().await;
@@ -148,11 +148,11 @@ async fn the_late_result_of_a_cut_off_worker_is_refused() {
     proxy.heal();
     wait("a new session", async || first.log().matches("session opened").count() == 2).await;
     let running = c.store.record(&id("a")).await.unwrap().unwrap();
-    assert_eq!((running.status, running.epoch), (Status::Running, 2));
+    assert_eq!((running.status, running.epoch), (Status::Running, old.epoch + 1));
     // The same by hand, as the most stubborn worker would: the old session with the old epoch.
     let item = FinishItem {
         id: id("a"),
-        epoch: 1,
+        epoch: old.epoch,
         verdict: Verdict::Done,
         receipt: "{".into(),
         data: "{".into(),
@@ -160,7 +160,7 @@ async fn the_late_result_of_a_cut_off_worker_is_refused() {
     };
     let session = SessionId::new(&old.session).unwrap();
     let late = c.store.finish(0, &session, &[item]).await.unwrap();
-    assert_eq!(late.results, [FinishReply::Fenced { status: Status::Running, epoch: 2 }]);
+    assert_eq!(late.results, [FinishReply::Fenced { status: Status::Running, epoch: old.epoch + 1 }]);
     assert!(late.entries.is_empty());
     witness.touch("on");
     world.ended(&c, "a").await;
@@ -185,13 +185,13 @@ async fn a_restarted_worker_kills_what_it_left_and_tells_the_store_before_it_cla
     wait("the keeper's end", async || !alive(keeper)).await;
     first.kill9().await;
     assert!(witness.lives("a"), "an orphan is what this test is about");
-    assert_eq!(world.status(&c, "a", Status::Running).await.epoch, 1);
+    let running = world.status(&c, "a", Status::Running).await;
 
     // There is no reaper, and the lease of the dead session has not ended.
     let second = ready(worker(&world, "one", &[])).await;
     witness.dead("a", 1).await;
     let ended = world.ended(&c, "a").await;
-    assert_eq!((ended.status, ended.epoch, ended.charged), (Status::Done, 2, 1));
+    assert_eq!((ended.status, ended.epoch, ended.charged), (Status::Done, running.epoch + 1, 1));
     witness.no_overlap();
     let log = second.log();
     let at = |text: &str| log.find(text).unwrap_or_else(|| panic!("{text:?} is not in\n{log}"));
@@ -222,7 +222,7 @@ async fn a_killed_keeper_costs_the_attempt_and_is_replaced() {
         "noticed at once, not after a lease: {:?}",
         since.elapsed()
     );
-    assert_eq!((ended.status, ended.epoch, ended.charged), (Status::Done, 2, 1));
+    assert_eq!((ended.status, ended.attempt, ended.charged), (Status::Done, 2, 1));
     witness.no_overlap();
     assert!(!witness.lives("a"));
     assert_ne!(keeper_of(one.pid()).await, keeper);
@@ -280,7 +280,7 @@ async fn a_redelivery_of_a_live_run_starts_nothing() {
     };
     wait("a redelivery to the second worker", redelivered).await;
     let record = c.store.record(&id("a")).await.unwrap().unwrap();
-    assert_eq!((record.status, record.epoch), (Status::Running, 1));
+    assert_eq!((record.status, record.attempt), (Status::Running, 1));
     assert_eq!(second.stop().await, Some(0));
     proxy.heal();
     witness.touch("go");

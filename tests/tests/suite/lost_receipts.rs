@@ -148,6 +148,7 @@ async fn fifty_creators_make_one_receipt() {
     let session = SessionId::new("s1").unwrap();
     c.store.open_session(0, &session, HOUR, "{}").await.unwrap();
     let who = Asker::new("replies.me", true).unwrap();
+    scripts::count_epochs(&world.redis.url()).await;
     let asked = ClaimItem { requester: &who, ..claim("a") };
     let granted = c.store.claim(0, &session, 1000, &[asked]).await.unwrap();
     let epoch = epoch(&granted.results[0]);

@@ -12,7 +12,7 @@ use surety_tests::{
 
 /// A tree in its first epoch: the main process and a grandchild in a session of its own that ignores TERM. Later epochs end
 /// at once.
-const TREE: &str = "if [ $SURETY_EPOCH -eq 1 ]; then child 'exec sleep 60'; exec sleep 60; fi";
+const TREE: &str = "if [ $SURETY_ATTEMPT -eq 1 ]; then child 'exec sleep 60'; exec sleep 60; fi";
 
 /// TTL 2 s, two ticks of 100 ms, and what a loaded machine takes for a start. The ack-wait is four times as long.
 const NEXT_WITHIN: Duration = Duration::from_millis(2000 + 200 + 1800);
@@ -52,7 +52,7 @@ impl Split {
         wait("the second attempt", async || self.witness.executions("a") == 2).await;
         assert!(since.elapsed() < NEXT_WITHIN, "the next attempt came after {:?}", since.elapsed());
         let ended = self.world.ended(&self.c, "a").await;
-        assert_eq!((ended.status, ended.epoch, ended.charged), (Status::Done, 2, 1));
+        assert_eq!((ended.status, ended.attempt, ended.charged), (Status::Done, 2, 1));
         self.witness.no_overlap();
         assert!(!self.witness.lives("a"), "{}", self.witness.text());
         settled(&self.world, &self.c).await;
@@ -105,13 +105,13 @@ async fn a_worker_without_nats_goes_on_and_what_it_ends_is_journaled_and_acked_b
     wait("redeliveries", redelivered).await;
     let record = s.c.store.record(&id("a")).await.unwrap().unwrap();
     assert_eq!(
-        (record.status, record.epoch),
+        (record.status, record.attempt),
         (Status::Running, 1),
         "it renews in Redis, so the attempt goes on"
     );
     s.witness.touch("go");
     let ended = s.world.ended(&s.c, "a").await;
-    assert_eq!((ended.status, ended.epoch, ended.charged), (Status::Done, 1, 0));
+    assert_eq!((ended.status, ended.attempt, ended.charged), (Status::Done, 1, 0));
     // It is still cut off: the reaper publishes the outcome, and whoever is offered the message next acks it.
     wait_logged(&s.world, "the outcome to be journaled", async || {
         s.world.history(&s.c).await.count("a", "finished") == 1

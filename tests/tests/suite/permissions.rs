@@ -21,7 +21,7 @@ const HANDLERS: &str = r#"
 [handlers.bad]
 command = ["sh", "-c", "exit 65"]
 [handlers.stuck]
-command = ["sh", "-c", "[ $SURETY_EPOCH -gt 1 ] || exec sleep 60"]
+command = ["sh", "-c", "[ $SURETY_ATTEMPT -gt 1 ] || exec sleep 60"]
 [handlers.doomed]
 command = ["sleep", "60"]
 "#;

@@ -68,7 +68,7 @@ fn item(job: &str, expires_ms: u64) -> WaitingItem {
 
 async fn trouble() -> (World, Connected, Witness) {
     let witness = Witness::default();
-    let config = witness.handler("stay", "[ $SURETY_EPOCH -gt 1 ] || exec sleep 60")
+    let config = witness.handler("stay", "[ $SURETY_ATTEMPT -gt 1 ] || exec sleep 60")
         + "[contract]\nack = \"100ms\"\n[reaper]\ncarrier_check = \"300ms\"\nrelay_age = \"1ms\"\n";
     let world = World::with(&config).await;
     let c = world.connect().await;

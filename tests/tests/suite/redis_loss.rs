@@ -14,7 +14,7 @@ use surety_common::{
     connect::{Connected, look, provision},
     domain::{Contract, ErrorCode, Status, ids::SessionId},
     pace::Pace,
-    store::{ClaimItem, FinishItem, Gate, Verdict},
+    store::{ClaimItem, ClaimReply, FinishItem, Gate, Verdict},
 };
 use surety_tests::{
     process::Process,
@@ -22,6 +22,8 @@ use surety_tests::{
     witness::{Witness, id, settled, wait_logged},
     world::{World, messages},
 };
+
+use super::scripts::{BASE, count_epochs};
 
 /// Handlers that last, come back, cannot be started, succeed and fail.
 fn handlers(w: &Witness) -> String {
@@ -303,7 +305,7 @@ async fn a_command_that_meets_the_empty_data_set_first_says_whose_it_is() {
 async fn an_attempt_that_the_journal_does_not_know_is_dead_before_the_next_one() {
     let witness = Witness::default();
     // Only the first attempt lasts.
-    let body = "if [ $SURETY_EPOCH -eq 1 ]; then child 'exec sleep 60'; exec sleep 60; fi";
+    let body = "if mkdir $W.first; then child 'exec sleep 60'; exec sleep 60; fi";
     let world = World::with(&witness.handler("tree", body)).await;
     let c = world.connect().await;
     let mut reaper = world.reaper(&[]);
@@ -337,7 +339,10 @@ async fn what_is_journaled_after_the_end_of_its_data_set_counts_for_nobody() {
     let claimed = c.store.claim(0, &session, 1000, &[claim("a")]).await.unwrap();
     let item = FinishItem {
         id: id("a"),
-        epoch: 1,
+        epoch: match &claimed.results[0] {
+            ClaimReply::Granted(g) => g.epoch,
+            other => panic!("not granted: {other:?}"),
+        },
         verdict: Verdict::Done,
         receipt: String::new(),
         data: "{".into(),
@@ -383,7 +388,7 @@ async fn what_is_journaled_after_the_end_of_its_data_set_counts_for_nobody() {
 fn failed(job: &str, epoch: u64) -> FinishItem {
     FinishItem {
         id: id(job),
-        epoch,
+        epoch: BASE + epoch,
         verdict: Verdict::Retry { code: ErrorCode::Signal, delay: Duration::ZERO },
         receipt: String::new(),
         data: "{\"error_code\":\"signal\"".into(),
@@ -398,6 +403,7 @@ async fn a_transition_that_was_lost_before_a_later_one_keeps_its_place() {
     let c = world.connect().await;
     let session = SessionId::new("s").unwrap();
     c.store.open_session(0, &session, Duration::from_secs(3600), "{}").await.unwrap();
+    count_epochs(&world.redis.url()).await;
     let first = c.store.claim(0, &session, 1000, &[claim("a")]).await.unwrap();
     c.store.finish(0, &session, &[failed("a", 1)]).await.unwrap();
     let second = c.store.claim(0, &session, 1000, &[claim("a")]).await.unwrap();
@@ -414,7 +420,7 @@ async fn a_transition_that_was_lost_before_a_later_one_keeps_its_place() {
     assert_eq!(kinds[..3], ["started", "missing", "started"]);
     // Its session is dead: its attempt is lost, as any other.
     let lost = world.status(&c, "a", Status::RetryWait).await;
-    assert_eq!((lost.rev, lost.epoch, lost.charged), (4, 2, 1));
+    assert_eq!((lost.rev, lost.epoch, lost.charged), (4, BASE + 2, 1));
 }
 
 // Shows: P2, R-14
@@ -450,6 +456,7 @@ async fn a_new_nats_beside_the_old_redis_is_noticed() {
     let c = world.connect().await;
     let session = SessionId::new("s").unwrap();
     c.store.open_session(0, &session, Duration::from_secs(3600), "{}").await.unwrap();
+    count_epochs(&world.redis.url()).await;
     let a = c.store.claim(0, &session, 1000, &[claim("a")]).await.unwrap();
     let f = c.store.finish(0, &session, &[failed("a", 1)]).await.unwrap();
     c.relay.publish(0, &a.entries, Pace::call(Duration::from_secs(5))).await.unwrap();

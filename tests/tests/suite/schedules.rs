@@ -74,7 +74,7 @@ struct Idle {
 /// A worker with nothing to do.
 async fn idle() -> Idle {
     let witness = Witness::default();
-    let flaky = witness.handler("flaky", "[ $SURETY_EPOCH -gt 1 ] || exit 1");
+    let flaky = witness.handler("flaky", "[ $SURETY_ATTEMPT -gt 1 ] || exit 1");
     let world = World::with(&(witness.handler("work", "true") + &flaky)).await;
     let c = world.connect().await;
     let mut worker = world.worker(&[], &[]);
@@ -99,8 +99,8 @@ impl Idle {
         let ready_ms = now_ms();
         let due = self.world.ended(&self.c, "due").await;
         let backoff = self.world.ended(&self.c, "backoff").await;
-        for (r, planned, epoch) in [(&due, due_ms, 1), (&backoff, retry_ms, 2)] {
-            assert_eq!((r.status, r.epoch), (Status::Done, epoch), "{}", self.world.logs());
+        for (r, planned, attempt) in [(&due, due_ms, 1), (&backoff, retry_ms, 2)] {
+            assert_eq!((r.status, r.attempt), (Status::Done, attempt), "{}", self.world.logs());
             assert!(lateness(r, planned) >= 0, "{} ms early", -lateness(r, planned));
             on_time(lateness(r, planned.max(ready_ms)).max(0));
         }
@@ -202,7 +202,7 @@ async fn due_messages_that_are_no_jobs_are_kept_and_a_schedule_for_no_queue_is_r
 #[tokio::test]
 async fn a_due_job_whose_worker_is_killed_goes_on_elsewhere() {
     let witness = Witness::default();
-    let hang = "[ $SURETY_EPOCH -gt 1 ] || exec sleep 60";
+    let hang = "[ $SURETY_ATTEMPT -gt 1 ] || exec sleep 60";
     let world = World::with(&witness.handler("hang", hang)).await;
     let c = world.connect().await;
     let _reaper = world.reaper(&[]);
@@ -213,7 +213,7 @@ async fn a_due_job_whose_worker_is_killed_goes_on_elsewhere() {
     other.logged("worker ready").await;
     doomed.kill9().await;
     let ended = world.ended(&c, "a").await;
-    assert_eq!((ended.status, ended.epoch, ended.charged), (Status::Done, 2, 1), "{}", world.logs());
+    assert_eq!((ended.status, ended.attempt, ended.charged), (Status::Done, 2, 1), "{}", world.logs());
     sched_empty(&world).await;
     let h = world.history(&c).await;
     h.check().unwrap();

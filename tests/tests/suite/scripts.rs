@@ -99,6 +99,7 @@ impl World {
         store.open_session(0, &session, HOUR, r#"{"host":"h1","pid":1}"#).await.unwrap();
         let client = redis::Client::open(redis.url()).unwrap();
         let plain = client.get_multiplexed_async_connection().await.unwrap();
+        count_epochs(&redis.url()).await;
         Self { store, session, plain, redis }
     }
 
@@ -183,10 +184,21 @@ pub(super) fn receipt(job: &str, outcome: Status) -> String {
     Draft::new(&id(job), 1, &TypeName::new("t").unwrap(), outcome.name()).open_json()
 }
 
+/// Every epoch of a world is above this one, so that tests may count them. Otherwise the first is the clock's.
+pub(super) const BASE: u64 = 4_000_000_000_000;
+/// Makes the epochs of a data set countable from [`FIRST`] on.
+pub(super) async fn count_epochs(url: &str) {
+    let mut plain = redis::Client::open(url).unwrap().get_multiplexed_async_connection().await.unwrap();
+    let () = plain.hset("surety:{p00}:store", "base", BASE).await.unwrap();
+}
+
+/// The first epoch of a job there.
+pub(super) const FIRST: u64 = BASE + 1;
+
 pub(super) fn finish(job: &str, epoch: u64, verdict: Verdict) -> FinishItem {
     FinishItem {
         id: id(job),
-        epoch,
+        epoch: BASE + epoch,
         verdict,
         receipt: receipt(job, Status::Done),
         data: r#"{"message":"m""#.into(),
@@ -201,7 +213,7 @@ pub(super) fn retry(job: &str, epoch: u64) -> FinishItem {
 pub(super) fn progress(job: &str, epoch: u64, n: usize) -> ProgressItem {
     ProgressItem {
         id: job.to_owned(),
-        epoch,
+        epoch: BASE + epoch,
         kind: "progress",
         data: format!(r#"{{"n":{n}}}"#),
         progress_ms: 60_000,
@@ -247,7 +259,7 @@ pub(super) fn replay(job: &str, generation: u32) -> ReplayItem {
 
 pub(super) fn epoch(reply: &ClaimReply) -> u64 {
     match reply {
-        ClaimReply::Granted(g) => g.epoch,
+        ClaimReply::Granted(g) => g.epoch - BASE,
         other => panic!("not granted: {other:?}"),
     }
 }
@@ -293,14 +305,14 @@ async fn a_repeated_call_gives_the_same_answer_and_writes_nothing_twice() {
     assert!(settled.iter().all(|r| matches!(r, SettleReply::Applied(_))), "{settled:?}");
     let again = twice!(st.replay(0, &[replay("a", 2), replay("b", 2), replay("e", 2)]));
     assert_eq!(again[2], ReplayReply::Open { status: Status::Deferred });
-    let renewed = st.renew(0, s, HOUR, &["f:1".to_owned()]).await.unwrap();
+    let renewed = st.renew(0, s, HOUR, &[format!("f:{FIRST}")]).await.unwrap();
     st.repeat_last_call();
-    assert_eq!(st.renew(0, s, HOUR, &["f:1".to_owned()]).await.unwrap(), renewed);
+    assert_eq!(st.renew(0, s, HOUR, &[format!("f:{FIRST}")]).await.unwrap(), renewed);
 
     // The one that differs, as documented: the first call did the work, the second finds nothing to do.
     st.expire_session(0, s).await.unwrap();
     let lost =
-        [LostItem { id: "f".into(), epoch: 1, receipt: receipt("f", Status::Failed), data: "{".into() }];
+        [LostItem { id: "f".into(), epoch: FIRST, receipt: receipt("f", Status::Failed), data: "{".into() }];
     let first = st.lost(0, s, &lost).await.unwrap();
     assert!(matches!(first.results[0], LostReply::Applied(_)));
     let before = w.dump().await;
@@ -357,14 +369,14 @@ async fn fifty_claimers_over_two_hundred_jobs_get_each_job_once() {
         granted.sort();
         assert_eq!(run, granted);
         for (job, epoch) in mine {
-            assert_eq!(epoch, 1);
+            assert_eq!(epoch, FIRST);
             assert_eq!(owners.insert(job, me.clone()), None, "two owners");
         }
     }
     assert_eq!(owners.len(), 200);
     for (job, owner) in owners {
         let r = w.store.record(&id(&job)).await.unwrap().unwrap();
-        assert_eq!((r.session.as_str(), r.epoch, r.attempt), (owner.as_str(), 1, 1));
+        assert_eq!((r.session.as_str(), r.epoch, r.attempt), (owner.as_str(), FIRST, 1));
         assert!(r.started_ms > 0);
         let info = w.store.session_info(0, &owner).await.unwrap().unwrap();
         assert!(info.contains("host"), "claimed by a host: {info}");
@@ -425,9 +437,9 @@ async fn what_the_state_does_not_allow_writes_neither_attempt_nor_event() {
     // Finishes and reports: a wrong epoch, a wrong session, not running, ended, never seen.
     let wrong = [retry("run", 2), retry("wait", 1), finish("done", 1, Verdict::Done), retry("never-seen", 1)];
     let fenced = w.finish(&wrong).await;
-    assert_eq!(fenced[0], FinishReply::Fenced { status: Status::Running, epoch: 1 });
-    assert_eq!(fenced[1], FinishReply::Fenced { status: Status::RetryWait, epoch: 1 });
-    assert_eq!(fenced[2], FinishReply::Fenced { status: Status::Done, epoch: 1 });
+    assert_eq!(fenced[0], FinishReply::Fenced { status: Status::Running, epoch: FIRST });
+    assert_eq!(fenced[1], FinishReply::Fenced { status: Status::RetryWait, epoch: FIRST });
+    assert_eq!(fenced[2], FinishReply::Fenced { status: Status::Done, epoch: FIRST });
     assert_eq!(fenced[3], FinishReply::NoRecord);
     let stolen = w.store.finish(0, &other, &[finish("run", 1, Verdict::Done)]).await.unwrap();
     assert!(matches!(stolen.results[0], FinishReply::Fenced { .. }));
@@ -445,8 +457,12 @@ async fn what_the_state_does_not_allow_writes_neither_attempt_nor_event() {
     assert_eq!(a.results[0], ReplayReply::Open { status: Status::Running });
     assert_eq!(a.results[1], ReplayReply::Open { status: Status::RetryWait });
     assert_eq!(a.results[2], ReplayReply::NoRecord);
-    let lost =
-        [LostItem { id: "run".into(), epoch: 1, receipt: receipt("run", Status::Failed), data: "{".into() }];
+    let lost = [LostItem {
+        id: "run".into(),
+        epoch: FIRST,
+        receipt: receipt("run", Status::Failed),
+        data: "{".into(),
+    }];
     assert!(matches!(w.store.lost(0, &w.session, &lost).await, Err(StoreError::SessionLost)));
 
     w.unchanged(&before, "a refusal").await;
@@ -461,7 +477,7 @@ async fn a_retry_beyond_the_budget_writes_nothing_and_leaves_the_attempt_where_r
     let before = w.dump().await;
     assert_eq!(w.finish(&[retry("a", 1)]).await, [FinishReply::BudgetSpent]);
     w.unchanged(&before, "a refusal").await;
-    assert_eq!(w.store.running(0, &w.session).await.unwrap(), [(id("a"), 1)]);
+    assert_eq!(w.store.running(0, &w.session).await.unwrap(), [(id("a"), FIRST)]);
 }
 
 // Shows: E-08
@@ -504,7 +520,7 @@ async fn every_scripts_events_are_readable_whatever_the_key_and_have_the_same_fi
     let lost: Vec<_> = (0..keys.len())
         .map(|n| LostItem {
             id: format!("lost{n}"),
-            epoch: 1,
+            epoch: FIRST,
             receipt: receipt(&format!("lost{n}"), Status::Failed),
             data: r#"{"error_code":"lost""#.into(),
         })
@@ -701,7 +717,7 @@ async fn a_data_set_that_lost_something_is_closed_and_written_to_by_nobody() {
         assert_eq!(gate, 1, "{case}");
         let commit: u64 = plain.hget(&store_key, "commit").await.unwrap();
         assert!(case == "another" || commit > 1_000_000, "{case}: {commit}");
-        let lost = [LostItem { id: "a".into(), epoch: 1, receipt: "{".into(), data: "{".into() }];
+        let lost = [LostItem { id: "a".into(), epoch: FIRST, receipt: "{".into(), data: "{".into() }];
         assert!(is_refused(st.finish(0, s, &[finish("a", 1, Verdict::Done)]).await.err()));
         assert!(is_refused(st.progress(0, s, &[progress("a", 1, 1)]).await.err()));
         assert!(is_refused(st.lost(0, s, &lost).await.err()));
@@ -768,9 +784,9 @@ async fn an_expired_session_neither_claims_nor_renews_and_its_attempts_are_taken
     let w = World::start().await;
     w.claim(&[claim("a"), claim("b")]).await;
     // What the worker says it runs against what the store gives it.
-    let said = ["a:1".to_owned(), "x:7".to_owned()];
+    let said = [format!("a:{FIRST}"), "x:7".to_owned()];
     let r = w.store.renew(0, &w.session, HOUR, &said).await.unwrap();
-    assert_eq!((r.fenced, r.orphans), (vec!["x:7".to_owned()], vec!["b:1".to_owned()]));
+    assert_eq!((r.fenced, r.orphans), (vec!["x:7".to_owned()], vec![format!("b:{FIRST}")]));
     // A session that still runs something does not close.
     assert_eq!(w.store.close_session(0, &w.session).await.unwrap().owned, 2);
     w.store.renew(0, &w.session, HOUR, &said).await.unwrap();
@@ -789,7 +805,7 @@ async fn an_expired_session_neither_claims_nor_renews_and_its_attempts_are_taken
 
     let lost = |job: &str| LostItem {
         id: job.into(),
-        epoch: 1,
+        epoch: FIRST,
         receipt: receipt(job, Status::Failed),
         data: "{".into(),
     };
@@ -902,4 +918,38 @@ async fn times_are_the_stores_and_are_written_as_everybody_writes_them() {
         })
         .collect();
     assert_eq!(lua, ours);
+}
+
+// Shows: P5, X-03
+#[tokio::test]
+async fn a_copy_that_lost_the_last_commit_is_older_also_when_others_have_written_since() {
+    let mut w = World::start().await;
+    let other = connect(&w.redis.url()).await;
+    let two = session("s2");
+    other.open_session(0, &two, HOUR, "{}").await.unwrap();
+    let store_key = w.store.keys().store(0);
+    // What a replica has that did not get the claim of "a".
+    let keys: Vec<String> = w.plain.keys("*").await.unwrap();
+    let mut copy = Vec::new();
+    for key in &keys {
+        let dump: Vec<u8> = redis::cmd("DUMP").arg(key).query_async(&mut w.plain).await.unwrap();
+        copy.push((key.clone(), dump));
+    }
+    let first = w.claim(&[claim("a")]).await;
+    let ClaimReply::Granted(first) = first[0].clone() else { panic!("{first:?}") };
+    let () = redis::cmd("FLUSHALL").query_async(&mut w.plain).await.unwrap();
+    for (key, dump) in &copy {
+        let () = redis::cmd("RESTORE").arg(key).arg(0).arg(dump).query_async(&mut w.plain).await.unwrap();
+    }
+    let () = w.plain.hdel(&store_key, "base").await.unwrap();
+    // Another process, which saw nothing of that commit, gets the same message first, and writes as often.
+    let again = other.claim(0, &two, CAP, &[claim("a")]).await.unwrap();
+    let ClaimReply::Granted(again) = again.results[0].clone() else { panic!("{again:?}") };
+    assert_ne!(again.epoch, first.epoch, "a fencing token comes once");
+    // Whoever made the lost commit notices, whatever it does next.
+    let e = w.store.renew(0, &w.session, HOUR, &[format!("a:{}", first.epoch)]).await.unwrap_err();
+    assert!(matches!(e, StoreError::Rebuilding), "{e}");
+    let gate: u8 = w.plain.hget(&store_key, "gate").await.unwrap();
+    let why: String = w.plain.hget(&store_key, "why").await.unwrap();
+    assert_eq!((gate, why.as_str()), (1, "older"));
 }

@@ -242,7 +242,7 @@ async fn a_job_whose_copy_is_given_up_too_is_buried() {
 async fn a_lost_attempt_is_given_back_at_once_though_earlier_messages_were_settled() {
     // Nobody waits for this ack-wait: what is delivered again within a test was given back.
     let witness = Witness::default();
-    let config = witness.handler("stay", "[ $SURETY_EPOCH -gt 1 ] || exec sleep 60")
+    let config = witness.handler("stay", "[ $SURETY_ATTEMPT -gt 1 ] || exec sleep 60")
         + "[layout]\nack_wait = \"10m\"\n[lease]\nextend = \"2s\"\n";
     let world = World::with(&config).await;
     let c = world.connect().await;
@@ -257,7 +257,7 @@ async fn a_lost_attempt_is_given_back_at_once_though_earlier_messages_were_settl
     first.kill9().await;
     let _second = world.worker(&["--state-dir", &world.path("two")], &[]);
     let ended = world.ended(&c, "a").await;
-    assert_eq!((ended.status, ended.epoch, ended.charged), (Status::Done, 2, 1));
+    assert_eq!((ended.status, ended.attempt, ended.charged), (Status::Done, 2, 1));
     settled(&world, &c).await;
 }
 
@@ -373,7 +373,7 @@ async fn a_consumer_that_was_made_anew_runs_no_job_twice() {
     world.publish("default", "b", r#"{"type":"noop"}"#).await;
     for job in ["a", "b"] {
         let done = world.ended(&c, job).await;
-        assert_eq!((done.status, done.epoch), (Status::Done, 1), "{job}");
+        assert_eq!((done.status, done.attempt), (Status::Done, 1), "{job}");
     }
     settled(&world, &c).await;
     assert_eq!(witness.executions("a"), 1);

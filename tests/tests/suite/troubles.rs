@@ -44,7 +44,7 @@ async fn each_trouble_of_a_worker_is_counted_and_logged_with_its_job() {
     world.publish("default", "hold", r#"{"type":"hold"}"#).await;
     witness.started("hold", 1).await;
     proxy.hold();
-    world.until(&c, "hold", |r| r.status == Status::RetryWait || r.epoch > 1).await;
+    world.until(&c, "hold", |r| r.status == Status::RetryWait || r.attempt > 1).await;
     witness.touch("go");
     proxy.heal();
     world.ended(&c, "hold").await;

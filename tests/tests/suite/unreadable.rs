@@ -20,7 +20,10 @@ use surety_tests::{
 
 use super::{
     metrics::LISTEN,
-    scripts::{CAP, HOUR, World, bury, claim, epoch, finish, id, progress, receipt, replay, session},
+    scripts::{
+        CAP, FIRST, HOUR, World, bury, claim, count_epochs, epoch, finish, id, progress, receipt, replay,
+        session,
+    },
 };
 
 /// Length of the numbers in front of the texts, and where each begins.
@@ -125,7 +128,7 @@ async fn each_damaged_field_is_named_and_the_others_of_every_call_go_on() {
             "{}",
             why("progress")
         );
-        let stop = |job: &str| StopItem { id: job.into(), epoch: 1, data: "{}".into() };
+        let stop = |job: &str| StopItem { id: job.into(), epoch: FIRST, data: "{}".into() };
         let r = st.ask_to_stop(0, me, &[stop("bad"), stop(&b)]).await.unwrap().results;
         assert!(matches!(r[..], [StopReply::Unreadable, StopReply::Asked { .. }]), "{}", why("stop"));
         let told = |job: &str| ToldItem {
@@ -162,7 +165,7 @@ async fn each_damaged_field_is_named_and_the_others_of_every_call_go_on() {
         st.expire_session(0, &other).await.unwrap();
         let lost = |job: &str| LostItem {
             id: job.into(),
-            epoch: 1,
+            epoch: FIRST,
             receipt: receipt(job, Status::Failed),
             data: "{".into(),
         };
@@ -264,7 +267,7 @@ async fn damaged_records_are_made_anew_from_the_journal_and_every_job_goes_on_wh
     let witness = Witness::default();
     let handlers = witness.handler("hold", "until [ -e $W.go ]; do sleep 0.02; done; echo '\"kept\"'")
         + &witness.handler("again", "[ $SURETY_ATTEMPT -gt 1 ] || exit 1")
-        + &witness.handler("stay", "[ $SURETY_EPOCH -gt 1 ] || exec sleep 60");
+        + &witness.handler("stay", "[ $SURETY_ATTEMPT -gt 1 ] || exec sleep 60");
     let world = Servers::with(&(handlers + QUICK)).await;
     let c = world.connect().await;
     let mut doomed = world.worker(&["--state-dir", &world.path("doomed"), "--queues", "critical"], &[]);
@@ -350,6 +353,7 @@ async fn an_outbox_entry_that_does_not_decode_is_set_aside_and_the_others_are_pu
     // Its entries come behind the broken ones, and its worker publishes none of them.
     let (session, job): (SessionId, JobId) = ("s1".parse().unwrap(), id("a"));
     c.store.open_session(0, &session, HOUR, "{}").await.unwrap();
+    count_epochs(&world.redis.url()).await;
     c.store.claim(0, &session, CAP, &[claim("a")]).await.unwrap();
     c.store.finish(0, &session, &[finish("a", 1, Verdict::Done)]).await.unwrap();
     assert_eq!(c.store.outbox(0, "", u64::MAX >> 1, 100).await.unwrap().len(), 4);

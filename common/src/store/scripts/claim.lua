@@ -77,7 +77,9 @@ for i = 1, n do
     elseif asked == 0 and (ask_first[type_] or 0) > 0 then
       result(i, { 9, ask_first[type_] })
     else
-      rec[STATUS], rec[EPOCH], rec[ATTEMPT] = RUNNING, math.max(rec[EPOCH], base) + 1, rec[ATTEMPT] + 1
+      -- The first epoch is the clock's: a record that was lost with its claim never gets the same one again.
+      local above = rec[EPOCH] == 0 and now - 1 or rec[EPOCH]
+      rec[STATUS], rec[EPOCH], rec[ATTEMPT] = RUNNING, math.max(above, base) + 1, rec[ATTEMPT] + 1
       rec[SESSION], rec[CARRIER], rec[REPLY], rec[TRACE] = session, carrier, ack, trace
       rec[STARTED], rec[DEADLINE], rec[DUE], rec[MAXR] = now, math.min(now + timeout_ms, rec[FINISH_BY]), 0, max_retries
       rec[NOTIFY], rec[SUMMARY] = notify, summary

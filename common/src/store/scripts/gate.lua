@@ -21,7 +21,7 @@ read()
 
 local act = frame[6]
 if act == 1 then
-  local why = not store.inc and 'empty' or commit < seen and 'older' or frame[9] == 1 and store.jobs ~= frame[8] and 'jobs'
+  local why = not store.inc and 'empty' or (commit < seen or is_forked(redis.call('HGET', KEYS[1], ARGV[5]))) and 'older' or frame[9] == 1 and store.jobs ~= frame[8] and 'jobs'
   if why == 'jobs' then
     redis.call('HSET', KEYS[1], 'jobs', frame[8], 'gate', CLOSED, 'closed', now, 'why', why)
     redis.call('HDEL', KEYS[1], 'by', 'until', 'restored')
@@ -33,6 +33,7 @@ if act == 1 then
     redis.call('HSET', KEYS[1], 'inc', frame[7], 'jobs', jobs, 'commit', math.max(commit, seen) + 1000000, 'gate', CLOSED,
       'closed', now, 'base', now, 'why', why, 'prev', prev)
     redis.call('HDEL', KEYS[1], 'by', 'until', 'restored')
+    for i = 0, MARKS - 1 do redis.call('HDEL', KEYS[1], 'm' .. i) end
   end
 else
   if store.inc ~= incarnation then return reply(store.inc and 2 or 1) end

@@ -14,11 +14,13 @@
 --   ARGV[2] msgpack array  outbox entry ids that JetStream confirmed: trimmed here
 --   ARGV[3] the items: a msgpack array, or packed one after the other where the script says so
 --   ARGV[4] text          highest commit that the caller's process has seen of this partition
--- Reply: array of strings: msgpack {code, now ms, commit, gate}; the results, one msgpack value after the other; then for each entry: id, text.
+--   ARGV[5] text          field of KEYS[1] with the mark of the last commit that the caller's process made ('' = it made none)
+--   ARGV[6] text          that mark: "<commit> <call id>"
+-- Reply: array of strings: msgpack {code, now ms, commit, gate, mark of the commit that this call made or ''}; the results, one msgpack value after the other; then for each entry: id, text.
 -- Cost: Redis's Lua hashes every byte of every string that comes to be, so a byte costs about a nanosecond each time, and a
 --   table that grows element by element is moved five times on its way to 20. So records, events and items of the frequent
 --   scripts are packed by position (`struct`), numbers in little-endian order, texts ended by a zero byte.
--- Code: 0 done, 1 no store, 2 store of another incarnation, 3 session lost, 4 outbox full, 5 not at this gate, 6 an older copy.
+-- Code: 0 done, 1 no store, 2 store of another incarnation, 3 session lost, 4 outbox full, 5 not at this gate, 6 an older copy, or one that has gone on without commits that the caller made.
 -- Second call with the same call id: the same results; nothing is written twice.
 
 -- A record in memory: `true` (what `pcall` said when it was read), the fields, then the bytes of a newer release's fields.
@@ -53,6 +55,10 @@ local seen = tonumber(ARGV[4])
 -- BASE: every epoch of an attempt of an earlier data set is below it.
 local CLOSED, RESTORED = 1, 2
 local commit, gate, base, watched = 0, 0, 0, nil
+-- The last commits of the data set, each with the call that made it: a copy that lost the newest ones and has made others since
+-- has the same numbers, but other calls.
+local MARKS = 64
+local mark = ''
 
 -- Numbers as text, made once per call: turning one into text costs as much as a table of events lookups.
 local text_of = setmetatable({}, {
@@ -79,7 +85,7 @@ end
 -- Entries for the caller, flat, after the places of head and results.
 local out = { '', '' }
 local function reply(code)
-  out[1], out[2] = cmsgpack.pack({ code, now, commit, gate }), table.concat(results)
+  out[1], out[2] = cmsgpack.pack({ code, now, commit, gate, mark }), table.concat(results)
   return out
 end
 
@@ -247,14 +253,20 @@ local function trim()
   if #confirmed > 0 then redis.call('XDEL', KEYS[3], unpack(confirmed)) end
 end
 
+-- Whether the last commit of the caller's process is not in this data set: `there` is what stands in its place.
+local function is_forked(there)
+  return ARGV[5] ~= '' and there and there ~= ARGV[6] and string.match(there, '^%d+') == string.match(ARGV[6], '^%d+')
+end
+
 -- Reads the records of n jobs. Not 0 when the store is not the one that the caller knows, or its gate is closed and the
 -- caller may not pass then; nothing may be written.
 local function open_frame(n, may_pass)
-  local store = redis.call('HMGET', KEYS[1], 'inc', 'commit', 'gate', 'base', 'watched')
+  local store = redis.call('HMGET', KEYS[1], 'inc', 'commit', 'gate', 'base', 'watched', ARGV[5])
   if not store[1] then return 1 end
   commit = tonumber(store[2])
   if commit < seen then return 6 end
   if store[1] ~= incarnation then return 2 end
+  if is_forked(store[6]) then return 6 end
   if store[3] then gate = tonumber(store[3]) end
   if store[4] then base = tonumber(store[4]) end
   watched = store[5]
@@ -276,7 +288,11 @@ local function open_frame(n, may_pass)
   return 0
 end
 
-local function raise_commit() commit = redis.call('HINCRBY', KEYS[1], 'commit', 1) end
+local function raise_commit()
+  commit = redis.call('HINCRBY', KEYS[1], 'commit', 1)
+  mark = text_of[commit] .. ' ' .. call
+  redis.call('HSET', KEYS[1], 'm' .. commit % MARKS, mark)
+end
 
 -- Two items of one call may name the same job: the second must see what the first did.
 local function record(i) return recs[first[i]] end
