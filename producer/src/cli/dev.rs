@@ -1,6 +1,9 @@
 //! `surety dev`: everything on this machine, for trying things out.
 
-use std::path::PathBuf;
+use std::{
+    fs::File,
+    path::{Path, PathBuf},
+};
 
 use clap::Args;
 use serde::Serialize;
@@ -8,6 +11,7 @@ use surety_common::{config, connect, telemetry::Listen};
 
 use super::{Context, failure::Failure};
 use crate::dev::{
+    folder::{self, Taken},
     processes::{Outcome, Processes},
     servers::{NatsOptions, NatsServer, RedisOptions, RedisServer},
 };
@@ -46,6 +50,13 @@ pub(super) async fn run(cx: &Context, args: DevArgs) -> Result<(), Failure> {
     let DevArgs { data, nats_port, redis_port, workers } = args;
     // Looked for first: without them nothing else is worth starting.
     let programs = Processes::find()?;
+    let _ours = take(&data, nats_port)?;
+    // Before anything starts, so that nothing has to be taken down again.
+    for (flag, port) in [("--nats-port", nats_port), ("--redis-port", redis_port)] {
+        if port != 0 && std::net::TcpListener::bind((std::net::Ipv4Addr::LOCALHOST, port)).is_err() {
+            return Err(port_taken(flag, port));
+        }
+    }
     let mut nats = NatsServer::start(NatsOptions {
         port: Some(nats_port),
         data: data.join("nats"),
@@ -139,9 +150,29 @@ fn listen_at(first: Listen, place: u32) -> Vec<std::ffi::OsString> {
 fn with_hint(e: crate::dev::servers::ServerError, flag: &str, port: u16) -> Failure {
     let failure = Failure::from(e);
     if port != 0 && failure.text.to_ascii_lowercase().contains("address already in use") {
-        return Failure::no(format!("port {port} is taken; {flag} 0 takes a free one"));
+        return port_taken(flag, port);
     }
     failure
+}
+
+fn port_taken(flag: &str, port: u16) -> Failure {
+    Failure::no(format!("port {port} is taken; {flag} 0 takes a free one"))
+}
+
+/// The data folder is ours from here on, until this process ends: two of us on one folder would destroy each other's data.
+fn take(data: &Path, nats_port: u16) -> Result<File, Failure> {
+    let cannot = |e: std::io::Error| Failure::no(format!("cannot use the folder {}: {e}", data.display()));
+    std::fs::create_dir_all(data).map_err(cannot)?;
+    let nats =
+        if nats_port == 0 { "a free port".to_owned() } else { format!("nats://127.0.0.1:{nats_port}") };
+    let note = format!("process {}, {nats}", std::process::id());
+    match folder::take(data, "dev.lock", &note).map_err(cannot)? {
+        Taken::Ours(file) => Ok(file),
+        Taken::Theirs(who) => Err(Failure::no(format!(
+            "surety dev already runs in {} ({who}): use that one, stop it, or take another folder with --data",
+            data.display()
+        ))),
+    }
 }
 
 #[cfg(test)]

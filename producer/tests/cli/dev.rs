@@ -132,3 +132,47 @@ async fn missing_programs_and_taken_ports_say_what_to_do() {
     assert_eq!(code, Some(1), "{err}");
     assert!(err.contains(&format!("port {port} is taken; --nats-port 0 takes a free one")), "{err}");
 }
+
+// Shows: P1
+#[tokio::test]
+async fn two_in_one_folder_are_one_too_many() {
+    let folder = tempfile::tempdir().unwrap();
+    let surety = install(folder.path(), Some("trap 'exit 0' TERM\nwhile :; do sleep 0.05; done"));
+    let mut first = dev(&surety, folder.path()).spawn().unwrap();
+    read_until(&mut first, "Ctrl-C").await;
+    let (code, err) = ended(dev(&surety, folder.path()).spawn().unwrap()).await;
+    assert_eq!(code, Some(1), "{err}");
+    let who = format!("already runs in .surety/dev (process {}, nats://", first.id().unwrap());
+    assert!(err.contains("already runs in .surety/dev (process ") && err.contains("--data"), "{err}");
+    assert!(err.contains(&who.replace("nats://", "")), "{err}");
+    // The lock ends with the process, whatever ended it, and that of a server with the server.
+    first.kill().await.unwrap();
+    let mut second = dev(&surety, folder.path()).spawn().unwrap();
+    read_until(&mut second, "Ctrl-C").await;
+    second.kill().await.unwrap();
+}
+
+// Shows: P1
+#[tokio::test]
+async fn a_server_has_the_folder_of_its_data_alone() {
+    use surety_producer::dev::servers::{NatsOptions, NatsServer, RedisOptions, RedisServer, ServerError};
+    let folder = tempfile::tempdir().unwrap();
+    let redis =
+        || RedisOptions { port: None, data: folder.path().join("redis"), extra_args: Vec::new(), log: None };
+    let nats = || NatsOptions {
+        port: None,
+        data: folder.path().join("nats"),
+        extra_config: String::new(),
+        log: None,
+    };
+    let (mut one, two) =
+        (RedisServer::start(redis()).await.unwrap(), NatsServer::start(nats()).await.unwrap());
+    for taken in [RedisServer::start(redis()).await.map(drop), NatsServer::start(nats()).await.map(drop)] {
+        let e = taken.unwrap_err();
+        assert!(matches!(&e, ServerError::InUse { by, .. } if by.contains("process")), "{e}");
+    }
+    // One that starts again has its own folder.
+    one.restart().await.unwrap();
+    drop((one, two));
+    NatsServer::start(nats()).await.unwrap();
+}

@@ -61,6 +61,18 @@ pub enum ServerError {
         /// The end of what it logged in this run.
         log: String,
     },
+    /// Another server has the folder of its data.
+    #[error(
+        "a {program} runs on the data in {} already ({by}): stop it, or take another folder", folder.display()
+    )]
+    InUse {
+        /// `nats-server` or `redis-server`.
+        program: &'static str,
+        /// The folder.
+        folder: PathBuf,
+        /// Who started it.
+        by: String,
+    },
     /// The server runs but did not answer in time; it has been killed.
     #[error("{program} does not answer after {within:?}; the end of its log:\n{log}")]
     NotReady {

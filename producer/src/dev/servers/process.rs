@@ -136,7 +136,7 @@ pub(super) mod keeper {
         io,
         os::unix::process::CommandExt,
         path::Path,
-        process::{Child, Command, Stdio},
+        process::{Child, Command},
         sync::{OnceLock, mpsc},
         thread,
         time::Duration,
@@ -211,7 +211,7 @@ pub(super) mod keeper {
         command
             .args(launch.arguments)
             .current_dir(launch.folder)
-            .stdin(Stdio::null())
+            .stdin(launch.lock)
             .stdout(launch.output)
             .stderr(errors)
             .spawn()

@@ -21,7 +21,12 @@ use super::{
     io_error,
     process::{Process, keeper},
 };
+use crate::dev::folder::{self, Taken};
 
+/// How long a folder may stay taken.
+const TAKEN_WITHIN: Duration = Duration::from_secs(2);
+/// Name of the lock in a server's folder.
+const LOCK: &str = "surety.lock";
 /// How long a server may take until it answers.
 pub(super) const READY_WITHIN: Duration = Duration::from_secs(10);
 /// The pause between two looks at a server that starts or ends.
@@ -41,6 +46,8 @@ pub(super) struct Launch {
     pub(super) arguments: Vec<OsString>,
     pub(super) folder: PathBuf,
     pub(super) output: File,
+    /// The lock on its folder, which it has for as long as it lives.
+    pub(super) lock: File,
 }
 
 /// One run of a server, from its start to its end.
@@ -60,11 +67,13 @@ impl Run {
         files: &Files,
         arguments: Vec<OsString>,
     ) -> Result<Self, ServerError> {
+        let lock = files.take_in_time(program).await?;
         let log = files.log.clone();
         let action = || io_error(format!("write {}", log.display()));
         let output = OpenOptions::new().create(true).append(true).open(&log).map_err(action())?;
         let log_from = output.metadata().map_err(action())?.len();
-        let launch = Launch { binary: files.binary.clone(), arguments, folder: files.data.clone(), output };
+        let launch =
+            Launch { binary: files.binary.clone(), arguments, folder: files.data.clone(), output, lock };
         let process =
             keeper::start(launch).await.map_err(io_error(format!("start {}", files.binary.display())))?;
         Ok(Self { program, process, log, log_from, deadline: Instant::now() + READY_WITHIN })
@@ -115,6 +124,29 @@ pub(super) struct Files {
 }
 
 impl Files {
+    /// Takes the folder. A server whose owner was killed dies with it, and may need a moment for that.
+    async fn take_in_time(&self, program: &'static Program) -> Result<File, ServerError> {
+        let deadline = Instant::now() + TAKEN_WITHIN;
+        loop {
+            match self.take(program) {
+                Err(ServerError::InUse { .. }) if Instant::now() < deadline => sleep(POLL).await,
+                done => return done,
+            }
+        }
+    }
+
+    /// Takes the folder of its data: two servers on the same files destroy them.
+    fn take(&self, program: &'static Program) -> Result<File, ServerError> {
+        let note = format!("started by process {}", std::process::id());
+        match folder::take(&self.data, LOCK, &note) {
+            Ok(Taken::Ours(file)) => Ok(file),
+            Ok(Taken::Theirs(by)) => {
+                Err(ServerError::InUse { program: program.name, folder: self.data.clone(), by })
+            }
+            Err(e) => Err(io_error(format!("lock {}", self.data.join(LOCK).display()))(e)),
+        }
+    }
+
     pub(super) async fn prepare(
         program: &'static Program,
         data: PathBuf,
