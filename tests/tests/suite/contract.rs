@@ -179,7 +179,7 @@ async fn silence_for_five_periods_is_nudged_once_and_the_job_lives() {
     }
     for job in ["a", "quiet", "nobody"] {
         let r = world.ended(&c, job).await;
-        assert_eq!((r.status, r.epoch), (Status::Done, 1), "it was silent, and was not killed for it");
+        assert_eq!((r.status, r.attempt), (Status::Done, 1), "it was silent, and was not killed for it");
     }
     world.until(&c, "a", |r| r.contract == Contract::TerminalAcked).await;
     world.until(&c, "quiet", |r| r.contract == Contract::TerminalAcked).await;

@@ -12,10 +12,10 @@ use surety_tests::{
 
 use super::compose::read;
 
-/// In their first epoch: one that a signal ends, one that catches it as shells and runtimes do, and one that crashes by itself.
-const PLAIN: &str = "if [ $SURETY_EPOCH -eq 1 ]; then exec sleep 60; fi";
+/// In their first attempt: one that a signal ends, one that catches it as shells and runtimes do, and one that crashes by itself.
+const PLAIN: &str = "if [ $SURETY_ATTEMPT -eq 1 ]; then exec sleep 60; fi";
 const CATCHES: &str =
-    "if [ $SURETY_EPOCH -eq 1 ]; then trap 'kill $!; exit 143' TERM; trap 'kill $!; exit 130' INT
+    "if [ $SURETY_ATTEMPT -eq 1 ]; then trap 'kill $!; exit 143' TERM; trap 'kill $!; exit 130' INT
 trap 'kill $!; exit 129' HUP; sleep 60 & say ready 0; wait; fi";
 
 fn signal(pid: i32, signal: Signal) {
@@ -37,7 +37,8 @@ async fn begun(world: &World, witness: &Witness) {
         world.publish("default", job, &doc).await;
         witness.started(job, 1).await;
     }
-    wait("the trap", async || witness.text().contains("ready catches 1 0")).await;
+    let is_ready = |l: &str| l.starts_with("ready catches ");
+    wait("the trap", async || witness.text().lines().any(is_ready)).await;
 }
 
 fn handlers(witness: &Witness) -> String {
@@ -70,7 +71,7 @@ async fn stop_of_all(s: Signal, is_late: bool) {
     let mut second = world.worker(&[], &[]);
     for job in ["plain", "catches"] {
         let ended = world.ended(&c, job).await;
-        assert_eq!((ended.status, ended.epoch, ended.charged), (Status::Done, 2, 0), "{job}");
+        assert_eq!((ended.status, ended.attempt, ended.charged), (Status::Done, 2, 0), "{job}");
     }
     witness.no_overlap();
     settled(&world, &c).await;

@@ -11,7 +11,7 @@ use surety_tests::{
     world::{World, messages, wait},
 };
 
-use super::scripts::{World as Scripts, claim, epoch, finish, id, replay};
+use super::scripts::{FIRST, World as Scripts, claim, epoch, finish, id, replay};
 
 /// Promised starts are missed at once, and what waits is looked at often.
 const SOON: &str = "[contract]\nack = \"200ms\"\n[reaper]\ncarrier_check = \"500ms\"\n";
@@ -112,7 +112,7 @@ async fn a_registered_job_is_claimed_like_any_other() {
     let _worker = world.worker(&[], &[]);
     for job in ["a", "due"] {
         let done = world.ended(&c, job).await;
-        assert_eq!((done.status, done.epoch, done.rev), (Status::Done, 1, 2), "{job}");
+        assert_eq!((done.status, done.attempt, done.rev), (Status::Done, 1, 2), "{job}");
     }
     assert_eq!(world.ended(&c, "bad").await.code, "invalid_job");
     world.drained(&c).await;
@@ -186,7 +186,7 @@ async fn what_is_known_stays_and_what_a_record_lacks_is_filled_in() {
     assert_eq!(w.register(&[item("b")]).await, [WaitingReply::Known { carrier: "JOBS:b".into() }]);
     let b = w.store.record(&id("b")).await.unwrap().unwrap();
     assert_eq!((b.created_ms, b.max_retries, b.summary.as_str()), (1_800_000_000_000, 3, "what it is"));
-    assert_eq!((b.notify.as_str(), b.rev, b.epoch), (r#"{"subject":"me"}"#, 2, 1));
+    assert_eq!((b.notify.as_str(), b.rev, b.epoch), (r#"{"subject":"me"}"#, 2, FIRST));
 
     // It runs as what it is now; an outcome leaves the message over.
     let granted = epoch(&w.claim(&[claim("b")]).await[0]);
