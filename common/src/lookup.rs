@@ -88,5 +88,5 @@ pub fn journal_part(seen: &Seen) -> (Option<String>, u64) {
 
 /// Generation of a carrier: 1 unless a replay published it.
 pub fn generation(m: &Delivery) -> u32 {
-    m.header(headers::GENERATION).and_then(|g| g.parse().ok()).unwrap_or(1)
+    headers::read_generation(m.header(headers::GENERATION)).unwrap_or(1)
 }

@@ -33,6 +33,7 @@ mod suite {
     mod guards_cli;
     mod handler_env;
     mod health;
+    mod hostile;
     mod intake;
     mod keepers;
     mod lineage;

@@ -101,16 +101,20 @@ pub fn decode(
     stream_created: &str,
 ) -> Result<Decoded, Box<Undecoded>> {
     let carrier = d.carrier().to_string();
-    let generation = d.header(headers::GENERATION).and_then(|g| g.parse().ok()).unwrap_or(1);
+    let named = headers::read_generation(d.header(headers::GENERATION));
+    let generation = *named.as_ref().unwrap_or(&1);
     let naming = Naming::of(broker, d, stream_created);
-    let read = readable(d).and_then(|()| parse(&d.payload)).and_then(|doc| {
-        let id = naming.id(doc.id.as_deref())?;
-        let mut job = check(doc, id, queue.clone())?;
-        if naming.schedule.is_some() {
-            job.lineage = job.lineage.map(|l| l.of_firing(&job.id));
-        }
-        Ok(job)
-    });
+    let read = readable(d)
+        .and_then(|()| named.map_err(Refused::invalid))
+        .and_then(|_| parse(&d.payload))
+        .and_then(|doc| {
+            let id = naming.id(doc.id.as_deref())?;
+            let mut job = check(doc, id, queue.clone())?;
+            if naming.schedule.is_some() {
+                job.lineage = job.lineage.map(|l| l.of_firing(&job.id));
+            }
+            Ok(job)
+        });
     match read {
         Ok(job) => Ok(Decoded { job: Arc::new(job), generation, trace: trace(d), carrier }),
         Err(refused) => {

@@ -25,8 +25,15 @@ pub fn prefix(s: &str, max: usize) -> &str {
     s.get(..end).unwrap_or("")
 }
 
+/// Longest name that is looked at as a typing slip.
+const SLIP_CAP: usize = 64;
+
 /// The known name nearest to `given`, if one is near enough to be a typing slip.
 pub fn nearest<'a>(given: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    // The distance costs the product of both lengths, and a stranger may choose the one.
+    if given.len() > SLIP_CAP {
+        return None;
+    }
     known
         .into_iter()
         .map(|k| (strsim::damerau_levenshtein(given, k), k))

@@ -200,6 +200,7 @@ impl Store {
         if matches!(head.code, 0 | 3 | 4 | 5) {
             seen.commit.fetch_max(head.commit, Ordering::Relaxed);
             if !head.mark.is_empty() {
+                self.note_refusal(None);
                 head.mark.clone_into(&mut seen.mark.lock().unwrap_or_else(PoisonError::into_inner));
             }
             if seen.gate.swap(head.gate as u8, Ordering::Relaxed) != head.gate as u8 {
@@ -222,6 +223,28 @@ impl Store {
     pub fn set_unfit(&self, why: Option<String>) {
         *self.inner.unfit.lock().unwrap_or_else(PoisonError::into_inner) = why;
         self.tell_gates();
+    }
+
+    /// Why the server refuses writes, as the last one found: memory, disk or replicas are missing. Results are kept meanwhile, and
+    /// written when it takes them again.
+    pub fn refusal(&self) -> Option<String> {
+        self.inner.refused.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn note_refusal(&self, why: Option<String>) {
+        let mut refused = self.inner.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        match (&why, refused.is_some()) {
+            (Some(why), false) => {
+                tracing::error!(
+                    why,
+                    alert = "redis_refuses_writes",
+                    "redis refuses writes; nothing starts or ends until it takes them"
+                );
+            }
+            (None, true) => tracing::info!("redis takes writes again"),
+            _ => return,
+        }
+        *refused = why;
     }
 
     fn tell_gates(&self) {

@@ -504,7 +504,11 @@ impl Store {
     ) -> Result<Renewed, StoreError> {
         let (inc, call, s, keep, look) = self.frame(p, Some(session));
         let frame = (inc, call, s, keep, look, millis(ttl));
-        only(self.call(&self.inner.scripts.renew, p, Some(session), &[], &frame, pack(running)?).await?)
+        let answer =
+            self.call(&self.inner.scripts.renew, p, Some(session), &[], &frame, pack(running)?).await?;
+        // It writes, and makes no commit.
+        self.note_refusal(None);
+        only(answer)
     }
 
     /// Opens a session in a partition. `info` is JSON ([`super::SessionInfo`]).

@@ -213,6 +213,8 @@ pub(super) struct Inner {
     pub(super) is_open: watch::Sender<bool>,
     /// Why the server is not fit, if it is not.
     pub(super) unfit: Mutex<Option<String>>,
+    /// Why the server refused the last write, if it did.
+    pub(super) refused: Mutex<Option<String>>,
     /// Outbox entries that JetStream confirmed: trimmed by the next call, per partition.
     confirmed: Vec<Mutex<Vec<String>>>,
     calls: AtomicU64,
@@ -242,6 +244,7 @@ impl Store {
                 jobs: Mutex::new(String::new()),
                 is_open: watch::Sender::new(true),
                 unfit: Mutex::default(),
+                refused: Mutex::default(),
                 confirmed: (0..n).map(|_| Mutex::new(Vec::new())).collect(),
                 calls: AtomicU64::new(0),
                 process: process_id(),
@@ -397,8 +400,13 @@ impl Store {
             let call = &call;
             async move {
                 let origin = self.origin(p);
-                let parts: Vec<Vec<u8>> = call.invoke_async(&mut connection).await?;
-                Ok::<_, StoreError>((origin, parts))
+                let answer: Result<Vec<Vec<u8>>, _> = call.invoke_async(&mut connection).await;
+                if let Err(e) = &answer
+                    && trouble::refuses_writes(e)
+                {
+                    self.note_refusal(Some(e.to_string()));
+                }
+                Ok::<_, StoreError>((origin, answer?))
             }
         })
         .await;

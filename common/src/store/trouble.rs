@@ -60,6 +60,11 @@ pub(super) fn are_elsewhere(answers: &RedisResult<Vec<Value>>) -> bool {
     }
 }
 
+/// Whether the server refuses writes for now, and answers otherwise.
+pub(super) fn refuses_writes(e: &RedisError) -> bool {
+    matches!(e.code(), Some("OOM" | "MISCONF" | "NOREPLICAS"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

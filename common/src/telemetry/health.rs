@@ -115,7 +115,7 @@ pub async fn servers(c: &Connected) -> Parts {
     });
     let redis = in_time(async {
         c.store.check().await.map_err(|e| e.to_string())?;
-        c.store.unfit().map_or(Ok(()), Err)
+        c.store.refusal().or_else(|| c.store.unfit()).map_or(Ok(()), Err)
     });
     let (nats, redis) = tokio::join!(nats, redis);
     vec![("nats", nats), ("redis", redis)]

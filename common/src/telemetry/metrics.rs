@@ -210,6 +210,7 @@ pub const ALERTS: &[&str] = &[
     "record_set_aside",
     "records_kept",
     "redis_lost",
+    "redis_refuses_writes",
     "redis_unfit",
     "rule_failed",
     "status_write_failed",

@@ -35,6 +35,8 @@ pub const TRACESTATE: &str = "tracestate";
 pub const JOB: &str = "Surety-Job";
 /// Generation of a republished carrier.
 pub const GENERATION: &str = "Surety-Generation";
+/// Highest generation: far above any number of replays, and with room to count on.
+pub const MAX_GENERATION: u32 = 1_000_000_000;
 /// When the job was first stored (RFC 3339), on a republished carrier.
 pub const FIRST_AT: &str = "Surety-First-At";
 /// Commit counter of the Redis data set when the journal entry was written.
@@ -74,4 +76,33 @@ pub fn may_copy(name: &str) -> bool {
 pub fn clean(text: &str) -> String {
     let one_line: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
     crate::domain::text::cut(one_line.trim(), 512).into_owned()
+}
+
+/// The generation of a carrier by its header: 1 where there is none.
+/// Errors: it is no number from 1 to [`MAX_GENERATION`]. Nobody may guess then: a record of generation 0 cannot be read.
+pub fn read_generation(header: Option<&str>) -> Result<u32, String> {
+    let Some(text) = header else { return Ok(1) };
+    let is_number = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    text.parse()
+        .ok()
+        .filter(|g| is_number && (1..=MAX_GENERATION).contains(g))
+        .ok_or_else(|| format!("{GENERATION}: not a number from 1 to {MAX_GENERATION}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // Shows: P8
+    #[test]
+    fn a_generation_is_a_whole_number_from_1_on() {
+        assert_eq!(read_generation(None), Ok(1));
+        assert_eq!(read_generation(Some("7")), Ok(7));
+        assert_eq!(read_generation(Some("1000000000")), Ok(MAX_GENERATION));
+        for bad in
+            ["0", "-1", "+1", "1.5", "abc", "", " 1", "1000000001", "4294967296", "99999999999999999999"]
+        {
+            assert!(read_generation(Some(bad)).is_err(), "{bad:?}");
+        }
+    }
 }

@@ -152,9 +152,45 @@ pub struct Refused {
     pub problems: Vec<String>,
 }
 
+/// Most problems that one refusal names, and most bytes of one of them: what a stranger sends does not decide how much is logged,
+/// journaled and kept.
+const PROBLEMS: usize = 20;
+const PROBLEM_CAP: usize = 300;
+
+/// Gathers problems within these bounds.
+#[derive(Default)]
+struct Problems {
+    named: Vec<String>,
+    more: usize,
+}
+
+impl Problems {
+    /// `text` is made only where there is room for it.
+    fn add(&mut self, text: impl FnOnce() -> String) {
+        if self.named.len() < PROBLEMS {
+            self.named.push(text::cut(&text(), PROBLEM_CAP).into_owned());
+        } else {
+            self.more += 1;
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.named.is_empty()
+    }
+
+    fn into_list(mut self) -> Vec<String> {
+        if self.more > 0 {
+            self.named.push(format!("and {} more", self.more));
+        }
+        self.named
+    }
+}
+
 impl Refused {
     pub(crate) fn invalid(problem: String) -> Self {
-        Self { code: ErrorCode::InvalidJob, problems: vec![problem] }
+        let mut problems = Problems::default();
+        problems.add(|| problem);
+        Self { code: ErrorCode::InvalidJob, problems: problems.into_list() }
     }
 }
 
@@ -199,31 +235,34 @@ fn explain(body: &[u8], error: &serde_json::Error) -> Refused {
     {
         return newer(u32::try_from(v).unwrap_or(u32::MAX));
     }
-    let mut unknown = Vec::new();
+    let mut unknown = Problems::default();
     for (place, known) in FIELDS {
         let object = if place.is_empty() { Some(top) } else { top.get(place).and_then(|v| v.as_object()) };
         for name in object.into_iter().flat_map(|o| o.keys()) {
             if known.contains(&name.as_str()) {
                 continue;
             }
-            let path = if place.is_empty() { name.clone() } else { format!("{place}.{name}") };
-            let hint = match text::nearest(name, known.iter().copied()) {
-                Some(n) => format!("did you mean {n:?}?"),
-                None => format!("known here: {}", known.join(", ")),
-            };
-            unknown.push(format!("unknown field {path:?}; {hint}"));
+            unknown.add(|| {
+                let short = text::cut(name, 64);
+                let path = if place.is_empty() { short.into_owned() } else { format!("{place}.{short}") };
+                let hint = match text::nearest(name, known.iter().copied()) {
+                    Some(n) => format!("did you mean {n:?}?"),
+                    None => format!("known here: {}", known.join(", ")),
+                };
+                format!("unknown field {path:?}; {hint}")
+            });
         }
     }
     if unknown.is_empty() {
         return Refused::invalid(format!("{error}"));
     }
-    Refused { code: ErrorCode::UnknownVersion, problems: unknown }
+    Refused { code: ErrorCode::UnknownVersion, problems: unknown.into_list() }
 }
 
 /// Checks a document and gives the job. All problems are reported at once.
 pub fn check(doc: JobDocument, id: JobId, queue: QueueName) -> Result<Job, Refused> {
-    let mut problems = Vec::new();
-    let mut note = |field: &str, e: &dyn std::fmt::Display| problems.push(format!("{field}: {e}"));
+    let mut problems = Problems::default();
+    let mut note = |field: &str, e: &dyn std::fmt::Display| problems.add(|| format!("{field}: {e}"));
 
     let kind = TypeName::new(&doc.kind).map_err(|e| note("type", &e)).ok();
     let lineage = lineage::read(&doc).unwrap_or_else(|found| {
@@ -323,7 +362,7 @@ pub fn check(doc: JobDocument, id: JobId, queue: QueueName) -> Result<Job, Refus
             requester,
             expires_at,
         }),
-        _ => Err(Refused { code: ErrorCode::InvalidJob, problems }),
+        _ => Err(Refused { code: ErrorCode::InvalidJob, problems: problems.into_list() }),
     }
 }
 

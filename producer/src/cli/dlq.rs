@@ -95,7 +95,7 @@ impl Letter {
             queue,
             reason: text(headers::REASON),
             message: text(headers::MESSAGE),
-            generation: m.header(headers::GENERATION).and_then(|g| g.parse().ok()).unwrap_or(1),
+            generation: headers::read_generation(m.header(headers::GENERATION)).unwrap_or(1),
             epoch: m.header(headers::EPOCH).and_then(|e| e.parse().ok()).unwrap_or(0),
             carrier: text(headers::CARRIER),
             subject: text(headers::SUBJECT),

@@ -8,7 +8,10 @@ use surety_common::{
     domain::{Job, JobId, QueueName, deadline::millis},
     pace::Pace,
     store::{ReplayItem, ReplayReply, StoreError},
-    wire::job::{check, parse},
+    wire::{
+        headers::MAX_GENERATION,
+        job::{check, parse},
+    },
 };
 
 use super::{
@@ -181,6 +184,12 @@ async fn one(cx: &Context, c: &Connected, id: &JobId, letter: &Letter) -> Result
                 r.status.name()
             )));
         }
+    }
+    if letter.generation >= MAX_GENERATION {
+        return Err(Failure::no(format!(
+            "{id} is at generation {}, the last one: enqueue its body under a new id",
+            letter.generation
+        )));
     }
     let generation = letter.generation + 1;
     let patience = Pace::call(cx.settings.connection.retry_limit);

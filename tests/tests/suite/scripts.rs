@@ -98,8 +98,8 @@ impl World {
         let session = session("s1");
         store.open_session(0, &session, HOUR, r#"{"host":"h1","pid":1}"#).await.unwrap();
         let client = redis::Client::open(redis.url()).unwrap();
-        let plain = client.get_multiplexed_async_connection().await.unwrap();
-        count_epochs(&redis.url()).await;
+        let mut plain = client.get_multiplexed_async_connection().await.unwrap();
+        set_base(&mut plain).await;
         Self { store, session, plain, redis }
     }
 
@@ -188,7 +188,10 @@ pub(super) fn receipt(job: &str, outcome: Status) -> String {
 pub(super) const BASE: u64 = 4_000_000_000_000;
 /// Makes the epochs of a data set countable from [`FIRST`] on.
 pub(super) async fn count_epochs(url: &str) {
-    let mut plain = redis::Client::open(url).unwrap().get_multiplexed_async_connection().await.unwrap();
+    set_base(&mut redis::Client::open(url).unwrap().get_multiplexed_async_connection().await.unwrap()).await;
+}
+
+async fn set_base(plain: &mut redis::aio::MultiplexedConnection) {
     let () = plain.hset("surety:{p00}:store", "base", BASE).await.unwrap();
 }
 

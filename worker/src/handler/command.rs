@@ -200,10 +200,28 @@ fn detail(heard: &Heard, exit: Exit) -> Detail {
         exit_code: if let ExitStatusKind::Code(c) = exit.status { Some(c) } else { None },
         signal: if let ExitStatusKind::Signal(s) = exit.status { Some(s) } else { None },
         iteration: heard.said.iteration.map(|(n, _)| n),
-        stdout_tail: exit.stdout_tail,
-        stderr_tail: exit.stderr_tail,
+        stdout_tail: fit_tail(exit.stdout_tail),
+        stderr_tail: fit_tail(exit.stderr_tail),
         output_truncated: exit.output_truncated,
     }
+}
+
+/// Most bytes of one tail as JSON: both together have 64 KiB, whatever stands in them.
+const TAIL_CAP: usize = 32 * 1024;
+
+/// The last lines that have room.
+fn fit_tail(mut lines: Vec<String>) -> Vec<String> {
+    let mut left = TAIL_CAP;
+    let size = |line: &String| serde_json::to_string(line).map_or(usize::MAX, |json| json.len() + 1);
+    let kept = lines.iter().rev().take_while(|line| match left.checked_sub(size(line)) {
+        Some(rest) => {
+            left = rest;
+            true
+        }
+        None => false,
+    });
+    let n = kept.count();
+    lines.split_off(lines.len() - n)
 }
 
 /// Follows the control lines to the end of the attempt, stopping it when told to.
@@ -318,13 +336,20 @@ fn result(exit: &Exit) -> Option<Box<RawValue>> {
     {
         return Some(raw);
     }
-    let room = RESULT_CAP / 2;
-    let shown = if is_whole {
-        text::cut(trimmed, room).into_owned()
-    } else {
-        format!("{}… [truncated, {} bytes total]", text::prefix(trimmed, room), exit.stdout_total)
-    };
-    serde_json::to_string(&shown).ok().and_then(|s| RawValue::from_string(s).ok())
+    // What counts is what is stored: a control character has six bytes there.
+    let mut room = RESULT_CAP / 2;
+    loop {
+        let shown = if is_whole {
+            text::cut(trimmed, room).into_owned()
+        } else {
+            format!("{}… [truncated, {} bytes total]", text::prefix(trimmed, room), exit.stdout_total)
+        };
+        let json = serde_json::to_string(&shown).ok()?;
+        if json.len() <= RESULT_CAP {
+            return RawValue::from_string(json).ok();
+        }
+        room /= 2;
+    }
 }
 
 fn message(code: ErrorCode, exit: &Exit, heard: &Heard, timeout: Duration) -> String {

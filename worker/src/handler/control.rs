@@ -5,7 +5,13 @@ use std::{sync::Arc, time::Duration};
 use serde::Deserialize;
 use serde_json::{Value, value::RawValue};
 use surety_common::{
-    domain::{EventKind, JobId, fingerprint, ids::SessionId, job::EVENT_CAP, outcome::Said, text},
+    domain::{
+        EventKind, JobId, fingerprint,
+        ids::SessionId,
+        job::{EVENT_CAP, RESULT_CAP},
+        outcome::Said,
+        text,
+    },
     reload::LiveSettings,
     store::{ProgressItem, ProgressReply},
     telemetry::metrics::worker,
@@ -122,9 +128,12 @@ impl Heard {
             self.said.iteration = Some((n, max));
         }
         if let Some(r) = &line.result {
-            self.result = Some(r.clone());
+            match r.get().len() {
+                0..=RESULT_CAP => self.result = Some(r.clone()),
+                n => self.refuse(&format!("the result has {n} bytes; the cap is {RESULT_CAP}")),
+            }
         }
-        if let Some(u) = &line.usage {
+        if let Some(u) = line.usage.as_ref().filter(|u| u.get().len() <= EVENT_CAP) {
             self.usage = Some(u.clone());
         }
         if let Some(e) = &line.error {

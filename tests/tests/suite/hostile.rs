@@ -1,0 +1,135 @@
+//! What somebody with the rights of a producer, or of a handler, may send: it costs a stated bound, and nobody else.
+
+use surety_common::domain::Status;
+use surety_tests::{
+    scrape::{address, get},
+    witness::{Witness, dead_letters, settled},
+    world::{World, wait},
+};
+
+use super::metrics::LISTEN;
+
+// Shows: P8, J-12
+#[tokio::test]
+async fn a_generation_that_is_none_is_refused_and_holds_no_slot() {
+    let world = World::start().await;
+    let c = world.connect().await;
+    let mut worker = world.worker(&["--slots", "2"], &[]);
+    let js = async_nats::jetstream::new(world.plain().await);
+    let bad = ["0", "-1", "+1", "1.5", "abc", "4294967296", "1000000001", "99999999999999999999"];
+    for (i, generation) in bad.iter().enumerate() {
+        let mut h = async_nats::HeaderMap::new();
+        h.insert("Surety-Generation", *generation);
+        let subject = format!("surety.jobs.default.g{i}");
+        js.publish_with_headers(subject, h, r#"{"type":"noop"}"#.into()).await.unwrap().await.unwrap();
+    }
+    world.publish("default", "behind", r#"{"type":"noop"}"#).await;
+    assert_eq!(world.ended(&c, "behind").await.status, Status::Done);
+    for (i, generation) in bad.iter().enumerate() {
+        let r = world.ended(&c, &format!("g{i}")).await;
+        assert_eq!((r.status, r.code.as_str()), (Status::Failed, "invalid_job"), "{generation}");
+    }
+    settled(&world, &c).await;
+    assert!(dead_letters(&world).await.iter().all(|l| l.message.contains("Surety-Generation")));
+    assert_eq!(worker.stop().await, Some(0));
+}
+
+// Shows: P8, J-12
+#[tokio::test]
+async fn a_reason_has_a_bound_whatever_is_wrong_with_a_document() {
+    let world = World::with("[worker]\nhand_on_limit = 1\n").await;
+    let c = world.connect().await;
+    let mut worker = world.worker(&[], &[]);
+    let long = "x".repeat(400_000);
+    let spans: Vec<String> = (0..100_000).map(|i| format!("\"{i}q\"")).collect();
+    let names: Vec<String> = (0..20_000).map(|i| format!("\"f{i}\":1")).collect();
+    for (id, body) in [
+        ("name", format!(r#"{{"type":"noop","{long}":1}}"#)),
+        ("names", format!(r#"{{"type":"noop",{}}}"#, names.join(","))),
+        ("spans", format!(r#"{{"type":"noop","retry":{{"backoff":[{}]}}}}"#, spans.join(","))),
+        ("type", format!(r#"{{"type":"{long}"}}"#)),
+        ("time", format!(r#"{{"type":"noop","expires_at":"{long}"}}"#)),
+        ("subject", format!(r#"{{"type":"noop","notify":{{"subject":"{long}"}}}}"#)),
+    ] {
+        world.publish("default", id, &body).await;
+        assert_eq!(world.ended(&c, id).await.status, Status::Failed, "{id}");
+    }
+    settled(&world, &c).await;
+    for l in dead_letters(&world).await {
+        assert!(l.message.len() <= 600, "{}: {} bytes", l.job, l.message.len());
+    }
+    let longest = worker.log().lines().map(str::len).max().unwrap_or(0);
+    assert!(longest < 20_000, "a line of the log has {longest} bytes");
+    assert_eq!(worker.stop().await, Some(0));
+}
+
+// Shows: P-08, O-03
+#[tokio::test]
+async fn what_is_kept_of_a_failed_attempt_and_of_a_result_is_bounded_as_it_is_stored() {
+    let odd = r"head -c 300000 /dev/zero | tr '\0' '\001'";
+    let config = format!(
+        "[handlers.tails]\ncommand = ['sh', '-c', '''for i in $(seq 200); do {odd} | head -c 4000; echo; {odd} | head -c 4000 >&2; echo >&2; done; exit 65''']\n\
+         [handlers.result]\ncommand = ['sh', '-c', '''{odd}''']\n"
+    );
+    let world = World::with(&config).await;
+    let c = world.connect().await;
+    let mut worker = world.worker(&[], &[]);
+    for job in ["tails", "result"] {
+        let body = format!(r#"{{"type":"{job}","retry":{{"max_retries":0}}}}"#);
+        world.publish("default", job, &body).await;
+    }
+    assert_eq!(world.ended(&c, "tails").await.status, Status::Failed);
+    let mut redis = world.redis.plain(0).await;
+    let kept: usize =
+        redis::cmd("STRLEN").arg("surety:{p00}:data:tails").query_async(&mut redis).await.unwrap_or(0);
+    assert!(kept > 1000 && kept <= 70 * 1024, "{kept} bytes beside the record");
+    assert_eq!(world.ended(&c, "result").await.status, Status::Done);
+    settled(&world, &c).await;
+    let h = world.history(&c).await;
+    let receipt = h.jobs["result"].events.last().unwrap().data["receipt"].to_string();
+    assert!(receipt.len() <= 257 * 1024 && receipt.len() > 1000, "{} bytes", receipt.len());
+    assert_eq!(worker.stop().await, Some(0));
+}
+
+// Shows: P1, A-05, O-06
+#[tokio::test]
+async fn handlers_that_succeed_while_redis_refuses_writes_have_succeeded() {
+    let witness = Witness::default();
+    let world = World::with(&witness.handler("work", "until [ -e $W.go ]; do sleep 0.02; done")).await;
+    let c = world.connect().await;
+    let mut worker = world.worker(&[], &[LISTEN]);
+    let at = address(&mut worker).await;
+    let set = async |what: &str, value: &str| {
+        for node in 0..world.redis.nodes.len() {
+            let mut redis = world.redis.plain(node).await;
+            let () =
+                redis::cmd("CONFIG").arg("SET").arg(what).arg(value).query_async(&mut redis).await.unwrap();
+        }
+    };
+    for (what, bad, good) in [("min-replicas-to-write", "3", "0"), ("maxmemory", "1", "0")] {
+        let jobs: Vec<String> = (0..4).map(|i| format!("{what}-{i}")).collect();
+        for job in &jobs {
+            world.publish("default", job, r#"{"type":"work","retry":{"max_retries":0}}"#).await;
+            witness.started(job, 1).await;
+        }
+        set(what, bad).await;
+        witness.touch("go");
+        for job in &jobs {
+            witness.dead(job, 1).await;
+        }
+        wait("readiness to say it", async || {
+            let (status, body) = get(at, "/readyz").await;
+            status == 503 && (body.contains("NOREPLICAS") || body.contains("OOM"))
+        })
+        .await;
+        set(what, good).await;
+        for job in &jobs {
+            let r = world.ended(&c, job).await;
+            assert_eq!((r.status, witness.executions(job)), (Status::Done, 1), "{job}");
+        }
+        wait("the worker to be ready", async || get(at, "/readyz").await.0 == 200).await;
+    }
+    assert!(get(at, "/metrics").await.1.contains("surety_alerts_total{alert=\"redis_refuses_writes\"} 2"));
+    world.history(&c).await.check().unwrap();
+    assert_eq!(worker.stop().await, Some(0));
+}
