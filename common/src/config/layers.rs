@@ -81,8 +81,14 @@ impl Layers {
         let parsed: toml::Table = match text_.parse() {
             Ok(t) => t,
             Err(e) => {
-                self.problems
-                    .push(format!("{source}: not valid TOML: {}", e.to_string().trim().replace('\n', " ")));
+                // Never the line itself: a password may stand in it.
+                let place = e.span().map(|s| place(text_, s.start));
+                let place = place
+                    .map_or_else(String::new, |(line, column)| format!("line {line}, column {column}: "));
+                self.problems.push(format!(
+                    "{source}: {place}not valid TOML: {}",
+                    e.message().trim().replace('\n', " ")
+                ));
                 return;
             }
         };
@@ -296,11 +302,42 @@ pub fn load_text(file: Option<(&str, &str)>, env: Env<'_>, flags: &Flags) -> Res
     }
 }
 
+/// Line and column (in characters), from 1, of a byte of a text.
+fn place(text: &str, byte: usize) -> (usize, usize) {
+    let before = text.get(..byte).unwrap_or(text);
+    let line = before.rsplit('\n').next().unwrap_or_default();
+    (before.matches('\n').count() + 1, line.chars().count() + 1)
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
 
     use super::*;
+
+    #[test]
+    fn a_mistake_in_the_file_is_told_by_its_place_and_never_by_its_text() {
+        for (text, at) in [
+            ("[connection]\nredis_password = \"s3cr3t\nnats_url = 1\n", "line 2, column "),
+            ("[connection]\nnats_url = \"nats://u:s3cr3t@h\" x\n", "line 2, column "),
+            ("redis_password = 's3cr3t' 's3cr3t'\n", "line 1, column "),
+            ("[connection]\nnats_token = s3cr3t\n", "line 2, column "),
+        ] {
+            let e = load_text(Some((text, "surety.toml")), &|_| None, &vec![]).unwrap_err().to_string();
+            assert!(e.contains(at) && e.contains("not valid TOML"), "{e}");
+            assert!(!e.contains("s3cr3t"), "{e}");
+        }
+        for text in [
+            "redis_password = [\"s3cr3t\"]",
+            "nats_token = { a = \"s3cr3t\" }",
+            "nats_url = [\"nats://u:s3cr3t@h\"]",
+        ] {
+            let e = load_text(Some((&format!("[connection]\n{text}\n"), "f")), &|_| None, &vec![])
+                .unwrap_err()
+                .to_string();
+            assert!(!e.contains("s3cr3t"), "{e}");
+        }
+    }
 
     fn with(file: &str, env: &[(&str, &str)], flags: &Flags) -> Result<Settings, ConfigError> {
         let env: BTreeMap<String, String> = env.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect();

@@ -10,7 +10,7 @@ use surety_common::{
     clock::{format_span, parse_span, parse_time},
     config::caller,
     domain::{QueueName, text},
-    wire::event::Event,
+    wire::{event::Event, headers},
 };
 use tokio::time::Instant;
 
@@ -20,7 +20,7 @@ use super::{
     job_args::{JobArgs, traced},
 };
 use crate::{
-    client::{Client, ClientError, JobBuilder},
+    client::{Client, ClientError, Enqueued, JobBuilder},
     render::{Tone, printable},
 };
 
@@ -119,6 +119,11 @@ pub(super) async fn run(cx: &Context, args: EnqueueArgs) -> Result<(), Failure> 
         receipt: None,
     };
     if enqueued.is_duplicate {
+        if let Some(other) = taken_by(&client, &enqueued).await {
+            return Err(Failure::not_run(format!(
+                "{id} was not enqueued: its message id was used by another message, on {other}; use another id"
+            )));
+        }
         cx.screen.note("this id was enqueued before; nothing was added");
     }
     let Some(mut follow) = follow else {
@@ -141,6 +146,13 @@ pub(super) async fn run(cx: &Context, args: EnqueueArgs) -> Result<(), Failure> 
     let receipt = receipt(&event);
     answer.outcome = Some(&event.status);
     answer.receipt = receipt;
+    if is_of_former(&enqueued, &event) {
+        cx.screen.show(&answer, String::new)?;
+        return Err(Failure::not_run(format!(
+            "{id} did not run: a job with this id had ended before, as {} at {}; use another id, or `surety dlq replay`",
+            event.status, event.at
+        )));
+    }
     cx.screen.show(&answer, || {
         let result = receipt.and_then(|r| r.get("result")).map(|r| format!("\n{r}"));
         let status = cx.screen.paint(Tone::of_status(&event.status), &event.status);
@@ -152,6 +164,24 @@ pub(super) async fn run(cx: &Context, args: EnqueueArgs) -> Result<(), Failure> 
     let text = |name: &str| receipt.and_then(|r| r.get(name)).and_then(|v| v.as_str()).unwrap_or("");
     let why = printable(&format!("{} {}", text("error_code"), text("message")));
     Err(Failure::no(format!("{id} ended as {}: {}", event.status, why.trim())))
+}
+
+/// The subject of the message that the broker took ours for a copy of, where that is another job's. A message that is gone, or that
+/// this user may not read, says nothing.
+async fn taken_by(client: &Client, enqueued: &Enqueued) -> Option<String> {
+    let names = client.broker().names();
+    let stream = if enqueued.due_at.is_some() { names.sched() } else { names.jobs() };
+    let there = client.broker().message(&stream, enqueued.sequence).await.ok()??;
+    // Without an id in its subject it is named by its message id, which is ours.
+    let in_subject = names.parse_job_subject(&there.subject).and_then(|(_, id)| id);
+    let id = there.header(headers::JOB).or(in_subject)?;
+    (id != enqueued.id.as_str()).then(|| printable(&there.subject))
+}
+
+/// Whether an outcome is of a message that was stored before ours: the id is remembered longer than the broker's window for copies.
+fn is_of_former(enqueued: &Enqueued, event: &Event) -> bool {
+    let sequence = event.carrier.as_deref().and_then(|c| c.strip_prefix("JOBS:")?.parse::<u64>().ok());
+    !enqueued.is_duplicate && enqueued.due_at.is_none() && sequence.is_some_and(|n| n < enqueued.sequence)
 }
 
 fn receipt(event: &Event) -> Option<&serde_json::Value> {

@@ -21,6 +21,8 @@ pub(crate) enum Exit {
     No = 1,
     /// Bad arguments or bad input.
     Input = 2,
+    /// The job did not run and will not: its id belongs to another one.
+    NotRun = 3,
     /// NATS or Redis cannot be reached.
     Unreachable = 69,
     /// A bug in Surety.
@@ -54,6 +56,11 @@ impl fmt::Display for Failure {
 }
 
 impl Failure {
+    /// The job did not run and will not.
+    pub(crate) fn not_run(text: impl Into<String>) -> Self {
+        Self::new(Exit::NotRun, text)
+    }
+
     fn new(exit: Exit, text: impl Into<String>) -> Self {
         Self { exit, text: text.into() }
     }

@@ -56,6 +56,7 @@ Exit codes:
    0  fine
    1  something unexpected, or the answer is no (unknown job, not cancelled, the awaited job did not end as done)
    2  bad arguments or bad input
+   3  the job did not run and will not: its id belongs to another one (enqueue)
   69  NATS or Redis cannot be reached
   70  a bug in Surety
   75  asked for, and not over yet (an attempt that is still stopping)

@@ -7,6 +7,7 @@ mod paint;
 mod table;
 
 use std::{
+    borrow::Cow,
     io::{self, IsTerminal, Write},
     os::fd::AsFd,
 };
@@ -90,7 +91,7 @@ impl Screen {
         value: &T,
         human: impl FnOnce() -> String,
     ) -> Result<(), Failure> {
-        if self.is_json { self.line(&json(value)?) } else { self.line(&human()) }
+        if self.is_json { write(&json(value)?) } else { self.line(&human()) }
     }
 
     /// Writes rows as a table; as JSON it is the given value, which holds them.
@@ -116,14 +117,7 @@ impl Screen {
 
     /// Writes text and a line break; an empty text writes nothing.
     pub(crate) fn line(self, text: &str) -> Result<(), Failure> {
-        if text.is_empty() {
-            return Ok(());
-        }
-        let mut out = io::stdout().lock();
-        out.write_all(text.trim_end_matches('\n').as_bytes())
-            .and_then(|()| out.write_all(b"\n"))
-            .and_then(|()| out.flush())
-            .map_err(Failure::stdout)
+        if text.is_empty() { Ok(()) } else { write(&harmless(text)) }
     }
 
     /// Writes a remark to stderr.
@@ -132,9 +126,46 @@ impl Screen {
     }
 }
 
+fn write(text: &str) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    out.write_all(text.trim_end_matches('\n').as_bytes())
+        .and_then(|()| out.write_all(b"\n"))
+        .and_then(|()| out.flush())
+        .map_err(Failure::stdout)
+}
+
+/// The last look at everything that is not JSON: whatever a stranger's text stands in it, the cursor stays where it is. Line breaks,
+/// tabs and the colours of our own remain; every other control character is shown as the picture of it, or as U+FFFD.
+fn harmless(text: &str) -> Cow<'_, str> {
+    let is_fine = |c: char| !c.is_control() || matches!(c, '\n' | '\t');
+    if text.chars().all(is_fine) {
+        return Cow::Borrowed(text);
+    }
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(c) = rest.chars().next() {
+        let n = colour(rest).unwrap_or(c.len_utf8());
+        let (here, after) = rest.split_at(n);
+        match u32::from(c) {
+            _ if n > c.len_utf8() || is_fine(c) => out.push_str(here),
+            code @ 0..=0x1f => out.push(char::from_u32(0x2400 + code).unwrap_or(char::REPLACEMENT_CHARACTER)),
+            _ => out.push(char::REPLACEMENT_CHARACTER),
+        }
+        rest = after;
+    }
+    Cow::Owned(out)
+}
+
+/// Length of the colour sequence (`ESC [ … m`) that a text begins with.
+fn colour(text: &str) -> Option<usize> {
+    let numbers = text.strip_prefix("\u{1b}[")?;
+    let end = numbers.find(|c: char| !c.is_ascii_digit() && c != ';')?;
+    numbers.get(end..)?.starts_with('m').then_some(end + 3)
+}
+
 /// Writes a line to stderr. A closed stderr is nobody's loss.
 pub(crate) fn note(text: &str) {
-    if let Err(error) = writeln!(io::stderr().lock(), "{text}") {
+    if let Err(error) = writeln!(io::stderr().lock(), "{}", harmless(text)) {
         tracing::trace!(%error, "stderr is closed");
     }
 }
@@ -157,6 +188,14 @@ pub(crate) fn printable(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_text_moves_the_cursor() {
+        assert_eq!(harmless("plain\tü\n"), "plain\tü\n");
+        assert_eq!(harmless("\u{1b}[31mred\u{1b}[0m"), "\u{1b}[31mred\u{1b}[0m");
+        assert_eq!(harmless("a\u{1b}[2Jb\u{1b}]0;t\u{7}\rc"), "a␛[2Jb␛]0;t␇␍c");
+        assert_eq!(harmless("\u{9b}2J\u{7f}\u{1b}"), "\u{fffd}2J\u{fffd}␛");
+    }
 
     #[test]
     fn facts_leave_out_what_is_not_set() {

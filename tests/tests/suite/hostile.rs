@@ -133,3 +133,37 @@ async fn handlers_that_succeed_while_redis_refuses_writes_have_succeeded() {
     world.history(&c).await.check().unwrap();
     assert_eq!(worker.stop().await, Some(0));
 }
+
+// Shows: J-10
+#[tokio::test]
+async fn an_id_that_belongs_to_another_job_is_told_and_its_outcome_is_not_ours() {
+    let world = World::with("[layout]\nduplicate_window = \"1s\"\n").await;
+    let c = world.connect().await;
+    // Its message id is the id of a job that somebody enqueues next.
+    let js = async_nats::jetstream::new(world.plain().await);
+    let mut h = async_nats::HeaderMap::new();
+    h.insert("Nats-Msg-Id", "c");
+    let body = r#"{"type":"noop"}"#;
+    js.publish_with_headers("surety.jobs.default.other", h, body.into()).await.unwrap().await.unwrap();
+    let said = world.surety(&["enqueue", "noop", "--id", "c"]).await.exits(3);
+    assert!(said.err.contains("surety.jobs.default.other"), "{}", said.err);
+
+    let mut worker = world.worker(&[], &[]);
+    let enqueue = async || world.surety(&["enqueue", "noop", "--id", "b", "--wait", "--json"]).await;
+    let first = enqueue().await.exits(0).json();
+    let ended = world.ended(&c, "b").await;
+    // Within the window it is a copy, whose outcome is that of the first; afterwards it is a job that does not run.
+    let late = std::cell::RefCell::new(None);
+    wait("the window to pass", async || {
+        let said = enqueue().await;
+        let is_over = said.code != Some(0);
+        late.replace(Some(said));
+        is_over
+    })
+    .await;
+    let late = late.take().unwrap().exits(3);
+    assert!(late.err.contains("b did not run") && late.err.contains("as done at"), "{}", late.err);
+    assert_eq!((&late.json()["outcome"], &first["outcome"]), (&"done".into(), &"done".into()));
+    assert_eq!(world.ended(&c, "b").await.rev, ended.rev, "nothing ran");
+    assert_eq!(worker.stop().await, Some(0));
+}
