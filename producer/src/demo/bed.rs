@@ -27,7 +27,7 @@ use crate::dev::{
 };
 
 /// The environment variable with the mark. Not named as a setting is.
-const MARK: &str = "DEMO_OF_SURETY";
+pub(super) const MARK: &str = "DEMO_OF_SURETY";
 /// How long a process may take to end after TERM.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long what a killed process leaves may take to be gone: longer, and its lease would be given to others.

@@ -3,6 +3,8 @@
 
 use std::path::{Path, PathBuf};
 
+use super::bed::MARK;
+
 /// The types of the demo's jobs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
@@ -93,7 +95,8 @@ pub(super) fn configuration(folder: &Path) -> (String, Option<(PathBuf, &'static
     for (kind, command) in handlers {
         // A JSON list of texts is a TOML list of texts.
         let command = serde_json::Value::from(command);
-        text.push_str(&format!("[handlers.{}]\ncommand = {command}\n", kind.name()));
+        // The mark by which the demo finds every process that it caused.
+        text.push_str(&format!("[handlers.{}]\ncommand = {command}\ninherit = [\"{MARK}\"]\n", kind.name()));
     }
     (text, python.map(|_| (script, PYTHON)))
 }

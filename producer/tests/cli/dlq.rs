@@ -49,7 +49,8 @@ async fn a_replay_that_died_after_its_publish_is_finished_by_the_next_claim_or_b
         let id = id.parse().unwrap();
         let letter =
             b.last_message(&b.names().dlq(), &b.names().dlq_filter(None, Some(&id))).await.unwrap().unwrap();
-        let headers = surety_common::broker::jobs::replay_headers(&letter, &id, 2, 1);
+        let epoch = letter.header("Surety-Epoch").unwrap().parse().unwrap();
+        let headers = surety_common::broker::jobs::replay_headers(&letter, &id, 2, epoch);
         let subject = b.names().job_subject(&"default".parse().unwrap(), &id);
         hand.c.publisher.publish(&subject, &headers, &letter.payload, patience()).await.unwrap();
     }
