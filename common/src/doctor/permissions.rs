@@ -54,7 +54,12 @@ pub(super) fn needs(role: Role, n: &Names, lanes: &[Lane], is_dispatcher: bool) 
     if role == Role::Operator {
         return all;
     }
-    all.extend([format!("{ns}.events.>"), format!("{ns}.dlq.>"), format!("{ns}.receipts.>")]);
+    all.extend(match role {
+        // The barriers of the journal are a reaper's alone.
+        Role::Reaper => vec![format!("{ns}.events.>")],
+        _ => vec![format!("{ns}.events.*"), format!("{ns}.events.*.ended")],
+    });
+    all.extend([format!("{ns}.dlq.>"), format!("{ns}.receipts.>")]);
     // What is paused: without it a worker starts nothing.
     let pauses = n.pauses();
     all.extend([format!("$JS.API.STREAM.INFO.{pauses}"), format!("$JS.API.DIRECT.GET.{pauses}")]);
