@@ -171,10 +171,11 @@ pub async fn cancel(c: &Connected, wish: &Wish<'_>) -> Result<Report, CancelErro
             (None, Some(queue)) => return Err(CancelError::NotDeclared(queue.clone())),
             (None, None) => return Ok(Report::unknown(id)),
         };
+        let at = target.queue.clone();
         match settle(c, id, target, &given).await? {
             SettleReply::Applied(s) => {
                 job_ended_by_us(&seen);
-                let is_buried = bury(c, id, &s, &given)
+                let is_buried = bury(c, id, &at, &s, &given)
                     .await
                     .map_err(|source| CancelError::NotRemoved { id: id.clone(), source })?;
                 return Ok(Report::cancelled(id, Some(given), is_buried));
@@ -444,8 +445,14 @@ async fn settle(c: &Connected, id: &JobId, target: Target, reason: &str) -> Resu
 }
 
 /// Copies the carrier to the dead letters and removes it. `false`: there was none.
-async fn bury(c: &Connected, id: &JobId, s: &Settled, reason: &str) -> Result<bool, BrokerError> {
-    let Some(raw) = c.broker.carrier_message(&s.carrier).await? else { return Ok(false) };
+async fn bury(
+    c: &Connected,
+    id: &JobId,
+    queue: &str,
+    s: &Settled,
+    reason: &str,
+) -> Result<bool, BrokerError> {
+    let Some(raw) = c.broker.carrier_of(queue, id, &s.carrier).await? else { return Ok(false) };
     let queue = c.broker.names().queue_of(&raw.subject).unwrap_or("unknown");
     let obituary = Obituary {
         job: id,

@@ -6,6 +6,7 @@ use crate::{
     broker::{
         Broker, BrokerError, BrokerOptions,
         auth::{Auth, Login},
+        journal_search::JournalSearch,
         publish::Publisher,
         topology::{Found, Provisioned},
     },
@@ -60,6 +61,8 @@ pub struct Connected {
     pub store: Store,
     pub relay: Relay,
     pub found: Found,
+    /// Searches for jobs that nothing but the journal may know.
+    pub searches: JournalSearch,
 }
 
 /// Connects to the broker alone: enough for a producer. Refuses a server that loses messages.
@@ -235,7 +238,7 @@ async fn open(
         publisher.clone(),
         s.lease.ttl.saturating_sub(s.lease.margin),
     );
-    Ok(Connected { broker, publisher, store, relay, found })
+    Ok(Connected { broker, publisher, store, relay, found, searches: JournalSearch::default() })
 }
 
 /// Asks Redis what it is; each server that has to take writes must be a master.

@@ -57,22 +57,7 @@ pub async fn find(c: &Connected, id: &JobId) -> Result<Option<Seen>, LookupError
     if let Some(r) = c.store.record(id).await? {
         return Ok(Some(Seen::Record(Box::new(r))));
     }
-    Ok(last_event(c, id).await?.map(|e| Seen::Journal(Box::new(e))))
-}
-
-/// The newest event of a job, from the whole journal.
-async fn last_event(c: &Connected, id: &JobId) -> Result<Option<Event>, LookupError> {
-    let mut last: Option<Event> = None;
-    c.broker
-        .look_through_journal(None, 0, |e| {
-            if e.job == id.as_str()
-                && last.as_ref().is_none_or(|l| (l.generation, l.rev) <= (e.generation, e.rev))
-            {
-                last = Some(e);
-            }
-        })
-        .await?;
-    Ok(last)
+    Ok(c.searches.last_event(&c.broker, id).await?.map(|e| Seen::Journal(Box::new(e))))
 }
 
 /// Which part of the journal can hold events of a job: its queue (`None`: any) and the time it begins at (ms, 0: the start).

@@ -156,7 +156,7 @@ pub async fn settle_carrier(
     let ack = c.broker.recorded_ack(left.queue, &s.carrier, &s.ack_subject);
     let code = left.code;
     job_ended(left.queue, left.kind, s.status, code.name());
-    let Some(raw) = c.broker.carrier_message(&s.carrier).await? else { return Ok(()) };
+    let Some(raw) = c.broker.carrier_of(left.queue, left.job, &s.carrier).await? else { return Ok(()) };
     let obituary = Obituary {
         job: left.job,
         queue: left.queue,

@@ -7,6 +7,7 @@ pub mod chaos;
 pub mod command;
 pub mod guarded;
 pub mod history;
+pub mod nats_cluster;
 pub mod process;
 pub mod proxy;
 pub mod raw_nats;

@@ -5,6 +5,7 @@ mod suite {
     mod asked_again;
     mod attempts;
     mod audit;
+    mod backoff;
     mod basics;
     mod cancel;
     mod chaos;
@@ -48,6 +49,7 @@ mod suite {
     mod lost_receipts;
     mod metrics;
     mod model;
+    mod nats_cluster;
     mod odd_json;
     mod operate;
     mod outage;

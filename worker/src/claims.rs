@@ -25,6 +25,7 @@ use crate::{
     hand::{InHand, Settle},
     lanes::{by_session, is_of_one},
     meter::Reason,
+    postpone::later,
     settle::{bury, dead_letter},
     shared::Shared,
 };
@@ -149,7 +150,7 @@ pub(crate) async fn refused(w: &Arc<Shared>, p: u32, mut job: InHand, reply: Cla
         }
         ClaimReply::NotDue { due_in_ms } => {
             w.meters.deferred(&job.held.queue, Reason::NotDue);
-            Settle::Nak(Duration::from_millis(due_in_ms.max(1)))
+            later(w, &job.held.d, &job.decoded, 0, Duration::from_millis(due_in_ms.max(1))).await
         }
         ClaimReply::SecondCarrier { recorded }
             if job.adopt != recorded && takes_place_of(&job, &recorded) =>

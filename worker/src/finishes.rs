@@ -18,6 +18,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use crate::{
     hand::{InHand, Settle},
     lanes::{by_session, is_of_one},
+    postpone::later,
     settle::dead_letter,
     shared::Shared,
     track::Track,
@@ -234,7 +235,9 @@ async fn verdict_of(w: &Shared, c: &Concluded, reply: &FinishReply, is_journaled
     match (status, item.verdict) {
         (Status::Queued, _) => Settle::Nak(Duration::ZERO),
         (Status::RetryWait, Verdict::Retry { delay, .. })
-        | (Status::Deferred, Verdict::StartFailed { delay }) => Settle::Nak(delay),
+        | (Status::Deferred, Verdict::StartFailed { delay }) => {
+            later(w, &c.job.held.d, decoded, item.epoch, delay).await
+        }
         // Ordering: nobody acks before the outcome is journaled; the reaper's relay and a redelivery finish it.
         _ if !is_journaled => Settle::Leave,
         (_, verdict) if status != Status::Done => {

@@ -37,6 +37,7 @@ mod lanes;
 mod meter;
 mod pauses;
 mod plan;
+mod postpone;
 mod ready;
 mod reports;
 mod session;

@@ -25,6 +25,7 @@ use crate::{
     lanes::Lanes,
     meter::Meters,
     pauses::Pauses,
+    postpone::BrokerClock,
     reports::ReportGroups,
     session::Session,
     state::LocalState,
@@ -63,6 +64,7 @@ pub(crate) struct Shared {
     pub(crate) guards: Guards,
     pub(crate) meters: Arc<Meters>,
     pub(crate) announcer: Announcer,
+    pub(crate) broker_clock: BrokerClock,
     pub(crate) pauses: Arc<Pauses>,
     /// The session that new claims use; `None` while there is none.
     pub(crate) session: watch::Sender<Option<Arc<Session>>>,

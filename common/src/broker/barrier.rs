@@ -4,6 +4,8 @@
 //! rebuilt without it. JetStream cannot refuse it, so readers do: a message without events, on a subject of its own, says from
 //! where on only entries of one incarnation count in a partition.
 
+use std::collections::BTreeMap;
+
 use async_nats::HeaderMap;
 use bytes::Bytes;
 
@@ -21,11 +23,14 @@ const PAGE: usize = 200;
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Barriers(Vec<Barrier>);
 
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Barrier {
-    sequence: u64,
-    partition: u32,
-    incarnation: String,
+/// Where one data set of a partition ends and the next begins.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, schemars::JsonSchema)]
+pub struct Barrier {
+    /// Its place in the journal.
+    pub sequence: u64,
+    pub partition: u32,
+    /// From here on only entries of this data set count.
+    pub incarnation: String,
 }
 
 /// Partition and incarnation of an entry, from its message id `<incarnation>-<partition>-<entry>`.
@@ -97,6 +102,17 @@ impl Broker {
                 return Ok(all);
             }
         }
+    }
+
+    /// The barrier in force of each partition that has one.
+    pub async fn barriers_in_force(&self) -> Result<Vec<Barrier>, BrokerError> {
+        let mut newest = BTreeMap::new();
+        let mut all = self.read_barriers().await?.0;
+        all.sort_by_key(|b| b.sequence);
+        for b in all {
+            newest.insert(b.partition, b);
+        }
+        Ok(newest.into_values().collect())
     }
 
     /// Ends the former data sets of a partition in the journal. A repeat within the stream's window is the first one.

@@ -6,10 +6,12 @@ use std::time::Duration;
 use async_nats::subject::ToSubject;
 use bytes::Bytes;
 use futures::StreamExt;
+use serde_json::json;
 
 use super::{
     Broker, BrokerError, decode,
     endings::Start,
+    leader::Fresh,
     place::{Carrier, CarrierStream},
     position::Position,
     pull::{Delivery, Subject},
@@ -112,12 +114,12 @@ impl Broker {
 
     /// A message of a stream by its sequence, or `None` when it is gone.
     pub async fn message(&self, stream: &str, sequence: u64) -> Result<Option<Delivery>, BrokerError> {
-        self.direct(stream, serde_json::json!({ "seq": sequence })).await
+        self.direct(stream, json!({ "seq": sequence })).await
     }
 
     /// The newest message on a subject, or `None`.
     pub async fn last_message(&self, stream: &str, subject: &str) -> Result<Option<Delivery>, BrokerError> {
-        self.direct(stream, serde_json::json!({ "last_by_subj": subject })).await
+        self.direct(stream, json!({ "last_by_subj": subject })).await
     }
 
     /// The first message at or after `sequence` whose subject matches, or `None`.
@@ -127,11 +129,19 @@ impl Broker {
         sequence: u64,
         subject: &str,
     ) -> Result<Option<Delivery>, BrokerError> {
-        self.direct(stream, serde_json::json!({ "seq": sequence, "next_by_subj": subject })).await
+        self.direct(stream, json!({ "seq": sequence, "next_by_subj": subject })).await
     }
 
     async fn direct(&self, stream: &str, body: serde_json::Value) -> Result<Option<Delivery>, BrokerError> {
-        read_direct(self.request(format!("$JS.API.DIRECT.GET.{stream}"), body.to_string().into()).await?)
+        let fresh = Fresh::of(self, stream, body);
+        let (subject, body) =
+            (format!("$JS.API.DIRECT.GET.{stream}"), Bytes::from(fresh.wanted().to_string()));
+        loop {
+            let found = read_direct(self.request(subject.clone(), body.clone()).await?)?;
+            if fresh.is_enough(found.as_ref().map(|m| m.sequence)).await? {
+                return Ok(found);
+            }
+        }
     }
 
     /// Up to `n` messages at or after `sequence` whose subject matches, and whether more follow. One request.
@@ -153,9 +163,29 @@ impl Broker {
         subject: &str,
         n: usize,
     ) -> Result<(Vec<Delivery>, bool), BrokerError> {
-        self.on_stream(stream, self.read_messages(stream, from, subject, n))
-            .await?
-            .map(|(m, left)| (m, left > 0))
+        self.page(stream, from, subject, n).await.map(|(m, left)| (m, left > 0))
+    }
+
+    /// Messages, and how many follow them.
+    async fn page(
+        &self,
+        stream: &str,
+        from: Start,
+        subject: &str,
+        n: usize,
+    ) -> Result<(Vec<Delivery>, u64), BrokerError> {
+        let fresh = match from {
+            Start::Sequence(n) => Some(Fresh::of(self, stream, json!({ "seq": n, "next_by_subj": subject }))),
+            // What is read from a time on is not asked for by its absence.
+            Start::Time(_) => None,
+        };
+        loop {
+            let (page, left) = self.on_stream(stream, self.read_messages(stream, from, subject, n)).await??;
+            match &fresh {
+                Some(fresh) if !fresh.is_enough(page.first().map(|m| m.sequence)).await? => {}
+                _ => return Ok((page, left)),
+            }
+        }
     }
 
     /// Number of messages of a stream whose subject matches.
@@ -165,8 +195,7 @@ impl Broker {
 
     /// Number of those at or after a sequence. One request.
     pub async fn count_from(&self, stream: &str, sequence: u64, subject: &str) -> Result<u64, BrokerError> {
-        let from = Start::Sequence(sequence);
-        let (first, left) = self.on_stream(stream, self.read_messages(stream, from, subject, 1)).await??;
+        let (first, left) = self.page(stream, Start::Sequence(sequence), subject, 1).await?;
         Ok(first.len() as u64 + left)
     }
 
@@ -182,10 +211,10 @@ impl Broker {
         let inbox = self.client.new_inbox();
         let mut replies = self.client.subscribe(inbox.clone()).await.map_err(|e| away(&e))?;
         let body = match from {
-            Start::Sequence(seq) => serde_json::json!({ "seq": seq, "next_by_subj": subject, "batch": n }),
+            Start::Sequence(seq) => json!({ "seq": seq, "next_by_subj": subject, "batch": n }),
             Start::Time(ms) => {
                 let at = crate::clock::iso_millis(ms.max(1));
-                serde_json::json!({ "start_time": at, "next_by_subj": subject, "batch": n })
+                json!({ "start_time": at, "next_by_subj": subject, "batch": n })
             }
         };
         let request = format!("$JS.API.DIRECT.GET.{stream}");
@@ -217,7 +246,7 @@ impl Broker {
     /// Deletes a message by its sequence. Gone already is fine.
     pub async fn delete(&self, stream: &str, sequence: u64) -> Result<(), BrokerError> {
         let subject = format!("STREAM.MSG.DELETE.{stream}");
-        match self.api(subject, serde_json::json!({ "seq": sequence, "no_erase": true })).await {
+        match self.api(subject, json!({ "seq": sequence, "no_erase": true })).await {
             Ok(_) | Err(BrokerError::Refused { code: 10057 | 10043, .. }) => Ok(()),
             Err(e) => Err(e),
         }

@@ -4,6 +4,8 @@
 //! message whose place it takes, so that a worker that gets it before the record names it may claim with it. Then the record
 //! names it; only then the old message goes.
 
+use async_nats::HeaderMap;
+
 use super::{Broker, BrokerError, dead::copied_headers, place::Carrier, publish::Publisher, pull::Delivery};
 use crate::{
     clock::read_millis,
@@ -27,6 +29,23 @@ impl Moved<'_> {
     fn message_id(&self, nth: u32) -> String {
         let first = format!("{}/{}/moved/{}", self.job, self.generation, self.epoch);
         if nth > 1 { format!("{first}/{nth}") } else { first }
+    }
+
+    /// Headers of a copy, without its message id: what the message says, and whose place the copy takes.
+    pub(super) fn headers(&self, raw: &Delivery) -> HeaderMap {
+        let mut h = copied_headers(raw.headers.as_ref());
+        h.insert(headers::JOB, self.job.as_str());
+        h.insert(headers::GENERATION, self.generation.to_string().as_str());
+        h.insert(headers::EPOCH, self.epoch.to_string().as_str());
+        h.insert(headers::CARRIER, raw.carrier().to_string().as_str());
+        let stored_at = || {
+            let ms = i64::try_from(raw.stored_ms).ok()?;
+            Some(jiff::Timestamp::from_millisecond(ms).ok()?.to_string())
+        };
+        if let Some(t) = raw.header(headers::FIRST_AT).map(headers::clean).or_else(stored_at) {
+            h.insert(headers::FIRST_AT, t.as_str());
+        }
+        h
     }
 
     /// The how manieth copy a message is, since the last attempt began; 0: none.
@@ -58,19 +77,8 @@ impl Broker {
         patience: Pace,
     ) -> Result<Option<Carrier>, BrokerError> {
         let nth = moved.nth(raw).saturating_add(1);
-        let mut h = copied_headers(raw.headers.as_ref());
+        let mut h = moved.headers(raw);
         h.insert(headers::MSG_ID, moved.message_id(nth).as_str());
-        h.insert(headers::JOB, moved.job.as_str());
-        h.insert(headers::GENERATION, moved.generation.to_string().as_str());
-        h.insert(headers::EPOCH, moved.epoch.to_string().as_str());
-        h.insert(headers::CARRIER, raw.carrier().to_string().as_str());
-        let stored_at = || {
-            let ms = i64::try_from(raw.stored_ms).ok()?;
-            Some(jiff::Timestamp::from_millisecond(ms).ok()?.to_string())
-        };
-        if let Some(t) = raw.header(headers::FIRST_AT).map(headers::clean).or_else(stored_at) {
-            h.insert(headers::FIRST_AT, t.as_str());
-        }
         let subject = self.names().job_subject(moved.queue, moved.job);
         let stored = publisher.publish(&subject, &h, &raw.payload, patience).await?;
         let copy = Carrier::jobs(stored.sequence);

@@ -82,7 +82,7 @@ impl Broker {
         from_ms: u64,
         mut visit: impl FnMut(event::Event) + Send,
     ) -> Result<u64, BrokerError> {
-        self.read_journal_from(queue, from_ms, |_, e| visit(e)).await
+        self.read_journal_from(queue, from_ms, |_, e| visit(e)).await.map(|passed| passed.unreadable)
     }
 
     /// The same by direct reads, in pages: for whoever has no right to make consumers. With a queue named, events with outcomes
@@ -126,7 +126,9 @@ impl Broker {
         &self,
         mut visit: impl FnMut(i128, event::Event) + Send,
     ) -> Result<u64, BrokerError> {
-        self.read_journal_from(None, 0, |place, e| visit(place.stored_ns, e)).await
+        self.read_journal_from(None, 0, |place, e| visit(place.stored_ns, e))
+            .await
+            .map(|passed| passed.unreadable)
     }
 
     /// The journal of all queues from a time on (milliseconds, 0: from the start), each event with the sequence of its message.
@@ -134,7 +136,7 @@ impl Broker {
         &self,
         from_ms: u64,
         mut visit: impl FnMut(u64, event::Event) + Send,
-    ) -> Result<u64, BrokerError> {
+    ) -> Result<Passed, BrokerError> {
         self.read_journal_from(None, from_ms, |place, e| visit(place.sequence, e)).await
     }
 
@@ -152,7 +154,7 @@ impl Broker {
         queue: Option<&str>,
         from_ms: u64,
         mut visit: impl FnMut(Place, event::Event) + Send,
-    ) -> Result<u64, BrokerError> {
+    ) -> Result<Passed, BrokerError> {
         let n = self.names();
         let ns = n.namespace();
         let filters = match queue {
@@ -162,22 +164,23 @@ impl Broker {
             None => vec![format!("{ns}.events.>")],
         };
         let mut barriers = if from_ms > 0 { self.barriers().await? } else { Barriers::default() };
-        let mut unreadable = 0;
+        let mut passed = Passed::default();
         let scan = Scan { stream: n.events(), filters, since: Since::ms(from_ms), headers_only: false };
         self.scan(scan, |place, m| {
             if !barriers.admit(place.sequence, m.headers.as_ref()) {
+                passed.ignored += 1;
                 return;
             }
             let (good, bad) = event::read_message(&m.payload);
             good.into_iter().for_each(|e| visit(place, e));
             if !bad.is_empty() {
-                unreadable += 1;
+                passed.unreadable += 1;
                 shared().decode_errors.with_label_values(&["journal"]).inc();
                 tracing::warn!(subject = %m.subject, problems = bad.join("; "), "unreadable journal events were skipped");
             }
         })
         .await?;
-        Ok(unreadable)
+        Ok(passed)
     }
 
     /// The messages of the journal that count, of all queues, from a place to the present end, as they are stored.
@@ -224,6 +227,15 @@ impl Broker {
         };
         Ok(found.iter().filter_map(read).collect())
     }
+}
+
+/// Messages that a reading passed over.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Passed {
+    /// With something that could not be read.
+    pub unreadable: u64,
+    /// Behind the barrier that ended their data set.
+    pub ignored: u64,
 }
 
 /// Where to begin to read the journal.

@@ -6,7 +6,7 @@
 
 pub mod advisories;
 pub mod auth;
-mod barrier;
+pub mod barrier;
 pub mod batches;
 pub mod carrier;
 pub mod control;
@@ -21,9 +21,12 @@ pub mod hand_on;
 pub(crate) mod info;
 pub mod jobs;
 pub mod journal;
+pub mod journal_search;
+mod leader;
 pub mod pauses;
 pub mod place;
 pub mod position;
+pub mod postpone;
 pub mod publish;
 pub mod pull;
 pub mod purge;

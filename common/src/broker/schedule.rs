@@ -39,8 +39,11 @@ pub struct Schedule {
 }
 
 impl Schedule {
-    /// Reads a message. `None`: it is no schedule.
+    /// Reads a message. `None`: it is no schedule, or one that Surety made for a job in backoff.
     pub fn read(names: &Names, m: &Delivery) -> Option<Self> {
+        if super::postpone::is_postponed(m) {
+            return None;
+        }
         let (queue, name) = names.parse_sched_subject(&m.subject)?;
         let pattern = m.header(headers::SCHEDULE)?;
         let zone = m.header(headers::SCHEDULE_ZONE);

@@ -65,7 +65,7 @@ pub async fn nats(broker: &Broker, s: &Settings, role: Role, depth: Depth) -> Re
     let layout = s.layout();
     let lanes: Vec<Lane> =
         layout.queues.iter().filter(|q| is_own(q)).flat_map(|q| broker.names().lanes(q)).collect();
-    facts.needs = permissions::needs(role, broker.names(), &lanes, s.notify.dispatch);
+    facts.needs = permissions::needs(role, broker.names(), &lanes, s.notify.dispatch, broker.may_lag());
     let asking = Asking { broker, publish: &facts.publish };
     facts.layout = Some(asking.layout(&layout, is_own, depth == Depth::Full).await?);
     if depth == Depth::Full {

@@ -46,9 +46,22 @@ impl Permissions {
     }
 }
 
-/// What a role publishes to, beyond asking about itself. `is_dispatcher`: a worker that delivers receipts. (Where requesters
+/// How single messages of a stream are read. In a cluster the leader is asked before something counts as absent.
+fn reads(stream: &str, is_clustered: bool) -> impl Iterator<Item = String> {
+    let leader = is_clustered.then(|| format!("$JS.API.STREAM.MSG.GET.{stream}"));
+    [format!("$JS.API.DIRECT.GET.{stream}")].into_iter().chain(leader)
+}
+
+/// What a role publishes to, beyond asking about itself. `is_dispatcher`: a worker that delivers receipts.
+/// `is_clustered`: the server is one of several. (Where requesters
 /// listen is known by their jobs alone.)
-pub(super) fn needs(role: Role, n: &Names, lanes: &[Lane], is_dispatcher: bool) -> Vec<String> {
+pub(super) fn needs(
+    role: Role,
+    n: &Names,
+    lanes: &[Lane],
+    is_dispatcher: bool,
+    is_clustered: bool,
+) -> Vec<String> {
     let ns = n.namespace();
     let mut all = vec![format!("$JS.API.STREAM.INFO.{}", n.jobs())];
     if role == Role::Operator {
@@ -65,7 +78,7 @@ pub(super) fn needs(role: Role, n: &Names, lanes: &[Lane], is_dispatcher: bool) 
     all.extend([format!("$JS.API.STREAM.INFO.{pauses}"), format!("$JS.API.DIRECT.GET.{pauses}")]);
     for lane in lanes {
         let (stream, consumer) = (&lane.stream, &lane.consumer);
-        all.push(format!("$JS.API.DIRECT.GET.{stream}"));
+        all.extend(reads(stream, is_clustered));
         all.push(format!("$JS.ACK.{stream}.{consumer}.>"));
         match role {
             Role::Worker => all.push(format!("$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}")),
@@ -81,7 +94,7 @@ pub(super) fn needs(role: Role, n: &Names, lanes: &[Lane], is_dispatcher: bool) 
         all.push(format!("$JS.ACK.{receipts}.{}.>", receipts::CONSUMER));
     }
     if role == Role::Reaper {
-        all.extend([n.receipts(), n.events()].map(|stream| format!("$JS.API.DIRECT.GET.{stream}")));
+        all.extend([n.receipts(), n.events()].iter().flat_map(|stream| reads(stream, is_clustered)));
         // The copy of a message that nobody delivers.
         all.push(format!("{ns}.jobs.>"));
         let advisories = n.advisories();

@@ -201,6 +201,7 @@ pub const ALERTS: &[&str] = &[
     "job_failed",
     "journal_entry_refused",
     "journal_entry_unreadable",
+    "journal_hidden",
     "keeper_hangs",
     "max_deliver",
     "message_lost",

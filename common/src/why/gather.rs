@@ -170,13 +170,22 @@ pub(super) async fn whereabouts(broker: &Broker, f: &mut Facts) -> Option<LaneSt
         });
         return None;
     }
-    let found = match broker.whereabouts(&queue, carrier).await {
+    let mut name = name;
+    let mut found = match broker.whereabouts(&queue, carrier).await {
         Ok(found) => found?,
         Err(e) => {
             f.unknown.push(format!("its message and its queue: {e}"));
             return None;
         }
     };
+    if found.message.is_none()
+        && let Ok(id) = JobId::new(&f.view.id)
+        && let Ok(Some(m)) = broker.postponed(&queue, &id, &name).await
+    {
+        name = m.carrier().to_string();
+        found.message = Some(m);
+        found.is_delivered = None;
+    }
     f.locks = found.message.as_ref().map(|m| locks::named(&m.payload)).unwrap_or_default();
     f.carrier = Some(CarrierFacts {
         name,

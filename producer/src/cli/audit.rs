@@ -7,6 +7,7 @@ use serde::Serialize;
 use surety_common::{
     broker::{
         Broker,
+        barrier::Barrier,
         follow::{Follow, From, News, Part},
     },
     clock::{format_span, parse_span},
@@ -96,6 +97,10 @@ pub(super) struct Answer<'a> {
     cut: u64,
     /// Messages that held something unreadable.
     unreadable: u64,
+    /// Messages that do not count: they came after the end of their data set.
+    ignored: u64,
+    /// Barriers of the journal that name another data set than Redis has; they were compared where messages are ignored.
+    hidden_by: Vec<Barrier>,
     /// Records that were compared, with --running.
     #[serde(skip_serializing_if = "Option::is_none")]
     compared: Option<u64>,
@@ -112,7 +117,7 @@ impl<'a> Answer<'a> {
         let named = r.audit.findings().iter().skip(1).take(NAMED);
         Self {
             // What could not be read may hide anything.
-            is_clean: t.broken == 0 && r.unreadable == 0,
+            is_clean: t.broken == 0 && r.unreadable == 0 && r.hidden_by.as_ref().is_ok_and(Vec::is_empty),
             jobs: t.jobs,
             events: t.events,
             copies: t.copies,
@@ -124,6 +129,8 @@ impl<'a> Answer<'a> {
             deleted: t.deleted,
             cut: t.cut,
             unreadable: r.unreadable,
+            ignored: r.ignored,
+            hidden_by: r.hidden_by.clone().unwrap_or_default(),
             compared,
             broken: t.broken,
             first,
@@ -140,6 +147,7 @@ impl<'a> Answer<'a> {
             ("cancelled", self.cancelled),
             ("open", self.open),
             ("broken", self.broken),
+            ("messages ignored", self.ignored),
         ];
         parts.extend(counts.iter().filter(|(_, n)| *n > 0).map(|(what, n)| format!("{n} {what}")));
         if let Some(n) = self.compared {
@@ -158,6 +166,9 @@ impl<'a> Answer<'a> {
 struct Reading {
     audit: Audit,
     unreadable: u64,
+    ignored: u64,
+    /// Barriers that the store does not know; the error says why that is not known.
+    hidden_by: Result<Vec<Barrier>, String>,
     /// What came after the end that the first reading met.
     tail: Follow,
 }
@@ -171,7 +182,7 @@ impl Reading {
         };
         let mut audit = Audit::new(kept.is_cut() || since.is_some());
         let mut end = kept.last;
-        let unreadable = broker
+        let passed = broker
             .read_journal_placed(from_ms, |sequence, e| {
                 end = end.max(sequence);
                 audit.take(&e);
@@ -182,7 +193,13 @@ impl Reading {
             audit.cut();
         }
         let tail = broker.follow(&[], Part::All, From::Sequence(end + 1)).await?;
-        Ok(Self { audit, unreadable, tail })
+        Ok(Self {
+            audit,
+            unreadable: passed.unreadable,
+            ignored: passed.ignored,
+            hidden_by: Ok(Vec::new()),
+            tail,
+        })
     }
 
     /// Reads on until the journal is silent for a moment, at most until then.
@@ -329,8 +346,57 @@ pub(super) async fn run(cx: &Context, args: AuditArgs) -> Result<(), Failure> {
         Some(store) => Some(compare(&mut r, store, patience).await?),
         None => None,
     };
+    if r.ignored > 0 {
+        r.hidden_by = foreign_barriers(cx, &broker, store.as_ref()).await;
+    }
     r.audit.end();
     show(cx, &broker, &r, compared).await
+}
+
+/// The barriers of the journal that hide what the store of today writes. `store`: where it is connected already.
+async fn foreign_barriers(
+    cx: &Context,
+    broker: &Broker,
+    store: Option<&Store>,
+) -> Result<Vec<Barrier>, String> {
+    let store = match store {
+        Some(store) => store.clone(),
+        None => cx.look().await.map_err(|e| e.to_string())?.store,
+    };
+    let mut all = broker.barriers_in_force().await.map_err(|e| e.to_string())?;
+    all.retain(|b| b.partition < store.keys().partitions());
+    let mut foreign = Vec::new();
+    for b in all {
+        if store.incarnation(b.partition) != b.incarnation {
+            foreign.push(b);
+        }
+    }
+    Ok(foreign)
+}
+
+/// What else may hide a broken promise: what was not read, and what does not count.
+fn unread(r: &Reading) -> Vec<String> {
+    let mut out = Vec::new();
+    if r.unreadable > 0 {
+        out.push(format!(
+            "{} journal messages held something unreadable (see the log), so nobody can say what happened in them",
+            r.unreadable
+        ));
+    }
+    match &r.hidden_by {
+        Ok(barriers) => out.extend(barriers.iter().map(|b| {
+            format!(
+                "journal message {} is a barrier of partition {} and names a data set that Redis does not have: what came after it \
+                 is not read ({} messages are passed over in all). Look at it, and remove it from the stream if it was forged",
+                b.sequence, b.partition, r.ignored
+            )
+        })),
+        Err(e) => out.push(format!(
+            "{} journal messages came after the end of their data set; whether that end is true could not be asked: {e}",
+            r.ignored
+        )),
+    }
+    out
 }
 
 async fn show(cx: &Context, broker: &Broker, r: &Reading, compared: Option<u64>) -> Result<(), Failure> {
@@ -345,19 +411,11 @@ async fn show(cx: &Context, broker: &Broker, r: &Reading, compared: Option<u64>)
     };
     let answer = Answer::new(r, &tally, compared, told);
     cx.screen.show(&answer, || answer.text())?;
-    // Whatever else is found: what could not be read may hide anything.
-    let unread = match r.unreadable {
-        0 => String::new(),
-        n => format!(
-            "{n} journal messages held something unreadable (see the log), so nobody can say what happened in them"
-        ),
-    };
+    let unread = unread(r);
     let Some(first) = &answer.first else {
-        return if unread.is_empty() { Ok(()) } else { Err(Failure::no(unread)) };
+        return if unread.is_empty() { Ok(()) } else { Err(Failure::no(unread.join("; "))) };
     };
-    if !unread.is_empty() {
-        cx.screen.note(&unread);
-    }
+    unread.iter().for_each(|what| cx.screen.note(what));
     if !cx.screen.is_json {
         cx.screen.line(&format!("\njob {}: {}\n", first.job, first.what))?;
         cx.screen.table(&answer, &first.events.iter().map(OfJob).collect::<Vec<_>>())?;

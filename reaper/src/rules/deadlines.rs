@@ -4,7 +4,6 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use surety_common::{
-    broker::place::Carrier,
     domain::{
         Contract, ErrorCode, JobId, Status, TypeName,
         deadline::{Due, Patience, Watched, decide, next_look},
@@ -363,9 +362,9 @@ async fn follow(x: &Context, j: &Judged, s: Settled) -> Result<(), RuleError> {
             settle_carrier(&x.c, &left, &s, x.settings.lease.ttl).await?;
             // What was never delivered cannot be acked.
             if s.status.is_terminal()
-                && let Some(carrier) = Carrier::parse(&s.carrier)
+                && let Some(raw) = x.c.broker.carrier_of(&r.queue, &j.id, &s.carrier).await?
             {
-                leftover::discard(x, &r.queue, carrier).await?;
+                leftover::discard(x, &r.queue, raw.carrier()).await?;
             }
         }
         Due::Missed => tracing::warn!(

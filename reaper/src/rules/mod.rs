@@ -3,6 +3,7 @@
 mod carrier_check;
 mod deadlines;
 mod expired_sessions;
+mod foreign_barriers;
 mod guards;
 mod max_deliver;
 mod outbox_relay;
@@ -31,5 +32,6 @@ pub(crate) fn all() -> Vec<Box<dyn Rule>> {
         Box::new(stray::Stray::default()),
         Box::new(retention::Retention),
         Box::new(unreadable::Unreadable),
+        Box::new(foreign_barriers::ForeignBarriers::default()),
     ]
 }

@@ -87,7 +87,8 @@ async fn three_hundred_jobs_in_backoff_do_not_delay_a_fresh_one() {
     world.publish("default", "fresh", r#"{"type":"noop"}"#).await;
     world.ended(&c, "fresh").await;
     assert!(since.elapsed() < Duration::from_secs(1), "{:?}", since.elapsed());
-    assert_eq!(messages(&world, "SURETY_JOBS").await, 300);
+    wait("them to give up their places", async || messages(&world, "SURETY_JOBS").await == 0).await;
+    assert_eq!(messages(&world, "SURETY_SCHED").await, 300);
     world.history(&c).await.check().unwrap();
     assert_eq!(one.stop().await, Some(0));
 }

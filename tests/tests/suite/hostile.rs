@@ -167,3 +167,51 @@ async fn an_id_that_belongs_to_another_job_is_told_and_its_outcome_is_not_ours()
     assert_eq!(world.ended(&c, "b").await.rev, ended.rev, "nothing ran");
     assert_eq!(worker.stop().await, Some(0));
 }
+
+// Shows: P7
+#[tokio::test]
+async fn a_forged_barrier_is_told_and_no_audit_is_clean_over_what_it_hides() {
+    let world = World::start().await;
+    let c = world.connect().await;
+    let mut reaper = world.reaper(&[LISTEN]);
+    let at = address(&mut reaper).await;
+    let mut worker = world.worker(&[], &[]);
+    world.publish("default", "before", r#"{"type":"noop"}"#).await;
+    world.ended(&c, "before").await;
+    world.drained(&c).await;
+    assert_eq!(world.ask(&["audit"]).await["is_clean"], true);
+    let js = async_nats::jetstream::new(world.plain().await);
+    let mut forged = Vec::new();
+    for p in 0..c.store.keys().partitions() {
+        let mut h = async_nats::HeaderMap::new();
+        h.insert("Surety-Fence", format!("{p} FORGED").as_str());
+        let subject = format!("surety.events.STORE.{p}");
+        let ack = js.publish_with_headers(subject, h, "[]".into()).await.unwrap();
+        forged.push(ack.await.unwrap().sequence);
+    }
+    world.publish("default", "hidden", r#"{"type":"noop"}"#).await;
+    world.ended(&c, "hidden").await;
+    world.drained(&c).await;
+    let said = world.surety(&["audit", "--json"]).await.exits(1);
+    let answer = said.json();
+    assert_eq!(
+        (&answer["is_clean"], &answer["hidden_by"][0]["sequence"]),
+        (&false.into(), &forged[0].into())
+    );
+    assert!(answer["ignored"].as_u64() > Some(0) && said.err.contains("barrier of partition"), "{said:?}");
+    wait("the alert", async || {
+        let metrics = get(at, "/metrics").await.1;
+        metrics
+            .lines()
+            .any(|l| l.starts_with("surety_alerts_total{alert=\"journal_hidden\"}") && !l.ends_with(" 0"))
+    })
+    .await;
+    // A person removes them, and everything counts again.
+    let events = js.get_stream("SURETY_EVENTS").await.unwrap();
+    for sequence in forged {
+        events.delete_message(sequence).await.unwrap();
+    }
+    let answer = world.surety(&["audit", "--json"]).await.exits(0).json();
+    assert_eq!((&answer["is_clean"], &answer["jobs"]), (&true.into(), &2.into()));
+    assert_eq!(worker.stop().await, Some(0));
+}

@@ -293,7 +293,7 @@ async fn a_reaper_may_remove_what_the_broker_gave_up() {
 /// What may be published, and by whom: initials of the roles, `o` for the operator and `s` for the reader (it only sees).
 const MAY_PUBLISH: &[(&str, &str)] = &[
     ("surety.jobs.default.x", "pro"),
-    ("surety.sched.default.x", "po"),
+    ("surety.sched.default.x", "pwo"),
     ("surety.batches.x", "po"),
     ("surety.due.default.x", "o"),
     ("surety.events.default", "wro"),

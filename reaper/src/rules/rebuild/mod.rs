@@ -178,6 +178,8 @@ async fn bound(x: &Context, won: &BTreeMap<u32, GateState>) -> Result<u64, RuleE
             }
         }
     }
+    // Its job's last event is a little older than the copy.
+    oldest = b.oldest_postponed_ms().await?.map_or(oldest, |ms| oldest.min(ms));
     for (p, state) in won {
         if !state.former.is_empty() {
             oldest = oldest.min(x.c.store.last_write_ms(*p).await?);
