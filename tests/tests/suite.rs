@@ -77,6 +77,7 @@ mod suite {
     mod tidy;
     mod tls;
     mod troubles;
+    mod unknown_types;
     mod unreadable;
     mod waiting;
     mod why;

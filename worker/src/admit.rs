@@ -8,7 +8,7 @@ use surety_common::{
         hand_on::arrival_ms,
         pull::Delivery,
     },
-    domain::{ErrorCode, QueueName, Status},
+    domain::{ErrorCode, QueueName, Status, TypeName, text::nearest},
     fault,
 };
 
@@ -91,7 +91,16 @@ async fn unknown(w: &Shared, held: Held, decoded: &Decoded) {
         let why = format!("no worker has a handler for the type {:?}", kind.as_str());
         bury(w, &held.queue, &held.d, decoded, ErrorCode::UnknownType, &why).await
     } else {
-        tracing::info!(job_id = %decoded.job.id, "type" = %kind, "no handler for this type here; handed on");
+        if w.passed.note(held.d.carrier(), &held.queue, kind) {
+            let nearest = nearest(kind.as_str(), w.handlers.keys().map(TypeName::as_str));
+            let hint = nearest.map(|n| format!("; did it mean {n:?}?")).unwrap_or_default();
+            tracing::warn!(
+                job_id = %decoded.job.id, queue = %held.queue, "type" = %kind, alert = "unknown_type",
+                "no handler for this type here; its jobs are handed on, and given up in the end{hint}"
+            );
+        } else {
+            tracing::debug!(job_id = %decoded.job.id, "type" = %kind, "no handler for this type here; handed on");
+        }
         w.meters.deferred(&held.queue, Reason::NoHandler);
         Settle::Nak(w.settings.worker.hand_on_delay)
     };

@@ -22,6 +22,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     announce::Announcer,
+    condition::{self, Passed},
     dispatch,
     guards::Guards,
     handler::{HandlerError, JobContext, RustHandler, command::CommandHandler},
@@ -172,6 +173,7 @@ impl WorkerBuilder {
             meters,
             announcer,
             broker_clock: BrokerClock::default(),
+            passed: Passed::default(),
             pauses,
             session: watch::Sender::new(None),
             running: Default::default(),
@@ -189,6 +191,7 @@ impl WorkerBuilder {
         services.spawn(session::keep(w.clone(), first, folder, background.clone()));
         services.spawn(w.clone().extend_loop(background.clone()));
         services.spawn(w.pauses.clone().follow(w.clone(), background.clone()));
+        services.spawn(condition::keep(w.clone(), background.clone()));
         services.spawn(fitness::watch(w.c.clone(), w.live.clone(), background.clone()));
         services.close();
         let served = CancellationToken::new();

@@ -25,6 +25,7 @@ mod attempt;
 mod builder;
 mod claims;
 pub mod cli;
+mod condition;
 mod dispatch;
 mod due;
 mod finishes;

@@ -19,6 +19,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     announce::Announcer,
     claims::short,
+    condition::Passed,
     guards::Guards,
     handler::{RustHandler, Stop, command::CommandHandler},
     keeper::Keeper,
@@ -65,6 +66,7 @@ pub(crate) struct Shared {
     pub(crate) meters: Arc<Meters>,
     pub(crate) announcer: Announcer,
     pub(crate) broker_clock: BrokerClock,
+    pub(crate) passed: Passed,
     pub(crate) pauses: Arc<Pauses>,
     /// The session that new claims use; `None` while there is none.
     pub(crate) session: watch::Sender<Option<Arc<Session>>>,

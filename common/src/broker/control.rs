@@ -1,6 +1,6 @@
 //! Control messages: plain NATS, without JetStream. They carry no authority: what is to happen stands in the store.
 
-use async_nats::Subscriber;
+use async_nats::{Subscriber, client::RequestErrorKind};
 use bytes::Bytes;
 use futures::{FutureExt, StreamExt};
 use serde::{Deserialize, Serialize};
@@ -100,6 +100,19 @@ impl Broker {
             .await
             .map_err(|e| BrokerError::Unreachable(e.to_string()))?;
         Ok(Requests { messages })
+    }
+
+    /// Whether anybody answers requests about jobs: a reaper does.
+    /// Errors: `Unreachable` where an answer is due and does not come.
+    pub async fn is_answered(&self) -> Result<bool, BrokerError> {
+        // Every request gets an answer, also one that nobody knows.
+        let body = Bytes::from_static(br#"{"v":1,"op":"ping"}"#);
+        let subject = self.names().control_job_subject("doctor");
+        match self.client.request(subject, body).await {
+            Ok(_) => Ok(true),
+            Err(e) if e.kind() == RequestErrorKind::NoResponders => Ok(false),
+            Err(e) => Err(BrokerError::Unreachable(e.to_string())),
+        }
     }
 
     /// Answers a request.

@@ -78,6 +78,11 @@ impl Window {
 
 type Waiting = Arc<Mutex<Window>>;
 
+/// Why the server stores nothing, and when it said so last.
+type Refusal = Arc<Mutex<Option<(String, Instant)>>>;
+/// A refusal that was not repeated for so long says nothing any more: nothing was tried meanwhile.
+const REFUSAL_AGE: Duration = Duration::from_secs(60);
+
 /// Publishes to JetStream and matches the acknowledgements. Cheap to clone.
 #[derive(Clone)]
 pub struct Publisher {
@@ -87,6 +92,8 @@ pub struct Publisher {
     permits: Arc<Semaphore>,
     timeout: Duration,
     denials: Denials,
+    /// Why the server does not store, as its last answer said.
+    refusal: Refusal,
     _tasks: Arc<(AbortOnDrop, AbortOnDrop)>,
 }
 
@@ -168,6 +175,8 @@ impl Publisher {
             .map_err(|e| BrokerError::Unreachable(e.to_string()))?;
         let waiting: Waiting = Arc::default();
         let map = waiting.clone();
+        let refusal: Refusal = Arc::default();
+        let refused_why = refusal.clone();
         let reader = tokio::spawn(async move {
             while let Some(m) = replies.next().await {
                 let Some(token) =
@@ -177,7 +186,9 @@ impl Publisher {
                 };
                 let entry = map.lock().unwrap_or_else(PoisonError::into_inner).take(token);
                 if let Some(waiter) = entry {
-                    waiter.answer(read_ack(&m));
+                    let answer = read_ack(&m);
+                    note_refusal(&refused_why, &answer);
+                    waiter.answer(answer);
                 }
             }
         });
@@ -189,8 +200,16 @@ impl Publisher {
             permits: Arc::new(Semaphore::new(IN_FLIGHT)),
             timeout: broker.call_timeout(),
             denials: broker.denials.clone(),
+            refusal,
             _tasks: Arc::new((AbortOnDrop(reader), AbortOnDrop(refused))),
         })
+    }
+
+    /// Why the server stores nothing: its disk, its memory or a limit of its account is used up, as its last answer said. What was to
+    /// be told is kept and tried again meanwhile.
+    pub fn refusal(&self) -> Option<String> {
+        let known = self.refusal.lock().unwrap_or_else(PoisonError::into_inner);
+        known.as_ref().filter(|(_, at)| at.elapsed() < REFUSAL_AGE).map(|(why, _)| why.clone())
     }
 
     /// Sends one message; waits only while [`IN_FLIGHT`] are unacknowledged. The result tells when it is stored.
@@ -259,6 +278,40 @@ impl Publisher {
         })
         .await
     }
+}
+
+/// The server's codes for "I cannot store this now, whatever it is": limits of the account (10002), insufficient resources (10023), memory (10028) or storage
+/// (10047), and a store that failed, as on a full disk (10077).
+const OUT_OF_ROOM: [u64; 5] = [10002, 10023, 10028, 10047, 10077];
+/// What a stream of ours says that is full by its own limits, with the code of a store that failed.
+const OWN_LIMITS: [&str; 3] = ["maximum messages", "maximum bytes", "message size exceeds"];
+
+/// Notes whether the server stores what it is sent; says it once in the log, and its end.
+fn note_refusal(known: &Refusal, answer: &Result<Stored, BrokerError>) {
+    let why = match answer {
+        Ok(stored) if stored.is_duplicate => return,
+        Ok(_) => None,
+        Err(BrokerError::Refused { code, text }) if is_out_of_room(*code, text) => Some(text.clone()),
+        // The server as a whole: it says 503 then, as one that is about to elect a leader does.
+        Err(BrokerError::Unreachable(text)) if text.starts_with("insufficient") => Some(text.clone()),
+        Err(_) => return,
+    };
+    let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
+    match (&why, known.is_some()) {
+        (Some(why), false) => tracing::error!(
+            why,
+            alert = "nats_refuses_writes",
+            "nats stores nothing: its disk, its memory or the storage of its account is used up; what is to be told waits"
+        ),
+        (None, true) => tracing::info!("nats stores again"),
+        _ => {}
+    }
+    *known = why.map(|why| (why, Instant::now()));
+}
+
+/// Whether the server as a whole has no room. A stream that is full by limits of its own refuses newcomers, as it should.
+fn is_out_of_room(code: u64, text: &str) -> bool {
+    OUT_OF_ROOM.contains(&code) && !OWN_LIMITS.iter().any(|own| text.contains(own))
 }
 
 fn base36(mut n: u64) -> String {

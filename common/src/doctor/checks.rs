@@ -84,6 +84,9 @@ checks! {
     JETSTREAM_OFF = "jetstream_off", MustFix, refuses;
         "NATS runs without JetStream"; "there is nothing to store jobs in";
         "start it with `-js`, or with a `jetstream {}` block";
+    MAX_PAYLOAD = "max_payload", MustFix, refuses;
+        "a NATS whose `max_payload` is below 512 KiB"; "the outcome of a job may be larger than a message may be, and would never be told";
+        "raise `max_payload` to 1MB, its default";
     NOT_PROVISIONED = "not_provisioned", MustFix, refuses;
         "streams that are missing, or not made by `surety provision`"; "jobs, events or dead letters have nowhere to go";
         "`surety provision`";
@@ -196,7 +199,7 @@ checks! {
         "`cluster-node-timeout` above half of the time that a lease is trusted without a renewal"; "a failover ends attempts";
         "a third of `lease.ttl` - `lease.margin` - `lease.renewal`";
     REDIS_DATA_SET = "redis_data_set", MustFix;
-        "a Redis that is empty while the journal is not, or that belongs to another broker"; "what ran and what ended is forgotten; processes refuse another broker's records";
+        "a Redis that is empty while the journal is not, or that belongs to another broker"; "nothing starts until a reaper has rebuilt it from the journal; processes refuse another broker's records";
         "bring its data back, or see `docs/guarantees.md`, \"Redis loses its data\"";
     DISK = "disk", MustFix;
         "a file system on this host that is full by 90 % (warning) or 97 %, with less than 20 GiB left"; "the server on it stops taking writes";
@@ -205,8 +208,17 @@ checks! {
         "journal entries that were not published for 30 seconds, or that fill half of `worker.outbox_cap` (must be fixed: all of it)"; "outcomes are not told, and in the end nothing starts";
         "run a reaper, and look for `journal_entry_refused` in its log";
     REAPER = "reaper", Warning;
-        "sessions of dead workers that nobody took back"; "their jobs hang";
+        "no reaper that answers, or sessions of dead workers that nobody took back"; "jobs of dead workers hang, deadlines pass unnoticed";
         "run `surety-reaper`";
+    DISPATCHER = "dispatcher", Warning;
+        "receipts that wait while no dispatcher asks for any"; "requesters are not told how their jobs went";
+        "run a worker with `notify.dispatch = true`";
+    WORKER_READY = "worker_ready", Warning;
+        "live workers that say they are not ready"; "they start no jobs";
+        "what the worker says; its `/readyz` and its log say more";
+    UNKNOWN_TYPE = "unknown_type", Warning;
+        "jobs of a type that no live worker of their queue has a handler for"; "they are passed on, and given up as `unknown_type` after `worker.hand_on_limit` deliveries";
+        "correct the type, or start a worker with that handler";
     UNSERVED_QUEUE = "unserved_queue", Warning;
         "jobs that wait in a queue which no live worker pulls from"; "they wait without a limit";
         "start a worker for it, or add it to `worker.queues`";

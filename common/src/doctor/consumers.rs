@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::{
     Finding, Role,
     checks::{
-        ACK_WAIT, CONSUMER_BROKEN, CONSUMER_DRIFT, CONSUMER_MISSING, CONSUMER_PAUSED, DELAYED,
+        ACK_WAIT, CONSUMER_BROKEN, CONSUMER_DRIFT, CONSUMER_MISSING, CONSUMER_PAUSED, DELAYED, DISPATCHER,
         MAX_ACK_PENDING, MAX_DELIVER, PAUSED,
     },
     facts::{DispatcherFacts, Facts, FleetFacts, LaneFacts, LayoutFacts, NatsFacts},
@@ -73,6 +73,10 @@ fn dispatcher(d: &DispatcherFacts, out: &mut Vec<Finding>) {
             what,
             format!("{PROVISION}: what waits is delivered then"),
         ));
+    }
+    if !d.is_missing && d.pulls == 0 && d.waiting > 0 {
+        let what = format!("{} receipts wait, and nobody asks for one: no dispatcher runs", d.waiting);
+        out.push(DISPATCHER.warn(&place, what, "run a worker with `notify.dispatch = true` (the default)"));
     }
     if !d.differences.is_empty() {
         let texts: Vec<_> = d.differences.iter().map(|d| d.text.as_str()).collect();

@@ -40,6 +40,10 @@ pub struct NatsFacts {
     pub url: String,
     pub version: String,
     pub has_jetstream: bool,
+    /// Largest message that it takes, in bytes.
+    pub max_payload: usize,
+    /// Whether a reaper answers; not known where it may not be asked.
+    pub reaper_answers: Known<bool>,
     /// `None`: not looked at, because the server cannot be used anyway or only it was asked for.
     pub layout: Option<LayoutFacts>,
     /// `Err` as well where the server does not tell.
@@ -135,6 +139,9 @@ pub struct DispatcherFacts {
     /// For so long it is paused.
     pub paused_for: Option<Duration>,
     pub differences: Vec<Difference>,
+    /// Pulls of dispatchers that wait for a receipt, and receipts that are not settled.
+    pub pulls: u64,
+    pub waiting: u64,
 }
 
 /// File storage of the account, in bytes.

@@ -2,10 +2,11 @@
 
 use super::{
     Finding,
-    checks::{OUTBOX, REAPER, REDIS_DATA_SET, UNSERVED_QUEUE, WORKER_VERSIONS},
-    facts::{DataSet, Facts, FleetFacts, LayoutFacts},
+    checks::{OUTBOX, REAPER, REDIS_DATA_SET, UNKNOWN_TYPE, UNSERVED_QUEUE, WORKER_READY, WORKER_VERSIONS},
+    facts::{DataSet, Facts, FleetFacts, LayoutFacts, NatsFacts},
     servers,
 };
+use crate::{domain::text::nearest, store::without_handler};
 
 /// A journal entry older than this was left by its writer and by every reaper.
 const LATE_ENTRY_MS: u64 = 30_000;
@@ -17,7 +18,9 @@ pub(super) fn judge(facts: &Facts, f: &FleetFacts, out: &mut Vec<Finding>) {
     sessions(facts, f, out);
     if let Some(layout) = layout {
         unserved(layout, f, out);
+        unknown_types(layout, f, out);
     }
+    not_ready(f, out);
     if let Some(d) = &f.state_disk {
         servers::disk(d, out);
     }
@@ -45,8 +48,8 @@ fn data_sets(layout: Option<&LayoutFacts>, f: &FleetFacts, out: &mut Vec<Finding
         out.push(REDIS_DATA_SET.must_fix(
             "redis",
             format!(
-                "{missing} of {} partitions are empty, although the journal has {journaled} messages: what ran and what \
-                 ended is forgotten there",
+                "{missing} of {} partitions are empty, although the journal has {journaled} messages: nothing starts there \
+                 until a reaper has rebuilt them",
                 f.data_sets.len()
             ),
             lost,
@@ -85,6 +88,16 @@ fn sessions(facts: &Facts, f: &FleetFacts, out: &mut Vec<Finding>) {
             "run `surety-reaper` (one is enough), or look into its log",
         ));
     }
+    // Where nothing runs and nothing waits there is nothing to look after yet.
+    if facts.nats.as_ref().is_ok_and(|n| n.reaper_answers == Ok(false)) && left.is_empty() {
+        let held = |n: &NatsFacts| {
+            n.layout.as_ref().map_or(0, |l| l.lanes.iter().map(|l| l.state.waiting + l.state.held).sum())
+        };
+        let is_needed = f.fleet.alive().next().is_some() || facts.nats.as_ref().map_or(0, held) > 0;
+        let what = "none answers: jobs of dead workers hang, deadlines pass unnoticed, and nobody answers requests about jobs";
+        let fix = "run `surety-reaper` (one is enough, two are better)";
+        out.push(if is_needed { REAPER.warn("reaper", what, fix) } else { REAPER.note("reaper", what, fix) });
+    }
     let here = env!("CARGO_PKG_VERSION");
     let mut others: Vec<&str> =
         f.fleet.alive().filter_map(|s| s.info.as_ref()?.version.as_deref()).filter(|v| *v != here).collect();
@@ -108,6 +121,42 @@ fn unserved(layout: &LayoutFacts, f: &FleetFacts, out: &mut Vec<Finding>) {
                 &format!("queue {q}"),
                 format!("{waiting} jobs wait and no live worker pulls from it"),
                 "start `surety-worker`, or add the queue to `worker.queues` of one that runs",
+            ));
+        }
+    }
+}
+
+/// What live workers say that they lack.
+fn not_ready(f: &FleetFacts, out: &mut Vec<Finding>) {
+    for s in f.fleet.alive() {
+        let Some(info) = &s.info else { continue };
+        let why = info.not_ready.as_deref().unwrap_or_default();
+        if why.is_empty() {
+            continue;
+        }
+        let host = info.host.as_deref().unwrap_or("?");
+        let pid = info.pid.map_or_else(|| "?".to_owned(), |p| p.to_string());
+        out.push(WORKER_READY.warn(
+            &format!("worker {} (process {pid} on {host})", s.id),
+            format!("it says that it is not ready: {}", why.join("; ")),
+            "what it says; its `/readyz` and its log say more",
+        ));
+    }
+}
+
+/// Jobs that go from worker to worker, because none knows their type.
+fn unknown_types(layout: &LayoutFacts, f: &FleetFacts, out: &mut Vec<Finding>) {
+    let infos = f.fleet.alive().filter_map(|s| s.info.as_ref());
+    for q in &layout.queues {
+        for (kind, n) in without_handler(infos.clone(), q.as_str()) {
+            let known = infos.clone().filter_map(|i| i.types.as_ref()).flatten().map(String::as_str);
+            let hint = nearest(&kind, known)
+                .map(|n| format!(" (the nearest known one is {n:?})"))
+                .unwrap_or_default();
+            out.push(UNKNOWN_TYPE.warn(
+                &format!("queue {q}"),
+                format!("{n} jobs of type {kind:?} are passed on from worker to worker: none has a handler for it{hint}"),
+                "correct the type, or start a worker with that handler, before `worker.hand_on_limit` deliveries are used up",
             ));
         }
     }

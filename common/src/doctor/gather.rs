@@ -40,6 +40,8 @@ pub async fn nats(broker: &Broker, s: &Settings, role: Role, depth: Depth) -> Re
         url: s.connection.nats_url.masked(),
         version,
         has_jetstream,
+        max_payload: broker.max_payload(),
+        reaper_answers: Err("not asked".into()),
         layout: None,
         account: Err("not asked".into()),
         publish: Ok(None),
@@ -71,8 +73,20 @@ pub async fn nats(broker: &Broker, s: &Settings, role: Role, depth: Depth) -> Re
     if depth == Depth::Full {
         facts.account = storage(broker).await;
         facts.clock = offset(broker.now_ms()).await;
+        facts.reaper_answers = reaper_answers(broker, &facts.publish).await;
     }
     Ok(facts)
+}
+
+/// Whether somebody answers requests about jobs.
+async fn reaper_answers(broker: &Broker, publish: &Known<Option<Permissions>>) -> Known<bool> {
+    let subject = broker.names().control_job_subject("doctor");
+    if let Ok(Some(p)) = publish
+        && !p.permit(&subject)
+    {
+        return Err(format!("this user may not publish to {subject:?}"));
+    }
+    broker.is_answered().await.map_err(|e| e.to_string())
 }
 
 /// What the user of the connection may publish; `None`: everything.

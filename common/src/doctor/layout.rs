@@ -146,6 +146,8 @@ impl Asking<'_> {
             unknown: None,
             is_missing: info.is_none(),
             paused_for: paused.map(|i| Duration::from_nanos(i.pause_remaining.unwrap_or(0))),
+            pulls: info.as_ref().map_or(0, |i| i.num_waiting),
+            waiting: info.as_ref().map_or(0, |i| i.num_pending + i.num_ack_pending),
             differences: info.map(|i| drift::consumer(&i.config, &layout.dispatcher()).0).unwrap_or_default(),
         })
     }

@@ -2,7 +2,7 @@
 
 use super::{
     Finding,
-    checks::{CLOCKS, DISK, JETSTREAM_OFF, NATS_VERSION, STORAGE},
+    checks::{CLOCKS, DISK, JETSTREAM_OFF, MAX_PAYLOAD, NATS_VERSION, STORAGE},
     facts::{Disk, NatsFacts, Offset},
 };
 
@@ -10,6 +10,10 @@ use super::{
 pub(super) const OLDEST: (u32, u32, u32) = (2, 14, 2);
 /// From this one on nothing is left to wish for.
 const RECOMMENDED: (u32, u32, u32) = (2, 15, 0);
+
+/// Smallest `max_payload` with which every outcome can be told: a result of 256 KiB, output tails of 64 KiB, and what else an event
+/// and a receipt have, in one message.
+const LEAST_PAYLOAD: usize = 512 * 1024;
 
 /// What servers do that are older than a version. The issues are those of nats-io/nats-server.
 const KNOWN_LOSSES: &[((u32, u32, u32), &str)] = &[
@@ -51,6 +55,13 @@ pub(super) fn nats(n: &NatsFacts, out: &mut Vec<Finding>) {
     if !n.has_jetstream {
         let fix = "start it with `-js` or a `jetstream {}` block";
         out.push(JETSTREAM_OFF.refuse(&place, "it runs without JetStream", fix));
+    }
+    if n.max_payload < LEAST_PAYLOAD {
+        let what = format!(
+            "it takes messages of {} bytes at most, and the outcome of a job may have {LEAST_PAYLOAD}: it would never be told",
+            n.max_payload
+        );
+        out.push(MAX_PAYLOAD.refuse(&place, what, "raise `max_payload` to 1MB, its default"));
     }
     if let Ok(s) = n.account
         && let Some(limit) = s.limit.filter(|l| *l > 0)
@@ -127,6 +138,8 @@ mod tests {
 
     fn server(version: &str) -> NatsFacts {
         NatsFacts {
+            max_payload: 1 << 20,
+            reaper_answers: Ok(true),
             url: "nats://a".into(),
             version: version.into(),
             has_jetstream: true,

@@ -4,8 +4,8 @@ use std::{collections::BTreeSet, time::Duration};
 
 use super::{
     facts::{
-        DataSet, Disk, FleetFacts, LaneFacts, LayoutFacts, NatsFacts, Offset, Permissions, RedisFacts,
-        RedisServer, Storage, StreamFacts,
+        DataSet, Disk, DispatcherFacts, FleetFacts, LaneFacts, LayoutFacts, NatsFacts, Offset, Permissions,
+        RedisFacts, RedisServer, Storage, StreamFacts,
     },
     *,
 };
@@ -118,6 +118,8 @@ fn good() -> Facts {
             url: "nats://a".into(),
             version: "2.15.1".into(),
             has_jetstream: true,
+            max_payload: 1 << 20,
+            reaper_answers: Ok(true),
             layout: Some(LayoutFacts {
                 streams: carriers.into_iter().chain([stream(&names.events(), None)]).collect(),
                 queues: vec![queue()],
@@ -161,6 +163,10 @@ fn fleet(f: &mut Facts) -> &mut FleetFacts {
     f.fleet.as_mut().unwrap()
 }
 
+fn info(f: &mut Facts) -> &mut crate::store::SessionInfo {
+    fleet(f).fleet.sessions[0].info.get_or_insert_default()
+}
+
 fn difference(field: &'static str) -> Vec<Difference> {
     vec![Difference { field, text: format!("{field} is a and not b"), is_fixable: true }]
 }
@@ -173,6 +179,19 @@ const TRAPS: &[Trap] = {
     &[
         ("nats_unreachable", MustFix, false, |f| f.nats = Err("refused".into())),
         ("nats_version", MustFix, true, |f| nats(f).version = "2.12.4".into()),
+        ("max_payload", MustFix, true, |f| nats(f).max_payload = 65_536),
+        ("reaper", Warning, false, |f| nats(f).reaper_answers = Ok(false)),
+        ("dispatcher", Warning, false, |f| {
+            layout(f).dispatcher = Some(DispatcherFacts { waiting: 3, ..DispatcherFacts::default() });
+        }),
+        ("worker_ready", Warning, false, |f| {
+            info(f).not_ready = Some(vec!["nats: it refuses to store".into()]);
+        }),
+        ("unknown_type", Warning, false, |f| {
+            let queue = queue().to_string();
+            info(f).types = Some(vec!["resize".into()]);
+            info(f).passed_on = Some([(queue, [("resise".into(), 2)].into())].into());
+        }),
         ("nats_version", Note, false, |f| nats(f).version = "2.14.3".into()),
         ("jetstream_off", MustFix, true, |f| nats(f).has_jetstream = false),
         ("not_provisioned", MustFix, true, |f| layout(f).unusable = Some("no JOBS".into())),

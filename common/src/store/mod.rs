@@ -56,6 +56,6 @@ pub use restore::{Restored, RestoredItem};
 pub use scopes::{ScopeAt, ScopeState};
 pub use script::{Answer, Store, StoreError, StoreOptions};
 pub use server::{ServerConfig, ServerState};
-pub use sessions::{Fleet, FleetSession, Held, Mate, SessionInfo};
+pub use sessions::{Fleet, FleetSession, Held, Mate, PassedOn, SessionInfo, TYPES_SAID, without_handler};
 pub use unreadable::Read;
 pub use waiting::{WaitingItem, WaitingReply};

@@ -309,6 +309,7 @@ pub(super) enum SessionAct {
     Close = 2,
     Expire = 3,
     OpenAgain = 4,
+    Describe = 5,
 }
 
 /// What every script is told: incarnation, call id, session, `keep` and `look` in milliseconds.
@@ -532,6 +533,16 @@ impl Store {
         info: &str,
     ) -> Result<SessionState, StoreError> {
         self.session(p, session, SessionAct::OpenAgain, ttl, info).await
+    }
+
+    /// Says something else of a live session; of another one nothing is kept.
+    pub async fn describe_session(
+        &self,
+        p: u32,
+        session: &SessionId,
+        info: &str,
+    ) -> Result<SessionState, StoreError> {
+        self.session(p, session, SessionAct::Describe, Duration::ZERO, info).await
     }
 
     /// Closes a session that runs nothing any more; otherwise changes nothing and `owned` says how many are left.

@@ -13,6 +13,9 @@ use super::{
 };
 use crate::domain::{JobId, ids::SessionId};
 
+/// Jobs by queue and type.
+pub type PassedOn = BTreeMap<String, BTreeMap<String, u64>>;
+
 /// What a worker says of itself when it opens a session. Fields are only ever added; one that an older release did not
 /// write is `None`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,6 +30,12 @@ pub struct SessionInfo {
     pub slots: Option<u64>,
     /// Queues that it pulls from, in rank order.
     pub queues: Option<Vec<String>>,
+    /// Types that it has handlers for; the first 200.
+    pub types: Option<Vec<String>>,
+    /// Why it cannot take jobs, part by part; empty: it can.
+    pub not_ready: Option<Vec<String>>,
+    /// Jobs that it passed on lately because it has no handler for them.
+    pub passed_on: Option<PassedOn>,
     /// Its `lease.ttl` in milliseconds: with the expiry it tells the age of the last renewal.
     pub ttl_ms: Option<u64>,
 }
@@ -35,6 +44,13 @@ impl SessionInfo {
     /// Whether the session pulls from this queue; `None` when it did not say.
     pub fn serves(&self, queue: &str) -> Option<bool> {
         self.queues.as_ref().map(|all| all.iter().any(|q| q == queue))
+    }
+
+    /// Whether it has a handler for this type; `None` when it did not say.
+    pub fn handles(&self, kind: &str) -> Option<bool> {
+        let types = self.types.as_ref()?;
+        let is_cut = types.len() >= TYPES_SAID;
+        types.iter().any(|t| t == kind).then_some(true).or((!is_cut).then_some(false))
     }
 }
 
@@ -82,7 +98,7 @@ pub struct Fleet {
 
 impl Fleet {
     /// Sessions whose lease is not over.
-    pub fn alive(&self) -> impl Iterator<Item = &FleetSession> {
+    pub fn alive(&self) -> impl Iterator<Item = &FleetSession> + Clone {
         self.sessions.iter().filter(|s| !s.is_expired(self.now_ms))
     }
 }
@@ -95,6 +111,25 @@ pub struct Mate {
     /// When it expires unless renewed (milliseconds of the store's clock): the earliest of all partitions.
     pub expires_ms: u64,
     pub n_held: u64,
+}
+
+/// Types that a worker names at most.
+pub const TYPES_SAID: usize = 200;
+
+/// Jobs of a queue that workers passed on lately and that no live one has a handler for, by type.
+pub fn without_handler<'a>(
+    infos: impl Iterator<Item = &'a SessionInfo> + Clone,
+    queue: &str,
+) -> BTreeMap<String, u64> {
+    let mut out: BTreeMap<String, u64> = BTreeMap::new();
+    for (kind, n) in infos.clone().filter_map(|i| i.passed_on.as_ref()?.get(queue)).flatten() {
+        let is_handled =
+            infos.clone().any(|i| i.serves(queue) != Some(false) && i.handles(kind) != Some(false));
+        if !is_handled {
+            *out.entry(kind.clone()).or_default() += n;
+        }
+    }
+    out
 }
 
 /// Records of one read.

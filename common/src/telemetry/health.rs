@@ -111,7 +111,7 @@ pub async fn servers(c: &Connected) -> Parts {
                 "the stream of jobs is another one than at the start: start this process again".into()
             );
         }
-        Ok(())
+        c.publisher.refusal().map_or(Ok(()), |why| Err(format!("it stores nothing: {why}")))
     });
     let redis = in_time(async {
         c.store.check().await.map_err(|e| e.to_string())?;

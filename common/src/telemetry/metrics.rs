@@ -206,6 +206,7 @@ pub const ALERTS: &[&str] = &[
     "max_deliver",
     "message_lost",
     "nats_recreated",
+    "nats_refuses_writes",
     "receipt_failed",
     "receipt_unreadable",
     "record_set_aside",
@@ -216,6 +217,7 @@ pub const ALERTS: &[&str] = &[
     "rule_failed",
     "status_write_failed",
     "stray_subject",
+    "unknown_type",
 ];
 
 /// The label of no error.

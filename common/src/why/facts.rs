@@ -1,5 +1,7 @@
 //! What is known of one job at one moment, from wherever it was read. Times are milliseconds of the store's clock.
 
+use std::collections::BTreeSet;
+
 use crate::{
     broker::queues::LaneState,
     domain::{JobId, pause::Pause},
@@ -28,6 +30,8 @@ pub struct QueueFacts {
     /// Their slots, and how many of them are taken. A worker that did not say its slots counts as none.
     pub slots: u64,
     pub busy: u64,
+    /// Types that those workers have handlers for; `None`: one of them did not say, or there is none.
+    pub types: Option<BTreeSet<String>>,
 }
 
 /// The message that carries the job.

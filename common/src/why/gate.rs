@@ -3,7 +3,7 @@
 use super::{Facts, Gate, GateCode, GuardFacts};
 use crate::{
     clock::{format_span, iso_millis},
-    domain::{Contract, Status, guard::GuardKind, pause::Target},
+    domain::{Contract, Status, guard::GuardKind, pause::Target, text::nearest},
     store::Record,
 };
 use std::time::Duration;
@@ -367,6 +367,16 @@ fn queue(f: &Facts, out: &mut Vec<Gate>) {
         let what = format!("no live worker pulls from queue {name}");
         out.push(gate(GateCode::NoWorker, what, "start one: `surety-worker`; see `surety workers`"));
         return;
+    }
+    if let (Some(types), Some(kind)) = (&q.types, &f.view.job_type)
+        && !types.contains(kind)
+    {
+        let hint = nearest(kind, types.iter().map(String::as_str))
+            .map_or_else(String::new, |n| format!("; the nearest known type is {n:?}"));
+        let what = format!("no live worker of queue {name} has a handler for the type {kind:?}{hint}");
+        let then = "workers pass it on, and give it up as unknown_type after worker.hand_on_limit deliveries; start one with that handler, \
+                    or cancel it and enqueue it with the right type";
+        out.push(gate(GateCode::NoHandler, what, then));
     }
     let ahead = f.carrier.as_ref().and_then(|c| c.message.as_ref()).and_then(|m| m.ahead);
     if let Some(workers) = q.workers.filter(|_| q.busy >= q.slots && q.slots > 0) {

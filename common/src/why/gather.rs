@@ -1,7 +1,10 @@
 //! Reading what [`super::explain`] judges. Each source that fails is told as unknown, but for the record: without it there is
 //! nothing to explain.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use super::{
     CarrierFacts, Facts, GuardFacts, MessageFacts, OwnerFacts, QueueFacts, Why,
@@ -19,7 +22,7 @@ use crate::{
     },
     guard_view::view,
     lookup::{LookupError, Seen, find, journal_part},
-    store::{Record, StoreError, guards},
+    store::{Record, StoreError, TYPES_SAID, guards},
     view::JobView,
     wire::event::Event,
 };
@@ -204,13 +207,17 @@ pub(super) async fn whereabouts(broker: &Broker, f: &mut Facts) -> Option<LaneSt
 async fn crew(c: &Connected, f: &mut Facts, lane: LaneState) {
     let (now, queue) = (f.now_ms, f.view.queue.clone());
     note(&mut f.unknown, "the workers", c.store.crew().await, |crew| {
-        let mut q = QueueFacts { lane, workers: Some(0), slots: 0, busy: 0 };
+        let mut q = QueueFacts { lane, workers: Some(0), slots: 0, busy: 0, types: Some(BTreeSet::new()) };
         let alive = crew.iter().filter(|m| m.expires_ms > now);
         for (m, info) in alive.filter_map(|m| Some((m, m.info.as_ref()?))) {
             if info.serves(&queue) == Some(true) {
                 let slots = info.slots.unwrap_or(0);
                 q.workers = q.workers.map(|n| n + 1);
                 (q.slots, q.busy) = (q.slots + slots, q.busy + m.n_held.min(slots));
+                match (&mut q.types, &info.types) {
+                    (Some(all), Some(some)) if some.len() < TYPES_SAID => all.extend(some.iter().cloned()),
+                    (all, _) => *all = None,
+                }
             }
         }
         f.queue = Some(q);

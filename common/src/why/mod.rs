@@ -97,6 +97,8 @@ pub enum GateCode {
     Queued,
     /// No live worker pulls from its queue.
     NoWorker,
+    /// No live worker of its queue has a handler for its type.
+    NoHandler,
     /// Every slot of the workers of its queue is taken.
     NoFreeSlot,
     /// Somebody paused its queue, its type or its key.
@@ -119,7 +121,7 @@ pub enum GateCode {
 
 impl GateCode {
     /// Every code.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 25] = [
         Self::Ended,
         Self::NotJournaled,
         Self::ReceiptPending,
@@ -135,6 +137,7 @@ impl GateCode {
         Self::Scheduled,
         Self::Queued,
         Self::NoWorker,
+        Self::NoHandler,
         Self::NoFreeSlot,
         Self::Paused,
         Self::ConsumerPaused,

@@ -99,7 +99,7 @@ fn lane() -> LaneState {
 }
 
 fn queue(lane: LaneState, workers: u64, busy: u64) -> QueueFacts {
-    QueueFacts { lane, workers: Some(workers), slots: workers * 4, busy }
+    QueueFacts { lane, workers: Some(workers), slots: workers * 4, busy, types: None }
 }
 
 /// A job that no worker has seen: in its queue behind others.

@@ -61,7 +61,7 @@ pub async fn without_store(
         f.pauses = known.pauses.all_of(queue, kind, key, known.now_ms).cloned().collect();
     }
     if let Some(lane) = whereabouts(broker, &mut f).await {
-        f.queue = Some(QueueFacts { lane, workers: None, slots: 0, busy: 0 });
+        f.queue = Some(QueueFacts { lane, workers: None, slots: 0, busy: 0, types: None });
     }
     Ok(Some(explain(f)))
 }

@@ -1,11 +1,13 @@
 //! `surety queues`: how full the queues are, and who serves them.
 
+use std::collections::BTreeMap;
+
 use clap::Args;
 use serde::Serialize;
 use surety_common::{
     broker::{Broker, pauses::is_endless, queues::LaneState},
-    domain::{QueueName, Status},
-    store::{Fleet, OpenJobs, Store},
+    domain::{QueueName, Status, text::nearest},
+    store::{Fleet, OpenJobs, Store, without_handler},
 };
 
 use super::{Context, failure::Failure, pause::Shown, workers::span};
@@ -17,7 +19,7 @@ const COUNTED: u64 = 20_000;
 /// Show how full each queue is, and who serves it
 ///
 /// WAITING: no worker was given them yet; OLDEST: age of the first of them. RUNNING: attempts that run now; LONGEST: for how
-/// long. BACKOFF: they failed and wait for their retry. DEFERRED: they could not start and wait for another try. WORKERS:
+/// long. BACKOFF: they failed and wait for their retry. DEFERRED: they could not start and wait for another try. NO HANDLER: passed on from worker to worker, because none that lives has a handler for their type. WORKERS:
 /// those that are alive and pull from the queue. CONSUMER: `ok`, `paused` (how much longer, by whom, why), `full` (as many are held as may be, so nothing is
 /// delivered) or `missing`.
 #[derive(Debug, Args)]
@@ -42,6 +44,8 @@ pub(super) struct QueueRow {
     deferred: Option<u64>,
     /// Live workers that pull from it.
     workers: Option<u64>,
+    /// Jobs that workers pass on because none has a handler for them, by type.
+    without_handler: Option<BTreeMap<String, u64>>,
     consumers: Vec<Consumer>,
     /// The pause of the queue, if it has one.
     paused: Option<Shown>,
@@ -123,6 +127,10 @@ impl QueueRow {
             backoff: count(Status::RetryWait),
             deferred: count(Status::Deferred),
             workers: known.map(|k| serve(k) as u64),
+            without_handler: known.map(|k| {
+                let infos = k.fleet.alive().filter_map(|s| s.info.as_ref());
+                without_handler(infos, name)
+            }),
             consumers: lanes.into_iter().map(Consumer::of).collect(),
             paused,
         }
@@ -136,8 +144,18 @@ impl QueueRow {
 }
 
 impl Row for QueueRow {
-    const HEADS: &'static [&'static str] =
-        &["QUEUE", "WAITING", "OLDEST", "RUNNING", "LONGEST", "BACKOFF", "DEFERRED", "WORKERS", "CONSUMER"];
+    const HEADS: &'static [&'static str] = &[
+        "QUEUE",
+        "WAITING",
+        "OLDEST",
+        "RUNNING",
+        "LONGEST",
+        "BACKOFF",
+        "DEFERRED",
+        "NO HANDLER",
+        "WORKERS",
+        "CONSUMER",
+    ];
     fn cells(&self) -> Vec<String> {
         let number = |n: Option<u64>| n.map_or_else(|| "?".into(), |n| n.to_string());
         let age = |ms: Option<u64>| ms.map_or_else(|| "-".into(), span);
@@ -163,6 +181,7 @@ impl Row for QueueRow {
             age(self.longest_running_ms),
             backoff,
             deferred,
+            number(self.without_handler.as_ref().map(|all| all.values().sum())),
             number(self.workers),
             consumer,
         ]
@@ -196,6 +215,19 @@ async fn show(cx: &Context, broker: &Broker, known: Option<&Known>) -> Result<()
         rows.push(QueueRow::new(&q, broker.queue_state(&q).await?, known, pause));
     }
     cx.screen.table(&Answer { queues: &rows }, &rows)?;
+    for r in &rows {
+        let types =
+            known.into_iter().flat_map(|k| k.fleet.alive()).filter_map(|s| s.info.as_ref()?.types.as_ref());
+        let types: Vec<&str> = types.flatten().map(String::as_str).collect();
+        for (kind, n) in r.without_handler.iter().flatten() {
+            let hint = nearest(kind, types.iter().copied())
+                .map_or_else(String::new, |n| format!("; the nearest known one is {n:?}"));
+            cx.screen.note(&format!(
+                "{n} jobs of queue {} have the type {kind:?}, for which no worker has a handler{hint}",
+                r.queue
+            ));
+        }
+    }
     let of_queues = rows.iter().filter(|r| r.paused.is_some()).count();
     let others = kept.pauses.list(kept.now_ms).len().saturating_sub(of_queues);
     if others > 0 {

@@ -15,7 +15,8 @@ use crate::render::Row;
 /// Show the workers that are alive and what they run
 ///
 /// A worker is listed by its session, from its start until it stopped in order or the reaper took its jobs back. EXPIRED
-/// under RENEWED: its lease is over, and a reaper has not acted on it yet.
+/// under RENEWED: its lease is over, and a reaper has not acted on it yet. NOT READY: it takes no jobs, and says why with --json.
+/// TYPES: what it has handlers for.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  surety workers\n  surety workers --attempts")]
 pub(super) struct WorkersArgs {
@@ -23,6 +24,9 @@ pub(super) struct WorkersArgs {
     #[arg(long)]
     attempts: bool,
 }
+
+/// Types of a worker that a line has room for.
+const TYPES_SHOWN: usize = 6;
 
 #[derive(Serialize, schemars::JsonSchema)]
 pub(super) struct Worker {
@@ -34,6 +38,10 @@ pub(super) struct Worker {
     version: Option<String>,
     slots: Option<u64>,
     queues: Option<Vec<String>>,
+    /// Types that it has handlers for; the first 200.
+    types: Option<Vec<String>>,
+    /// Why it takes no jobs, part by part; empty: it does.
+    not_ready: Option<Vec<String>>,
     /// Age of the last renewal.
     renewed_ms: Option<u64>,
     /// Its lease is over.
@@ -100,15 +108,25 @@ impl Worker {
             version: info.version,
             slots: info.slots,
             queues: info.queues,
+            types: info.types,
+            not_ready: info.not_ready,
         }
     }
 }
 
 impl Row for Worker {
     const HEADS: &'static [&'static str] =
-        &["SESSION", "HOST", "PID", "VERSION", "RUNNING", "LONGEST", "RENEWED", "QUEUES"];
+        &["SESSION", "HOST", "PID", "VERSION", "RUNNING", "LONGEST", "RENEWED", "QUEUES", "TYPES"];
     fn cells(&self) -> Vec<String> {
         let longest = self.running.iter().filter_map(|a| a.running_ms).max();
+        let types = match self.types.as_deref() {
+            Some(all) if all.len() > TYPES_SHOWN => {
+                let (first, rest) = all.split_at(TYPES_SHOWN);
+                format!("{} +{}", first.join(" "), rest.len())
+            }
+            Some(all) => all.join(" "),
+            None => "?".to_owned(),
+        };
         let renewed = self.renewed_ms.map_or_else(|| "?".into(), |ms| format!("{} ago", span(ms)));
         vec![
             self.session.clone(),
@@ -117,8 +135,13 @@ impl Row for Worker {
             or_unknown(self.version.as_ref()),
             format!("{}/{}", self.running.len(), or_unknown(self.slots)),
             longest.map_or_else(|| "-".into(), span),
-            if self.is_expired { format!("EXPIRED {renewed}") } else { renewed },
+            match self.not_ready.as_deref() {
+                _ if self.is_expired => format!("EXPIRED {renewed}"),
+                Some([_, ..]) => format!("{renewed}, NOT READY"),
+                _ => renewed,
+            },
             or_unknown(self.queues.as_ref().map(|q| q.join(" "))),
+            types,
         ]
     }
 }
@@ -152,6 +175,11 @@ pub(super) async fn run(cx: &Context, args: WorkersArgs) -> Result<(), Failure> 
         cx.screen.table(&answer, &attempts)?;
     } else {
         cx.screen.table(&answer, &answer.workers)?;
+    }
+    for w in &answer.workers {
+        if let Some(why) = w.not_ready.as_deref().filter(|why| !why.is_empty()) {
+            cx.screen.note(&format!("worker {} is not ready: {}", w.session, why.join("; ")));
+        }
     }
     if answer.workers.is_empty() {
         cx.screen.note("no worker is alive: start `surety-worker` (or `surety dev`)");

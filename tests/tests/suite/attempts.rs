@@ -191,7 +191,7 @@ async fn twenty_deliveries_without_an_execution_leave_the_whole_budget() {
     let witness = Witness::default();
     let world = World::with("[worker]\nhand_on_delay = \"10ms\"\nhand_on_limit = 90").await;
     let c = world.connect().await;
-    let mut stranger = world.worker(&[], &[]);
+    let mut stranger = world.worker(&[], &[("SURETY_LOG", "debug")]);
     let body = r#"{"type":"mine","retry":{"max_retries":2,"backoff":["20ms"]}}"#;
     world.publish("default", "a", body).await;
     wait_logged(&world, "twenty hand-ons", async || stranger.log().matches("handed on").count() >= 20).await;

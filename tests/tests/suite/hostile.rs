@@ -215,3 +215,65 @@ async fn a_forged_barrier_is_told_and_no_audit_is_clean_over_what_it_hides() {
     assert_eq!((&answer["is_clean"], &answer["jobs"]), (&true.into(), &2.into()));
     assert_eq!(worker.stop().await, Some(0));
 }
+
+/// An account with little room, which every client uses.
+const LITTLE_ROOM: &str = r#"
+accounts { SMALL { jetstream: { max_file: 4MB, max_mem: 1MB }, users: [{ user: u, password: p }] } }
+no_auth_user: u
+"#;
+
+// Shows: P1, O-06
+#[tokio::test]
+async fn a_nats_that_stores_nothing_is_told_and_outcomes_wait_for_it() {
+    let witness = Witness::default();
+    let handler = witness.handler("work", "until [ -e $W.go ]; do sleep 0.02; done");
+    let world = World::on(&handler, LITTLE_ROOM, &[]).await;
+    let c = world.connect().await;
+    let _reaper = world.reaper(&[]);
+    let mut worker = world.worker(&[], &[LISTEN]);
+    let at = address(&mut worker).await;
+    world.publish("default", "a", r#"{"type":"work","retry":{"max_retries":0}}"#).await;
+    witness.started("a", 1).await;
+    let js = async_nats::jetstream::new(world.plain().await);
+    // The last bytes, too.
+    for size in [500_000, 50_000, 5_000, 500, 50, 1] {
+        let send = async || js.publish("surety.batches.x", vec![b'x'; size].into()).await.unwrap().await;
+        wait("the account to be full", async || send().await.is_err()).await;
+    }
+    witness.touch("go");
+    wait("readiness to say it", async || {
+        let (status, body) = get(at, "/readyz").await;
+        status == 503 && body.contains("it stores nothing")
+    })
+    .await;
+    wait("the doctor to say it", async || {
+        let report = world.surety(&["doctor", "--json", "--skip", "disk"]).await.json();
+        let found = |check: &str| report["findings"].as_array().unwrap().iter().any(|f| f["check"] == check);
+        found("worker_ready") && found("storage")
+    })
+    .await;
+    let metrics = get(at, "/metrics").await.1;
+    assert!(metrics.contains("surety_alerts_total{alert=\"nats_refuses_writes\"} 1"));
+    js.get_stream("SURETY_BATCHES").await.unwrap().purge().await.unwrap();
+    let r = world.ended(&c, "a").await;
+    assert_eq!((r.status, witness.executions("a")), (Status::Done, 1));
+    settled(&world, &c).await;
+    // What it stores next shows that there is room again.
+    world.publish("default", "b", r#"{"type":"noop"}"#).await;
+    assert_eq!(world.ended(&c, "b").await.status, Status::Done);
+    wait("the worker to be ready", async || get(at, "/readyz").await.0 == 200).await;
+    let h = world.history(&c).await;
+    h.check().unwrap();
+    assert_eq!(h.count("a", "finished"), 1);
+    assert_eq!(worker.stop().await, Some(0));
+}
+
+// Shows: B-02
+#[tokio::test]
+async fn a_nats_whose_messages_are_too_small_for_an_outcome_is_refused() {
+    let world = World::on("", "max_payload: 262144", &[]).await;
+    let said = world.surety(&["provision"]).await.exits(78);
+    assert!(said.err.contains("max_payload") && said.err.contains("262144"), "{said:?}");
+    let mut worker = world.worker(&[], &[]);
+    assert_eq!(worker.ended(std::time::Duration::from_secs(45)).await, Some(78), "{}", worker.log());
+}

@@ -1,6 +1,6 @@
 //! NATS on three servers: what a replica does not have yet is not absent.
 
-use std::time::Duration;
+use std::{pin::pin, time::Duration};
 
 use surety_common::{broker::BrokerError, connect, doctor::Role, domain::Status};
 use surety_tests::{nats_cluster::NatsCluster, witness::settled};
@@ -33,11 +33,14 @@ async fn a_job_that_was_acknowledged_is_never_unknown_though_a_replica_lags() {
             );
             Ok::<_, BrokerError>((found.0?.is_some(), found.1?.is_some(), found.2?.0.len()))
         };
-        let (found, ()) = tokio::join!(asked, async {
-            // The lagging server answers at once; the leader, when it is heard.
-            tokio::time::sleep(Duration::from_millis(200)).await;
-            cluster.catch_up();
-        });
+        // The lagging server answers at once; the others, when they are heard again.
+        let mut asked = pin!(asked);
+        let early = tokio::time::timeout(Duration::from_millis(200), &mut asked).await;
+        cluster.catch_up();
+        let found = match early {
+            Ok(found) => found,
+            Err(_) => asked.await,
+        };
         assert_eq!(found.unwrap(), (true, true, 1), "round {round}: the replica does not have it yet");
     }
     // And what is not there is not there.

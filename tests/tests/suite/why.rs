@@ -68,14 +68,15 @@ async fn one_call_says_why_a_job_is_stuck() {
     let m = &w["carrier"];
     assert_eq!(
         (&m["stream"], &m["is_there"], &m["is_delivered"]),
-        (&"JOBS".into(), &true.into(), &true.into())
+        (&"SCHED".into(), &true.into(), &serde_json::Value::Null),
+        "a copy waits for its next attempt"
     );
-    assert_eq!(m["subject"], "surety.jobs.default.a");
+    assert_eq!(m["subject"], "surety.sched.default.a");
     assert_eq!(w["unknown"], serde_json::json!([]));
     // The same for people.
     let said = world.surety(&["why", "a"]).await.exits(0).out;
     for part in
-        ["held by", "not_due", "it broke", "stderr of attempt 2", "last events", "surety.jobs.default.a"]
+        ["held by", "not_due", "it broke", "stderr of attempt 2", "last events", "surety.sched.default.a"]
     {
         assert!(said.contains(part), "{part:?} is not in:\n{said}");
     }

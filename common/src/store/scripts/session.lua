@@ -1,6 +1,6 @@
 -- session: opens or closes a session; makes the store's identity at its first use.
 -- KEYS as in the frame; KEYS[7] sessinfo hash. ARGV[1] adds: [6] 1 open, 2 close, 3 expire now, 4 open again in the data set of
--- a closed gate (else reply code 3), 0 identity only; [7] session TTL (ms); [8] info (JSON); [9] creation time of JOBS (text); [10] 1 = may create the store.
+-- a closed gate (else reply code 3), 5 other info of a live one, 0 identity only; [7] session TTL (ms); [8] info (JSON); [9] creation time of JOBS (text); [10] 1 = may create the store.
 -- Results: {incarnation, creation time of JOBS, live sessions, leftover attempts of the session}
 -- Second call: the same.
 
@@ -23,6 +23,9 @@ if frame[6] == 1 or frame[6] == 4 then
 elseif frame[6] == 2 and redis.call('SCARD', KEYS[5]) == 0 then
   redis.call('ZREM', KEYS[4], session)
   redis.call('HDEL', KEYS[7], session)
+elseif frame[6] == 5 then
+  local lease = redis.call('ZSCORE', KEYS[4], session)
+  if lease and tonumber(lease) > now then redis.call('HSET', KEYS[7], session, frame[8]) end
 elseif frame[6] == 3 and redis.call('ZSCORE', KEYS[4], session) then
   redis.call('ZADD', KEYS[4], 0, session)
 end
