@@ -1,7 +1,10 @@
 //! One attempt: from the grant to the verdict. Begin here: `intake` pulls, `claims` asks for the grant, `finishes` writes the
 //! verdict and settles the carrier last.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
 
 use futures::FutureExt;
 use surety_common::{domain::ErrorCode, fault, store::ops::Grant};
@@ -14,7 +17,7 @@ use crate::{
     finishes::{self, Concluded},
     guards,
     hand::{InHand, Settle},
-    handler::{Attempt, Ended, JobContext, Stop, control::Reports},
+    handler::{Attempt, Ended, JobContext, Stop, control::Reports, rate::Rate},
     shared::{AnyHandler, Shared},
     track::Track,
     verdict::finish_item,
@@ -125,6 +128,7 @@ async fn execute(w: &Arc<Shared>, p: u32, job: &InHand, grant: &Grant, stop: Sto
                 live: w.live.clone(),
                 fence: stop.fence.clone(),
             },
+            rate: Arc::new(Mutex::new(Rate::new(Instant::now()))),
         },
         timeout: match grant.limit_ms {
             0 => job.timeout,

@@ -149,6 +149,14 @@ impl Follow {
         }
     }
 
+    /// First place in the journal that was not read yet; `None`: nothing was read.
+    pub fn next_place(&self) -> Option<u64> {
+        match self.next {
+            DeliverPolicy::ByStartSequence { start_sequence } => Some(start_sequence),
+            _ => None,
+        }
+    }
+
     /// The next `finished` event of this job, or `None` at `deadline`. Transient failures are waited out.
     pub async fn ended(&mut self, job: &str, deadline: Instant) -> Result<Option<event::Event>, BrokerError> {
         loop {

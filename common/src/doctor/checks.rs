@@ -201,6 +201,9 @@ checks! {
     REDIS_DATA_SET = "redis_data_set", MustFix;
         "a Redis that is empty while the journal is not, or that belongs to another broker"; "nothing starts until a reaper has rebuilt it from the journal; processes refuse another broker's records";
         "bring its data back, or see `docs/guarantees.md`, \"Redis loses its data\"";
+    REDIS_KEY_TYPE = "redis_key_type", MustFix;
+        "a key of an index that is of another type than it should be"; "every call that touches it fails: nothing starts or ends";
+        "rename that key, and look who wrote it";
     DISK = "disk", MustFix;
         "a file system on this host that is full by 90 % (warning) or 97 %, with less than 20 GiB left"; "the server on it stops taking writes";
         "make room, or move its data";

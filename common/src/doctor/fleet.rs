@@ -2,7 +2,10 @@
 
 use super::{
     Finding,
-    checks::{OUTBOX, REAPER, REDIS_DATA_SET, UNKNOWN_TYPE, UNSERVED_QUEUE, WORKER_READY, WORKER_VERSIONS},
+    checks::{
+        OUTBOX, REAPER, REDIS_DATA_SET, REDIS_KEY_TYPE, UNKNOWN_TYPE, UNSERVED_QUEUE, WORKER_READY,
+        WORKER_VERSIONS,
+    },
     facts::{DataSet, Facts, FleetFacts, LayoutFacts, NatsFacts},
     servers,
 };
@@ -14,6 +17,9 @@ const LATE_ENTRY_MS: u64 = 30_000;
 pub(super) fn judge(facts: &Facts, f: &FleetFacts, out: &mut Vec<Finding>) {
     let layout = facts.nats.as_ref().ok().and_then(|n| n.layout.as_ref());
     data_sets(layout, f, out);
+    for what in &f.mistyped {
+        out.push(REDIS_KEY_TYPE.must_fix("redis", what.clone(), "rename that key, and look who wrote it"));
+    }
     outbox(facts, f, out);
     sessions(facts, f, out);
     if let Some(layout) = layout {

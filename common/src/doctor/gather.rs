@@ -170,7 +170,14 @@ pub async fn fleet(
             Some(_) => DataSet::Ours,
         });
     }
-    Ok(FleetFacts { fleet, outbox, data_sets, state_disk: disk(&s.worker.state_dir, "this host's workers") })
+    let mistyped = store.mistyped().await?;
+    Ok(FleetFacts {
+        fleet,
+        outbox,
+        data_sets,
+        mistyped,
+        state_disk: disk(&s.worker.state_dir, "this host's workers"),
+    })
 }
 
 /// Everything, for `surety doctor`: each server by itself, so that one that is away does not hide the other. `monitor` is

@@ -142,6 +142,7 @@ fn good() -> Facts {
             fleet: Fleet { now_ms: 1_000_000, sessions: vec![session("s", 1_010_000)] },
             outbox: vec![(0, 0)],
             data_sets: vec![DataSet::Ours],
+            mistyped: vec![],
             state_disk: None,
         }),
     }
@@ -184,6 +185,7 @@ const TRAPS: &[Trap] = {
         ("dispatcher", Warning, false, |f| {
             layout(f).dispatcher = Some(DispatcherFacts { waiting: 3, ..DispatcherFacts::default() });
         }),
+        ("redis_key_type", MustFix, false, |f| fleet(f).mistyped = vec!["due is a string".into()]),
         ("worker_ready", Warning, false, |f| {
             info(f).not_ready = Some(vec!["nats: it refuses to store".into()]);
         }),

@@ -12,6 +12,21 @@ use super::{
 /// Shortest interval that the server takes.
 pub const SHORTEST: Duration = Duration::from_secs(1);
 
+/// Last moment that the server can tell, in seconds of Unix time (2262-04-11T23:47:16Z): it counts nanoseconds in 64 bits. A schedule
+/// for later fires at once.
+const LAST_SECOND: i64 = i64::MAX / 1_000_000_000;
+
+/// Checks that the server can wait for a moment.
+pub fn reachable(at: Timestamp) -> Result<Timestamp, WhenError> {
+    if at.as_second() < LAST_SECOND {
+        return Ok(at);
+    }
+    let last = Timestamp::from_second(LAST_SECOND).map(|t| t.to_string()).unwrap_or_default();
+    Err(WhenError::Other(format!(
+        "{at} is too far away: NATS counts time until {last}, and would fire at once"
+    )))
+}
+
 /// When a schedule fires.
 #[derive(Debug, Clone, PartialEq)]
 pub enum When {
@@ -50,7 +65,7 @@ impl When {
     pub fn read(pattern: &str, zone: Option<&str>) -> Result<Self, WhenError> {
         let other = |e: &dyn std::fmt::Display| WhenError::Other(format!("{pattern:?}: {e}"));
         if let Some(t) = pattern.strip_prefix("@at ") {
-            return t.parse().map(Self::At).map_err(|e| other(&e));
+            return reachable(t.parse().map_err(|e| other(&e))?).map(Self::At);
         }
         if let Some(d) = pattern.strip_prefix("@every ") {
             let pause: SignedDuration = d.parse().map_err(|e| other(&e))?;

@@ -33,7 +33,48 @@ impl Store {
                 Some(_) => {}
             }
         }
-        Ok(())
+        match self.mistyped().await?.into_iter().next() {
+            Some(what) => Err(StoreError::Refused(what)),
+            None => Ok(()),
+        }
+    }
+
+    /// Keys of the indexes that somebody made into something else: every call that touches one fails. One round trip for each
+    /// partition. Where this user may not ask, none is named.
+    pub async fn mistyped(&self) -> Result<Vec<String>, StoreError> {
+        let keys = self.keys();
+        let mut out = Vec::new();
+        for p in 0..keys.partitions() {
+            let of: [(String, &str); 8] = [
+                (keys.store(p), "hash"),
+                (keys.due(p), "zset"),
+                (keys.outbox(p), "stream"),
+                (keys.sessions(p), "zset"),
+                (keys.session_info(p), "hash"),
+                (keys.ended(p), "list"),
+                (keys.guards(p), "zset"),
+                (keys.bad(p), "hash"),
+            ];
+            let mut pipe = redis::pipe();
+            of.iter().for_each(|(key, _)| {
+                pipe.cmd("TYPE").arg(key);
+            });
+            let mut connection = self.home_of(p);
+            let found: Vec<String> = match pipe.query_async(&mut connection).await {
+                Ok(found) => found,
+                Err(e) if e.code() == Some("NOPERM") => return Ok(out),
+                Err(e) => return Err(e.into()),
+            };
+            for ((key, wanted), is) in of.iter().zip(found) {
+                if is != *wanted && is != "none" {
+                    out.push(format!(
+                        "the key {key:?} is a {is} and has to be a {wanted}: somebody wrote it by hand. Rename it; its \
+                         partition is rebuilt from the journal where something is missing then"
+                    ));
+                }
+            }
+        }
+        Ok(out)
     }
 
     /// How much the store holds: one round trip for each partition.

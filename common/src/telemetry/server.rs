@@ -1,7 +1,12 @@
 //! `/metrics`, `/livez` and `/readyz` over HTTP. Each answer closes its connection, and each connection has a time limit:
 //! whoever is slow, or holds many, cannot keep others from asking for long.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    collections::VecDeque,
+    net::{IpAddr, SocketAddr},
+    sync::{Arc, PoisonError},
+    time::Duration,
+};
 
 use http_body_util::Full;
 use hyper::{
@@ -14,7 +19,7 @@ use hyper::{
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{Mutex, Semaphore},
+    sync::Mutex,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -24,8 +29,10 @@ use super::{
     listen::Listen,
 };
 
-/// Connections at a time; the next one waits in the backlog.
+/// Connections at a time. The next one takes the place of the oldest.
 const CONNECTIONS: usize = 32;
+/// Connections of one peer at a time. Its next one takes the place of its own oldest.
+const OF_ONE_PEER: usize = 16;
 /// Longest that a request may take to arrive.
 const REQUEST_WITHIN: Duration = Duration::from_secs(5);
 /// Longest that a connection may live.
@@ -103,20 +110,47 @@ struct Site {
     scrape: Mutex<()>,
 }
 
-async fn accept(listener: TcpListener, site: Arc<Site>, stop: CancellationToken, tasks: TaskTracker) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
-    loop {
-        let next = async {
-            let place = places.clone().acquire_owned().await;
-            (place, listener.accept().await)
+/// Connections that live, the oldest first. Who holds many makes room for others, himself first.
+#[derive(Debug, Default)]
+struct Places {
+    next: u64,
+    taken: VecDeque<(u64, IpAddr, CancellationToken)>,
+}
+
+impl Places {
+    /// Takes a place for a peer, and ends the connection that has to make room, if any has to.
+    fn take(&mut self, peer: IpAddr) -> (u64, CancellationToken) {
+        let of_peer = self.taken.iter().filter(|(_, p, _)| *p == peer).count();
+        let oldest = if of_peer >= OF_ONE_PEER {
+            self.taken.iter().position(|(_, p, _)| *p == peer)
+        } else {
+            (self.taken.len() >= CONNECTIONS).then_some(0)
         };
-        let (place, accepted) = tokio::select! {
-            next = next => next,
+        if let Some((_, _, end)) = oldest.and_then(|at| self.taken.remove(at)) {
+            end.cancel();
+        }
+        self.next += 1;
+        let end = CancellationToken::new();
+        self.taken.push_back((self.next, peer, end.clone()));
+        (self.next, end)
+    }
+
+    fn leave(&mut self, place: u64) {
+        self.taken.retain(|(n, ..)| *n != place);
+    }
+}
+
+async fn accept(listener: TcpListener, site: Arc<Site>, stop: CancellationToken, tasks: TaskTracker) {
+    let places = Arc::new(std::sync::Mutex::new(Places::default()));
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
             () = stop.cancelled() => return,
         };
         match accepted {
-            Ok((stream, _)) => {
-                let (site, stop) = (site.clone(), stop.clone());
+            Ok((stream, peer)) => {
+                let (site, stop, places) = (site.clone(), stop.clone(), places.clone());
+                let (place, end) = places.lock().unwrap_or_else(PoisonError::into_inner).take(peer.ip());
                 tasks.spawn(async move {
                     tokio::select! {
                         served = tokio::time::timeout(CONNECTION_WITHIN, serve(stream, site)) => match served {
@@ -124,9 +158,12 @@ async fn accept(listener: TcpListener, site: Arc<Site>, stop: CancellationToken,
                             Ok(Err(e)) => tracing::debug!(error = %e, "a request for metrics or health failed"),
                             Err(_) => tracing::debug!("a request for metrics or health took too long"),
                         },
+                        () = end.cancelled() => {
+                            tracing::debug!(%peer, "a connection for metrics or health made room for a newer one");
+                        }
                         () = stop.cancelled() => {}
                     }
-                    drop(place);
+                    places.lock().unwrap_or_else(PoisonError::into_inner).leave(place);
                 });
             }
             Err(e) => {

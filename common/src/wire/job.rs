@@ -339,7 +339,7 @@ pub fn check(doc: JobDocument, id: JobId, queue: QueueName) -> Result<Job, Refus
                 Requester::Nobody
             }
         };
-    let expires_at = match doc.expires_at.as_deref().map(str::parse::<Timestamp>).transpose() {
+    let expires_at = match doc.expires_at.as_deref().map(expiry).transpose() {
         Ok(t) => t,
         Err(e) => {
             note("expires_at", &format!("not an RFC 3339 time: {e}"));
@@ -458,9 +458,29 @@ pub fn identify(doc_id: Option<&str>, from: IdSources<'_>) -> Option<Result<JobI
     Some(JobId::new(id).map_err(|e| Refused::invalid(format!("id in the {place}: {e}"))))
 }
 
+/// A time of expiry. The last moments of the year 9999, which other languages write for "never", are behind what can be told here,
+/// and mean the last one.
+fn expiry(text: &str) -> Result<Timestamp, jiff::Error> {
+    text.parse().or_else(|e| {
+        let sooner = text.replacen("9999-12-3", "9999-12-2", 1);
+        if sooner != text && sooner.parse::<Timestamp>().is_ok() { Ok(Timestamp::MAX) } else { Err(e) }
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_end_of_the_year_9999_means_never() {
+        for never in ["9999-12-31T23:59:59Z", "9999-12-31T23:59:59.999999999+00:00", "9999-12-30T23:00:00Z"] {
+            assert_eq!(expiry(never).unwrap(), Timestamp::MAX, "{never}");
+        }
+        for bad in ["9999-12-3", "10000-01-01T00:00:00Z", "9999-13-31T00:00:00Z", "never"] {
+            assert!(expiry(bad).is_err(), "{bad}");
+        }
+        assert_eq!(expiry("9999-12-29T00:00:00Z").unwrap().to_string(), "9999-12-29T00:00:00Z");
+    }
 
     fn read(body: &str) -> Result<Job, Refused> {
         let doc = parse(body.as_bytes())?;

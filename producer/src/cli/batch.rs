@@ -303,7 +303,7 @@ impl Batch<'_> {
                     self.counts.accepted += 1;
                 }
                 if let Some(members) = &mut self.members {
-                    members.add(&id, is_named).await;
+                    members.add(&id, is_named, is_duplicate).await;
                 }
                 if let Some(ids) = &mut self.counts.ids {
                     ids.push(id.to_string());

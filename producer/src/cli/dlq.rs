@@ -5,7 +5,7 @@ use serde::Serialize;
 use surety_common::{
     broker::{Broker, BrokerError, pull::Delivery},
     clock::{iso, wall_now},
-    domain::{JobId, QueueName, text},
+    domain::{JobId, QueueName},
     wire::headers,
 };
 
@@ -123,7 +123,7 @@ impl Row for Letter {
             self.reason.clone(),
             self.generation.to_string(),
             age(self.buried_ms),
-            text::cut(&self.message, 80).into_owned(),
+            self.message.clone(),
         ]
     }
 }

@@ -100,7 +100,10 @@ pub(super) async fn run(cx: &Context, args: EnqueueArgs) -> Result<(), Failure> 
     let is_named = args.id.is_some() || args.job.is_document();
     let client = args.kin.tie(cx.client().await?)?;
     let mut follow = None;
+    let mut began = 0;
     if args.wait {
+        // What the journal has by now is of a job that had this id before.
+        began = client.broker().journal_end().await?;
         // A job that was named may have ended long ago; a new one has its outcome after this moment.
         let from = if is_named { FollowFrom::Start } else { FollowFrom::Now };
         follow = Some(client.broker().follow_ended(&args.queue, from).await?);
@@ -146,7 +149,9 @@ pub(super) async fn run(cx: &Context, args: EnqueueArgs) -> Result<(), Failure> 
     let receipt = receipt(&event);
     answer.outcome = Some(&event.status);
     answer.receipt = receipt;
-    if is_of_former(&enqueued, &event) {
+    if is_of_former(&enqueued, &event)
+        || (!enqueued.is_duplicate && follow.next_place().is_some_and(|n| n <= began))
+    {
         cx.screen.show(&answer, String::new)?;
         return Err(Failure::not_run(format!(
             "{id} did not run: a job with this id had ended before, as {} at {}; use another id, or `surety dlq replay`",

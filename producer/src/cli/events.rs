@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashSet};
 use clap::Args;
 use serde::Serialize;
 use surety_common::{
-    domain::{JobId, text},
+    domain::JobId,
     lookup::{find, journal_part},
     wire::event::Event,
 };
@@ -64,7 +64,7 @@ pub(super) fn moment(at: &str) -> String {
 }
 
 fn data(e: &Event) -> String {
-    if e.data.is_null() { String::new() } else { text::cut(&e.data.to_string(), 120).into_owned() }
+    if e.data.is_null() { String::new() } else { e.data.to_string() }
 }
 
 impl Row for OfJob<'_> {

@@ -1,5 +1,7 @@
 //! Which jobs a batch has: kept here to follow them, and told to the broker so that others can.
 
+use std::collections::HashSet;
+
 use surety_common::{
     domain::{BatchId, JobId, QueueName},
     wire::batch::BatchPart,
@@ -20,6 +22,8 @@ pub(super) struct Members<'a> {
     began: u64,
     list: Option<List<'a>>,
     kept: Option<Vec<String>>,
+    /// Those with an id of their own that this batch stored, and nobody before.
+    fresh: HashSet<String>,
     /// One of them had an id of its own: it may have been stored, and may have ended, before this batch.
     is_any_named: bool,
 }
@@ -61,13 +65,16 @@ impl<'a> Members<'a> {
             n: 0,
         });
         let kept = is_watched.then(Vec::new);
-        Ok(Some(Self { client, queue, began, list, kept, is_any_named: false }))
+        Ok(Some(Self { client, queue, began, list, kept, fresh: HashSet::new(), is_any_named: false }))
     }
 
-    /// Takes one stored job; `is_named`: its document had an id.
-    pub(super) async fn add(&mut self, id: &JobId, is_named: bool) {
+    /// Takes one stored job; `is_named`: its document had an id; `is_duplicate`: it was stored before.
+    pub(super) async fn add(&mut self, id: &JobId, is_named: bool, is_duplicate: bool) {
         if let Some(kept) = &mut self.kept {
             self.is_any_named |= is_named;
+            if is_named && !is_duplicate {
+                self.fresh.insert(id.to_string());
+            }
             kept.push(id.to_string());
         }
         if let Some(list) = &mut self.list {
@@ -85,7 +92,13 @@ impl<'a> Members<'a> {
             self.publish(true).await;
         }
         let from = if self.is_any_named { 1 } else { self.began };
-        Some(Followed { queue: self.queue.clone(), from, ids: self.kept? })
+        Some(Followed {
+            queue: self.queue.clone(),
+            from,
+            ids: self.kept?,
+            fresh: self.fresh,
+            began: self.began,
+        })
     }
 
     /// Publishes what has gathered. A list is a convenience: without it the jobs run all the same.

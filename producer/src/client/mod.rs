@@ -34,7 +34,7 @@ use surety_common::{
         caller::{self, CallerError},
     },
     connect::{self, ConnectError},
-    domain::{ErrorCode, Job, JobId, Lineage, QueueName, ids::NameError},
+    domain::{ErrorCode, Job, JobId, Lineage, QueueName, ids::NameError, schedule::reachable},
     pace::{Pace, Transient, retry},
     wire::{
         batch::BatchPart,
@@ -171,7 +171,7 @@ fn due_at(start: Start, now: Timestamp) -> Result<Option<Timestamp>, String> {
     if at <= now {
         return Err(format!("start: {at} is not in the future"));
     }
-    Ok(Some(at))
+    reachable(at).map(Some).map_err(|e| format!("start: {e}"))
 }
 
 /// What an error says of a job for later whose id is scheduled already.

@@ -126,3 +126,15 @@ async fn what_cannot_be_scheduled_is_refused_in_one_line() {
     }
     assert_eq!(scheduled(&w).await, 0);
 }
+
+#[tokio::test]
+async fn what_is_too_far_away_for_the_broker_is_refused_and_never_fires_at_once() {
+    let w = World::provisioned().await;
+    for at in ["2262-04-12T00:00:00Z", "2300-01-01T00:00:00Z", "9999-12-30T00:00:00Z"] {
+        let said = w.run(&["enqueue", "thumbnail", "--at", at]).await.exits(2);
+        assert!(said.err.contains("too far away") && said.err.contains("2262-04-11"), "{}", said.err);
+    }
+    assert_eq!(scheduled(&w).await, 0);
+    w.run(&["enqueue", "thumbnail", "--at", "2262-04-11T00:00:00Z"]).await.exits(0);
+    assert_eq!(scheduled(&w).await, 1);
+}

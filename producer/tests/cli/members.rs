@@ -48,7 +48,7 @@ async fn a_batch_is_followed_until_its_last_job_has_ended() {
         (
             &3.into(),
             &serde_json::json!({
-                "jobs": 3, "done": 2, "failed": 0, "timed_out": 0, "cancelled": 1,
+                "not_run": 0, "jobs": 3, "done": 2, "failed": 0, "timed_out": 0, "cancelled": 1,
                 "failures": [{"id": "three", "outcome": "cancelled", "error_code": "cancelled", "message": "not now"}],
             })
         )

@@ -165,6 +165,22 @@ async fn an_id_that_belongs_to_another_job_is_told_and_its_outcome_is_not_ours()
     assert!(late.err.contains("b did not run") && late.err.contains("as done at"), "{}", late.err);
     assert_eq!((&late.json()["outcome"], &first["outcome"]), (&"done".into(), &"done".into()));
     assert_eq!(world.ended(&c, "b").await.rev, ended.rev, "nothing ran");
+
+    // The same for one that is due later, and for a batch, in which others run.
+    let late = world.surety(&["enqueue", "noop", "--id", "b", "--in", "200ms", "--wait"]).await.exits(3);
+    assert!(late.err.contains("b did not run"), "{}", late.err);
+    let lines = "{\"type\":\"noop\",\"id\":\"b\"}\n{\"type\":\"noop\",\"id\":\"new\"}\n{\"type\":\"noop\"}\n";
+    std::fs::write(world.path("jobs.ndjson"), lines).unwrap();
+    wait("the window to pass again", async || {
+        let said = world.surety(&["batch", &world.path("jobs.ndjson"), "--watch", "--json"]).await;
+        let outcomes = said.json()["outcomes"].clone();
+        let is_over = said.code == Some(3) && outcomes["not_run"] == 2;
+        // At first "b" is a copy still, and "new" runs.
+        assert!(is_over || said.code == Some(0) || outcomes["done"] == 2, "{said:?}");
+        is_over
+    })
+    .await;
+    assert_eq!(world.ended(&c, "b").await.rev, ended.rev, "nothing ran");
     assert_eq!(worker.stop().await, Some(0));
 }
 
@@ -276,4 +292,69 @@ async fn a_nats_whose_messages_are_too_small_for_an_outcome_is_refused() {
     assert!(said.err.contains("max_payload") && said.err.contains("262144"), "{said:?}");
     let mut worker = world.worker(&[], &[]);
     assert_eq!(worker.ended(std::time::Duration::from_secs(45)).await, Some(78), "{}", worker.log());
+}
+
+// Shows: P8, E-08
+#[tokio::test]
+async fn a_flood_of_reports_is_folded_and_the_last_one_counts() {
+    let witness = Witness::default();
+    let flood = r#"seq 1 20000 | sed 's/.*/{"iteration":&,"max":20000}/' >&3"#;
+    let world = World::with(&witness.handler("flood", flood)).await;
+    let c = world.connect().await;
+    let mut worker = world.worker(&[], &[]);
+    world.publish("default", "a", r#"{"type":"flood"}"#).await;
+    assert_eq!(world.ended(&c, "a").await.status, Status::Done);
+    settled(&world, &c).await;
+    let h = world.history(&c).await;
+    h.check().unwrap();
+    let told: Vec<_> = h.jobs["a"].events.iter().filter(|e| e.kind == "progress").collect();
+    // The bound, and twenty for each second that the flood may take here.
+    assert!((200..2_000).contains(&told.len()), "{} reports in the journal", told.len());
+    assert_eq!(told.last().unwrap().data["iteration"], 20_000, "the last one counts");
+    let folded: u64 = told.iter().filter_map(|e| e.data["folded"].as_u64()).sum();
+    assert_eq!(folded + told.len() as u64, 20_000, "every report is one, or is counted by one");
+    assert_eq!(worker.log().matches("reports are folded").count(), 1);
+    assert_eq!(worker.stop().await, Some(0));
+}
+
+// Shows: O-06
+#[tokio::test]
+async fn slow_connections_do_not_keep_others_from_asking_after_health() {
+    let world = World::start().await;
+    world.connect().await;
+    let mut worker = world.worker(&[], &[LISTEN]);
+    let at = address(&mut worker).await;
+    let mut slow = Vec::new();
+    for _ in 0..200 {
+        slow.push(tokio::net::TcpStream::connect(at).await.unwrap());
+    }
+    let asked = tokio::time::timeout(std::time::Duration::from_secs(3), get(at, "/livez")).await;
+    assert_eq!(asked.expect("an answer beside 200 connections that say nothing").0, 200);
+    drop(slow);
+    assert_eq!(worker.stop().await, Some(0));
+}
+
+// Shows: B-02, O-06
+#[tokio::test]
+async fn an_index_of_a_wrong_type_is_told_with_its_name() {
+    let world = World::start().await;
+    let c = world.connect().await;
+    let mut worker = world.worker(&[], &[LISTEN]);
+    let at = address(&mut worker).await;
+    wait("the worker to be ready", async || get(at, "/readyz").await.0 == 200).await;
+    let key = c.store.keys().ended(0);
+    let mut redis = world.redis.plain(0).await;
+    let () = redis::cmd("SET").arg(&key).arg("mine").query_async(&mut redis).await.unwrap();
+    wait("readiness to say it", async || {
+        let (status, body) = get(at, "/readyz").await;
+        status == 503 && body.contains("has to be a list")
+    })
+    .await;
+    let report = world.surety(&["doctor", "--json", "--skip", "disk"]).await.exits(78).json();
+    let found = report["findings"].as_array().unwrap();
+    let found = found.iter().find(|f| f["check"] == "redis_key_type").unwrap_or_else(|| panic!("{report:#}"));
+    assert!(found["what"].as_str().unwrap().contains(&key), "{found}");
+    let () = redis::cmd("DEL").arg(&key).query_async(&mut redis).await.unwrap();
+    wait("the worker to be ready", async || get(at, "/readyz").await.0 == 200).await;
+    assert_eq!(worker.stop().await, Some(0));
 }

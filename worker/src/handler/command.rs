@@ -1,6 +1,10 @@
 //! Commands, run through the keeper.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use serde_json::value::RawValue;
 use surety_common::{
@@ -21,6 +25,7 @@ use surety_common::{
 use super::{
     Attempt, Detail, Ended, Stop,
     control::{Heard, Line, LineError},
+    rate::{BURST, Folding, PER_SECOND},
 };
 use crate::{
     keeper::{AttemptSpec, Cause, Exit, ExitStatusKind, Keeper, RunningAttempt, StopReason},
@@ -224,21 +229,46 @@ fn fit_tail(mut lines: Vec<String>) -> Vec<String> {
     lines.split_off(lines.len() - n)
 }
 
+/// A report that has to wait is looked at again after this long.
+const FOLDED_FOR: Duration = Duration::from_millis(50);
+
+async fn send(a: &Attempt, report: &Line) {
+    if !a.context.reports.send(report).await {
+        tracing::warn!(job_id = %a.context.id(), "a report of this attempt was refused");
+    }
+}
+
 /// Follows the control lines to the end of the attempt, stopping it when told to.
 async fn follow(running: &RunningAttempt, a: &Attempt) -> (Heard, Exit) {
     let mut heard = Heard::default();
     let stopper = running.stopper();
     let mut lines_open = true;
+    let mut folding = Folding::new(Instant::now());
+    let mut due = None;
     let (mut stopping, mut killing) = (false, false);
     loop {
         tokio::select! {
             line = running.next_line(), if lines_open => match line {
-                None => lines_open = false,
+                None => {
+                    lines_open = false;
+                    if let Some(last) = folding.last().filter(|_| !stopping) {
+                        a.context.reports.send(&last).await;
+                    }
+                }
                 Some(text_) => match Line::read(&text_) {
                     Ok(line) => {
                         heard.take(&line);
-                        if !stopping && !a.context.reports.send(&line).await {
-                            tracing::warn!(job_id = %a.context.id(), "a report of this attempt was refused");
+                        if !stopping && let Some(report) = folding.offer(line, Instant::now()) {
+                            send(a, &report).await;
+                        }
+                        if folding.is_news() {
+                            tracing::warn!(
+                                job_id = %a.context.id(), burst = BURST, per_second = PER_SECOND,
+                                "the handler reports faster than the journal takes it: reports are folded, the last one counts"
+                            );
+                        }
+                        if folding.is_waiting() && due.is_none() {
+                            due = Some(tokio::time::Instant::now() + FOLDED_FOR);
                         }
                     }
                     Err(e) => {
@@ -256,6 +286,17 @@ async fn follow(running: &RunningAttempt, a: &Attempt) -> (Heard, Exit) {
                     }
                 },
             },
+            () = tokio::time::sleep_until(due.unwrap_or_else(tokio::time::Instant::now)), if due.is_some() && lines_open => {
+                due = match folding.due(Instant::now()) {
+                    Ok(report) => {
+                        if let Some(report) = report.filter(|_| !stopping) {
+                            send(a, &report).await;
+                        }
+                        None
+                    }
+                    Err(wait) => Some(tokio::time::Instant::now() + wait),
+                };
+            }
             exit = running.wait(), if !lines_open => return (heard, exit),
             // At once, also where it was asked to stop and takes its time.
             () = a.stop.fence.cancelled(), if !killing => {

@@ -46,6 +46,9 @@ pub(crate) struct Line {
     pub(crate) usage: Option<Box<RawValue>>,
     pub(crate) result: Option<Box<RawValue>>,
     pub(crate) error: Option<ErrorLine>,
+    /// Reports that this one stands for, because they came too fast.
+    #[serde(skip)]
+    pub(crate) folded: u64,
 }
 
 /// `{"error": {"code": …, "message": …, "retry": …}}`
@@ -99,6 +102,7 @@ impl Line {
         put("state", self.state.as_ref().map(short));
         put("iteration", self.iteration.map(Value::from));
         put("max", self.max.map(Value::from));
+        put("folded", (self.folded > 0).then(|| self.folded.into()));
         let usage = self.usage.as_ref().filter(|u| u.get().len() <= 1024);
         put("usage", usage.and_then(|u| serde_json::from_str(u.get()).ok()));
         Some((kind, Value::Object(data).to_string()))

@@ -2,12 +2,13 @@
 
 pub(crate) mod command;
 pub(crate) mod control;
+pub(crate) mod rate;
 mod rust;
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, OnceLock},
-    time::Duration,
+    sync::{Arc, Mutex, OnceLock, PoisonError},
+    time::{Duration, Instant},
 };
 
 use serde_json::value::RawValue;
@@ -30,6 +31,7 @@ pub struct JobContext {
     pub(crate) locks: Arc<Locks>,
     pub(crate) stop: CancellationToken,
     pub(crate) reports: control::Reports,
+    pub(crate) rate: Arc<Mutex<rate::Rate>>,
 }
 
 impl JobContext {
@@ -73,8 +75,16 @@ impl JobContext {
     }
 
     /// Reports progress (0 to 1) with a message: journaled, and it re-arms the progress deadline. Waits until it
-    /// is; `false` when the attempt no longer owns the job.
+    /// is, and until it may: 200 reports at once, then 20 a second; `false` when the attempt no longer owns the job.
     pub async fn progress(&self, fraction: f64, message: &str) -> bool {
+        // In-process code is not folded: it waits until it may go on.
+        loop {
+            let wait = self.rate.lock().unwrap_or_else(PoisonError::into_inner).take(Instant::now());
+            match wait {
+                Ok(()) => break,
+                Err(wait) => tokio::time::sleep(wait).await,
+            }
+        }
         self.reports.send(&control::Line::progress(fraction, message)).await
     }
 }

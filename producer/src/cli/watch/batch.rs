@@ -1,6 +1,6 @@
 //! Following all jobs of a batch to their ends.
 
-use std::{io::IsTerminal, time::Duration};
+use std::{collections::HashSet, io::IsTerminal, time::Duration};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
@@ -32,12 +32,18 @@ pub(in crate::cli) struct Followed {
     /// Sequence in the journal to begin with.
     pub(in crate::cli) from: u64,
     pub(in crate::cli) ids: Vec<String>,
+    /// Those among them that nobody had stored before: an outcome before `began` is another job's.
+    pub(in crate::cli) fresh: HashSet<String>,
+    /// Place in the journal when the batch began.
+    pub(in crate::cli) began: u64,
 }
 
 /// How the jobs of a batch ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, schemars::JsonSchema)]
 pub(in crate::cli) struct Outcomes {
     jobs: usize,
+    /// Jobs that did not run, because one with the same id had ended before.
+    not_run: usize,
     done: usize,
     failed: usize,
     timed_out: usize,
@@ -60,17 +66,29 @@ impl Row for Bad {
 impl Outcomes {
     fn of(tally: Tally) -> Self {
         let Tally { done, failed, timed_out, cancelled, .. } = tally;
-        Self { jobs: tally.jobs(), done, failed, timed_out, cancelled, failures: tally.failures() }
+        Self {
+            jobs: tally.jobs(),
+            not_run: tally.not_run(),
+            done,
+            failed,
+            timed_out,
+            cancelled,
+            failures: tally.failures(),
+        }
     }
 
     /// Writes them for people, or as JSON.
     pub(in crate::cli) fn show(&self, screen: Screen) -> Result<(), Failure> {
-        let Self { jobs, done, failed, timed_out, cancelled, failures } = self;
+        let Self { jobs, not_run, done, failed, timed_out, cancelled, failures } = self;
         if screen.is_json {
             return screen.show(self, String::new);
         }
+        let former = match not_run {
+            0 => String::new(),
+            n => format!(", {n} did not run (a job with the same id had ended before)"),
+        };
         screen.line(&format!(
-            "{jobs} jobs: {done} done, {failed} failed, {timed_out} timed out, {cancelled} cancelled"
+            "{jobs} jobs: {done} done, {failed} failed, {timed_out} timed out, {cancelled} cancelled{former}"
         ))?;
         if failures.is_empty() {
             return Ok(());
@@ -83,10 +101,17 @@ impl Outcomes {
         Ok(())
     }
 
-    /// Exit code 1 unless every job is done.
+    /// Exit code 1 unless every job is done; 3 where the others did not run.
     pub(in crate::cli) fn verdict(&self) -> Result<(), Failure> {
         if self.done == self.jobs {
             return Ok(());
+        }
+        if self.done + self.not_run == self.jobs {
+            let text = format!(
+                "{} of {} jobs did not run: jobs with these ids had ended before",
+                self.not_run, self.jobs
+            );
+            return Err(Failure::not_run(text));
         }
         Err(Failure::no(format!("{} of {} jobs did not end as done", self.jobs - self.done, self.jobs)))
     }
@@ -117,7 +142,13 @@ async fn list(broker: &Broker, batch: &BatchId) -> Result<Followed, Failure> {
             }
             let queue =
                 QueueName::new(&part.queue).map_err(|e| Failure::no(format!("batch {batch}: {e}")))?;
-            let f = found.get_or_insert_with(|| Followed { queue, from: part.from, ids: Vec::new() });
+            let f = found.get_or_insert_with(|| Followed {
+                queue,
+                from: part.from,
+                ids: Vec::new(),
+                fresh: HashSet::new(),
+                began: 0,
+            });
             f.from = f.from.min(part.from);
             f.ids.extend(part.ids);
             if part.is_last && broker.batch_part(batch, next).await?.is_none() {
@@ -144,7 +175,7 @@ pub(in crate::cli) async fn follow(
     broker: &Broker,
     followed: Followed,
 ) -> Result<Outcomes, Failure> {
-    let Followed { queue, from, ids } = followed;
+    let Followed { queue, from, ids, fresh, began } = followed;
     let mut tally = Tally::new(ids);
     let meter = Meter::new(tally.jobs());
     let mut interrupt = std::pin::pin!(tokio::signal::ctrl_c());
@@ -161,7 +192,12 @@ pub(in crate::cli) async fn follow(
                 news = journal.news() => news,
             };
             match news {
-                News::Events(events) => events.iter().for_each(|e| tally.add(e)),
+                News::Events(events) => {
+                    let is_before = journal.next_place().is_some_and(|n| n <= began);
+                    for e in &events {
+                        if is_before && fresh.contains(&e.job) { tally.former(e) } else { tally.add(e) }
+                    }
+                }
                 News::Lost(e) => meter.bar.suspend(|| screen.note(&lost(&e))),
                 News::Back => meter.bar.suspend(|| screen.note("NATS is back")),
             }

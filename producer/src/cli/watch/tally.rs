@@ -1,6 +1,6 @@
 //! Where the jobs of a batch are, counted from their events. Pure.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use serde::Serialize;
 use surety_common::{domain::Status, wire::event::Event};
@@ -28,6 +28,8 @@ pub(super) struct Tally {
     pub(super) timed_out: usize,
     pub(super) cancelled: usize,
     failures: Vec<Bad>,
+    /// Those that did not run.
+    former: HashSet<String>,
 }
 
 impl Tally {
@@ -40,6 +42,7 @@ impl Tally {
             timed_out: 0,
             cancelled: 0,
             failures: Vec::new(),
+            former: HashSet::new(),
         }
     }
 
@@ -49,7 +52,7 @@ impl Tally {
 
     /// Jobs with an outcome.
     pub(super) fn ended(&self) -> usize {
-        self.done + self.failed + self.timed_out + self.cancelled
+        self.done + self.failed + self.timed_out + self.cancelled + self.former.len()
     }
 
     pub(super) fn is_over(&self) -> bool {
@@ -60,8 +63,32 @@ impl Tally {
         self.failures
     }
 
+    pub(super) fn not_run(&self) -> usize {
+        self.former.len()
+    }
+
+    /// Takes an event of a job that had the id of one of ours before. With its outcome ours is not run.
+    pub(super) fn former(&mut self, e: &Event) {
+        let is_terminal = Status::ALL.into_iter().any(|s| s.name() == e.status && s.is_terminal());
+        if is_terminal
+            && self.jobs.contains_key(&e.job)
+            && self.former.insert(e.job.clone())
+            && self.failures.len() < KEPT
+        {
+            self.failures.push(Bad {
+                id: e.job.clone(),
+                outcome: "not_run".to_owned(),
+                error_code: None,
+                message: Some(format!("a job with this id had ended before, as {} at {}", e.status, e.at)),
+            });
+        }
+    }
+
     /// Takes an event of any job. One that comes late, or again, changes nothing.
     pub(super) fn add(&mut self, e: &Event) {
+        if self.former.contains(&e.job) {
+            return;
+        }
         let Some(job) = self.jobs.get_mut(&e.job).filter(|(rev, _)| *rev < e.rev) else { return };
         let Some(now) = Status::ALL.into_iter().find(|s| s.name() == e.status) else { return };
         let (_, before) = std::mem::replace(job, (e.rev, now));
