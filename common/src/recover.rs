@@ -91,7 +91,9 @@ pub async fn lost_session(
         done.lost += 1;
         attempt_lost(queue, kind);
         tracing::warn!(job_id = %id, epoch, %session, status = s.status.name(), "attempt lost");
-        if s.status != Status::RetryWait {
+        if s.status == Status::Cancelled {
+            tracing::info!(job_id = %id, "the job was to be cancelled, and its attempt is lost: it is cancelled");
+        } else if s.status != Status::RetryWait {
             done.failed += 1;
             tracing::error!(job_id = %id, alert = "attempts_exhausted", error_code = code.name(), "the job failed: its last attempt was lost");
         }

@@ -15,6 +15,8 @@ use surety_common::{
     },
 };
 
+use crate::rules;
+
 /// Longest that one look may take: a scrape waits for it.
 const LOOK_WITHIN: Duration = Duration::from_secs(4);
 
@@ -60,6 +62,9 @@ impl Fleet {
         m.delayed_warning.set(DELAYED_WARNING);
         for result in ["ok", "failed"] {
             m.observations.with_label_values(&[result]);
+        }
+        for kind in rules::DEADLINES {
+            m.deadlines.with_label_values(&[kind]);
         }
         Self { c }
     }

@@ -154,7 +154,7 @@ checks! {
         "storage of the account that is used up by 80 % (warning) or 95 %"; "publishes are refused";
         "raise `max_file` of the account or the server, or shorten `layout.events_age` and `layout.dlq_age`; `surety dlq purge`";
     CLOCKS = "clocks", Warning;
-        "clocks that differ by more than two seconds"; "deadlines that begin with a publish (NATS) and end in Redis are off by that much";
+        "clocks that differ by more than two seconds, or one of Redis that was set back"; "deadlines that begin with a publish (NATS) and end in Redis are off by that much";
         "run a time service (chrony, systemd-timesyncd) on the hosts";
     REDIS_UNREACHABLE = "redis_unreachable", MustFix;
         "Redis does not answer"; "nothing starts and nothing ends";

@@ -230,6 +230,8 @@ pub struct FleetFacts {
     pub outbox: Vec<(u64, u64)>,
     /// Of each partition: whether there is a data set, and whether it belongs to this broker.
     pub data_sets: Vec<DataSet>,
+    /// The clock of the store was set back: it was ahead by so many milliseconds once.
+    pub set_back_ms: u64,
     /// Keys of the store that are of a wrong type, with what they should be.
     pub mistyped: Vec<String>,
     /// State folder of a worker with these settings, if it is on this host.

@@ -3,20 +3,35 @@
 use super::{
     Finding,
     checks::{
-        OUTBOX, REAPER, REDIS_DATA_SET, REDIS_KEY_TYPE, UNKNOWN_TYPE, UNSERVED_QUEUE, WORKER_READY,
+        CLOCKS, OUTBOX, REAPER, REDIS_DATA_SET, REDIS_KEY_TYPE, UNKNOWN_TYPE, UNSERVED_QUEUE, WORKER_READY,
         WORKER_VERSIONS,
     },
     facts::{DataSet, Facts, FleetFacts, LayoutFacts, NatsFacts},
     servers,
 };
-use crate::{domain::text::nearest, store::without_handler};
+use std::time::Duration;
+
+use crate::{clock::format_span, domain::text::nearest, store::without_handler};
 
 /// A journal entry older than this was left by its writer and by every reaper.
 const LATE_ENTRY_MS: u64 = 30_000;
+/// A clock that is behind by less was corrected and not set.
+const SET_BACK_MS: u64 = 2_000;
 
 pub(super) fn judge(facts: &Facts, f: &FleetFacts, out: &mut Vec<Finding>) {
     let layout = facts.nats.as_ref().ok().and_then(|n| n.layout.as_ref());
     data_sets(layout, f, out);
+    if f.set_back_ms > SET_BACK_MS {
+        out.push(CLOCKS.warn(
+            "redis",
+            format!(
+                "its clock is {} behind what it was: it was set back. Until it has caught up, retries, deadlines and the end of dead \
+                 workers come later by as much; nothing comes earlier",
+                format_span(Duration::from_secs(f.set_back_ms / 1000))
+            ),
+            "run a time service (chrony, systemd-timesyncd) that slews instead of stepping",
+        ));
+    }
     for what in &f.mistyped {
         out.push(REDIS_KEY_TYPE.must_fix("redis", what.clone(), "rename that key, and look who wrote it"));
     }

@@ -170,12 +170,13 @@ pub async fn fleet(
             Some(_) => DataSet::Ours,
         });
     }
-    let mistyped = store.mistyped().await?;
+    let (mistyped, set_back_ms) = (store.mistyped().await?, store.set_back_ms().await?);
     Ok(FleetFacts {
         fleet,
         outbox,
         data_sets,
         mistyped,
+        set_back_ms,
         state_disk: disk(&s.worker.state_dir, "this host's workers"),
     })
 }

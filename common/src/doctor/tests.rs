@@ -143,6 +143,7 @@ fn good() -> Facts {
             outbox: vec![(0, 0)],
             data_sets: vec![DataSet::Ours],
             mistyped: vec![],
+            set_back_ms: 0,
             state_disk: None,
         }),
     }
@@ -185,6 +186,7 @@ const TRAPS: &[Trap] = {
         ("dispatcher", Warning, false, |f| {
             layout(f).dispatcher = Some(DispatcherFacts { waiting: 3, ..DispatcherFacts::default() });
         }),
+        ("clocks", Warning, false, |f| fleet(f).set_back_ms = 600_000),
         ("redis_key_type", MustFix, false, |f| fleet(f).mistyped = vec!["due is a string".into()]),
         ("worker_ready", Warning, false, |f| {
             info(f).not_ready = Some(vec!["nats: it refuses to store".into()]);

@@ -39,6 +39,21 @@ impl Store {
         }
     }
 
+    /// How far the clock of the store is behind what it was once (ms): somebody set it back. The ids of a stream never go back, so
+    /// the last one tells. Where this user may not ask, nothing is told.
+    pub async fn set_back_ms(&self) -> Result<u64, StoreError> {
+        let mut most = 0;
+        for p in 0..self.keys().partitions() {
+            let last = match self.last_write_ms(p).await {
+                Ok(last) => last,
+                Err(StoreError::Refused(why)) if why.contains("NOPERM") => continue,
+                Err(e) => return Err(e),
+            };
+            most = most.max(last.saturating_sub(self.now_ms_of(p).await?));
+        }
+        Ok(most)
+    }
+
     /// Keys of the indexes that somebody made into something else: every call that touches one fails. One round trip for each
     /// partition. Where this user may not ask, none is named.
     pub async fn mistyped(&self) -> Result<Vec<String>, StoreError> {

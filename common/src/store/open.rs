@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashSet};
 use redis::AsyncCommands;
 
 use super::{
+    record::Record,
     script::{Store, StoreError},
     unreadable::Read,
 };
@@ -14,13 +15,37 @@ use crate::domain::Status;
 /// start was promised.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct OpenJobs {
-    by_queue: BTreeMap<String, BTreeMap<&'static str, u64>>,
+    by_queue: BTreeMap<String, BTreeMap<&'static str, Group>>,
+}
+
+/// Jobs of one queue in one state.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Group {
+    n: u64,
+    /// When the oldest of them was enqueued (ms).
+    oldest_ms: u64,
 }
 
 impl OpenJobs {
     /// Number of jobs of a queue in a state.
     pub fn count(&self, queue: &str, status: Status) -> u64 {
-        self.by_queue.get(queue).and_then(|c| c.get(status.name())).copied().unwrap_or(0)
+        self.group(queue, status).map_or(0, |g| g.n)
+    }
+
+    /// When the oldest job of a queue in a state was enqueued (ms of the stream's clock); `None`: there is none.
+    pub fn oldest_ms(&self, queue: &str, status: Status) -> Option<u64> {
+        self.group(queue, status).map(|g| g.oldest_ms)
+    }
+
+    fn group(&self, queue: &str, status: Status) -> Option<&Group> {
+        self.by_queue.get(queue)?.get(status.name())
+    }
+
+    fn add(&mut self, r: Record) {
+        let of = self.by_queue.entry(r.queue).or_default();
+        let g = of.entry(r.status.name()).or_insert(Group { n: 0, oldest_ms: r.created_ms });
+        g.n += 1;
+        g.oldest_ms = g.oldest_ms.min(r.created_ms);
     }
 }
 
@@ -61,11 +86,7 @@ impl Store {
                     .collect();
                 for record in self.records(&keys).await?.into_iter().filter_map(Read::record) {
                     if !record.status.is_terminal() {
-                        *out.by_queue
-                            .entry(record.queue)
-                            .or_default()
-                            .entry(record.status.name())
-                            .or_default() += 1;
+                        out.add(record);
                     }
                 }
                 cursor = next;

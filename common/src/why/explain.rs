@@ -87,6 +87,8 @@ fn promise(r: &Record) -> Promise {
             Contract::TerminalPending => "pending",
             Contract::TerminalAcked if subject.is_some() => "delivered",
             Contract::TerminalFailed => "failed",
+            // Nobody is to be told: it is in the journal, as every one is.
+            _ if r.status.is_terminal() => "journaled",
             _ => "none",
         },
         requester: subject,
@@ -125,7 +127,8 @@ fn deadlines(f: &Facts, r: &Record) -> Vec<Deadline> {
         put(r.promise_ms, promised(r));
     }
     if !r.status.is_terminal() {
-        put(r.due_ms, "it is due: claimable from then on");
+        // What has passed holds nothing any more; the gate says what does.
+        put(if r.due_ms > f.now_ms { r.due_ms } else { 0 }, "it is due: claimable from then on");
         match (r.status.is_running(), r.deadline_ms == r.finish_by_ms) {
             (true, false) => {
                 put(r.deadline_ms, "time limit of this attempt: it is stopped, and counts as failed")

@@ -74,7 +74,7 @@ fn ended(f: &Facts, r: &Record, out: &mut Vec<Gate>) {
                 _ => "nothing more happens by itself; `surety dlq replay` makes another generation of it",
             };
             let why = buried(f, r).map(|m| format!(": {m}")).unwrap_or_default();
-            out.push(gate(GateCode::Ended, format!("nothing: it is {status}{code}{why}"), then));
+            out.push(gate(GateCode::Ended, format!("it ended as {status}{code}{why}"), then));
         }
         _ => {}
     }

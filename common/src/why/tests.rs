@@ -417,7 +417,7 @@ fn a_schedule_is_told_with_its_time() {
 #[test]
 fn an_outcome_is_told_with_what_is_left_to_do() {
     let w = explain(facts(record(Status::Done)));
-    assert_eq!((codes(&w), w.gate.what.as_str()), (vec![GateCode::Ended], "nothing: it is done"));
+    assert_eq!((codes(&w), w.gate.what.as_str()), (vec![GateCode::Ended], "it ended as done"));
     let failed = Record { code: "exit_code".into(), ..record(Status::Failed) };
     assert!(explain(facts(failed)).gate.then.contains("dlq replay"));
     let mut f = facts(record(Status::Done));

@@ -139,7 +139,15 @@ pub(super) async fn run(cx: &Context, args: EnqueueArgs) -> Result<(), Failure> 
     let until_due = enqueued
         .due_at
         .map_or(Duration::ZERO, |t| Duration::try_from(t.duration_since(now)).unwrap_or_default());
-    let Some(event) = follow.ended(id, Instant::now() + until_due + args.wait_for).await? else {
+    let ended = tokio::select! {
+        biased;
+        ended = follow.ended(id, Instant::now() + until_due + args.wait_for) => ended?,
+        _ = tokio::signal::ctrl_c() => {
+            cx.screen.note(&format!("the job goes on: `surety why {id}` says where it is, `surety cancel {id}` ends it"));
+            return Err(Failure::interrupted());
+        }
+    };
+    let Some(event) = ended else {
         if cx.screen.is_json {
             cx.screen.show(&answer, String::new)?;
         }

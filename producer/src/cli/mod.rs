@@ -35,10 +35,12 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     path::PathBuf,
     process::ExitCode,
+    time::Duration,
 };
 
 use clap::{Args, ColorChoice, CommandFactory, Parser, Subcommand};
 use surety_common::{
+    clock::format_span,
     config::{self, ConnectionOptions, Settings},
     connect::{self, Connected},
     doctor::Role,
@@ -50,6 +52,9 @@ use crate::{
     render::{Screen, note},
 };
 use failure::{Exit, Failure};
+
+/// A command says what it waits for after this long.
+const SILENT_FOR: Duration = Duration::from_secs(1);
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -138,19 +143,39 @@ struct Context {
 
 impl Context {
     /// A connection to the broker alone. Whoever enqueues with it ties its jobs to their parent (`enqueue::Kin`).
+    /// Waits for servers, and says so when it takes longer than somebody expects who looks at a silent terminal.
+    async fn patiently<T>(&self, what: &str, call: impl Future<Output = T>) -> T {
+        let mut call = std::pin::pin!(call);
+        if let Ok(done) = tokio::time::timeout(SILENT_FOR, &mut call).await {
+            return done;
+        }
+        let c = &self.settings.connection;
+        let at = match what {
+            "nats" => c.nats_url.masked(),
+            _ => format!("{} and {}", c.nats_url.masked(), c.redis_url.masked()),
+        };
+        self.screen.note(&format!(
+            "no answer from {what} at {at} yet; trying for {} (connection.retry_limit). To try Surety without servers of your own: surety dev",
+            format_span(c.retry_limit)
+        ));
+        call.await
+    }
+
     async fn client(&self) -> Result<Client, Failure> {
-        let broker = connect::broker(&self.settings, "surety").await?;
+        let broker = self.patiently("nats", connect::broker(&self.settings, "surety")).await?;
         Ok(Client::on(broker, &self.settings).await?)
     }
 
     /// Both servers, to look and change nothing.
     async fn look(&self) -> Result<Connected, Failure> {
-        Ok(connect::look(&self.settings, "surety").await?)
+        Ok(self.patiently("nats and redis", connect::look(&self.settings, "surety")).await?)
     }
 
     /// Both servers.
     async fn connect(&self) -> Result<Connected, Failure> {
-        Ok(connect::connect(&self.settings, "surety", Role::Operator).await?)
+        Ok(self
+            .patiently("nats and redis", connect::connect(&self.settings, "surety", Role::Operator))
+            .await?)
     }
 }
 

@@ -19,7 +19,7 @@ const COUNTED: u64 = 20_000;
 /// Show how full each queue is, and who serves it
 ///
 /// WAITING: no worker was given them yet; OLDEST: age of the first of them. RUNNING: attempts that run now; LONGEST: for how
-/// long. BACKOFF: they failed and wait for their retry. DEFERRED: they could not start and wait for another try. NO HANDLER: passed on from worker to worker, because none that lives has a handler for their type. WORKERS:
+/// long. BACKOFF: they failed and wait for their retry. DEFERRED: they could not start and wait for another try, with the age of the oldest. NO HANDLER: passed on from worker to worker, because none that lives has a handler for their type. WORKERS:
 /// those that are alive and pull from the queue. CONSUMER: `ok`, `paused` (how much longer, by whom, why), `full` (as many are held as may be, so nothing is
 /// delivered) or `missing`.
 #[derive(Debug, Args)]
@@ -42,6 +42,8 @@ pub(super) struct QueueRow {
     longest_running_ms: Option<u64>,
     backoff: Option<u64>,
     deferred: Option<u64>,
+    /// Age of the oldest of these: what a guard holds back is delivered, and does not count as waiting.
+    oldest_deferred_ms: Option<u64>,
     /// Live workers that pull from it.
     workers: Option<u64>,
     /// Jobs that workers pass on because none has a handler for them, by type.
@@ -126,6 +128,10 @@ impl QueueRow {
             longest_running_ms: known.zip(oldest_run).map(|(k, t)| k.fleet.now_ms.saturating_sub(t)),
             backoff: count(Status::RetryWait),
             deferred: count(Status::Deferred),
+            oldest_deferred_ms: known.and_then(|k| {
+                let oldest = k.open.as_ref()?.oldest_ms(name, Status::Deferred)?;
+                Some(k.fleet.now_ms.saturating_sub(oldest))
+            }),
             workers: known.map(|k| serve(k) as u64),
             without_handler: known.map(|k| {
                 let infos = k.fleet.alive().filter_map(|s| s.info.as_ref());
@@ -161,7 +167,11 @@ impl Row for QueueRow {
         let age = |ms: Option<u64>| ms.map_or_else(|| "-".into(), span);
         let (backoff, deferred) = match self.delayed() {
             Some(both) => (format!("{both}*"), "*".into()),
-            None => (number(self.backoff), number(self.deferred)),
+            None => {
+                let oldest =
+                    self.oldest_deferred_ms.map_or_else(String::new, |ms| format!(" ({})", span(ms)));
+                (number(self.backoff), number(self.deferred) + &oldest)
+            }
         };
         let states = self.consumers.iter().map(|c| match c.paused_ms {
             Some(ms) if !is_endless(ms) => format!("paused {}", span(ms)),
@@ -260,11 +270,11 @@ mod tests {
         let queue = QueueName::new("default").unwrap();
         let known = Known { fleet: Fleet::default(), open: None };
         let row = QueueRow::new(&queue, vec![lane.clone()], Some(&known), None);
-        assert_eq!(row.cells(), ["default", "1", "1m 1s", "0", "-", "100000*", "*", "0", "full"]);
+        assert_eq!(row.cells(), ["default", "1", "1m 1s", "0", "-", "100000*", "*", "0", "0", "full"]);
         let known = Known { open: Some(OpenJobs::default()), ..known };
         let row = QueueRow::new(&queue, vec![lane.clone()], Some(&known), None);
         assert_eq!(row.cells()[5..7], ["0", "0"]);
         let row = QueueRow::new(&queue, vec![lane], None, None);
-        assert_eq!(row.cells()[3..8], ["?", "-", "?", "?", "?"]);
+        assert_eq!(row.cells()[3..9], ["?", "-", "?", "?", "?", "?"]);
     }
 }

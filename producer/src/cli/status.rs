@@ -52,7 +52,8 @@ fn human(view: &JobView, screen: Screen) -> String {
         ("epoch", number(view.epoch)),
         ("session", view.session.clone()),
         ("error code", view.error_code.clone()),
-        ("error", text("message")),
+        // What is kept of a failure is of an earlier attempt where the job is done.
+        ("error", text("message").filter(|_| view.status != "done")),
         ("carrier", view.carrier.clone()),
         ("created at", view.created_at.clone()),
         ("started at", view.started_at.clone()),

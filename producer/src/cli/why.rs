@@ -12,7 +12,7 @@ use surety_common::{
     lookup::LookupError,
     pace::Transient,
     store::StoreError,
-    why::{self, AttemptTold, Deadline, Gate, Why},
+    why::{self, AttemptTold, Deadline, Gate, GateCode, Why},
 };
 
 use super::{
@@ -73,6 +73,9 @@ impl Row for OfDeadline<'_> {
 
 /// The gate as two or three facts.
 fn held(g: &Gate, screen: Screen) -> String {
+    if g.code == GateCode::Ended {
+        return screen.facts(&[("ended", Some(g.what.clone())), ("next", Some(g.then.clone()))]);
+    }
     screen.facts(&[
         ("held by", Some(g.code.name())),
         ("", Some(g.what.clone())),

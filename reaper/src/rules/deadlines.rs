@@ -228,6 +228,9 @@ async fn apply(x: &Context, teller: &Teller, p: u32, judged: &[Judged]) -> Resul
     failed.map_or(Ok(acted), Err)
 }
 
+/// Deadlines whose series are there from the start, so that an alert has something to compare with.
+pub(crate) const TOLD: [&str; 4] = ["progress", "finish", "overstayed", "expired"];
+
 /// The label of a deadline.
 fn name(due: Due) -> &'static str {
     match due {

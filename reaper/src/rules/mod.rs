@@ -17,6 +17,8 @@ mod tell;
 mod unreadable;
 mod waiting;
 
+pub(crate) use deadlines::TOLD as DEADLINES;
+
 use crate::rule::Rule;
 
 /// Every rule of this release.

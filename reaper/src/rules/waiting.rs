@@ -129,16 +129,22 @@ impl Waiting {
     async fn go_on(&self, x: &Context, subject: &str, at: &Position) -> Result<(Covered, bool), RuleError> {
         let last = x.c.broker.last_sequence(at.lane.of).await?;
         let all = self.covered.lock().unwrap_or_else(PoisonError::into_inner);
-        // Another data set knows nothing of what was registered in the one before.
-        let before = all.get(subject).filter(|(of, _)| *of == x.c.store.incarnation(0)).map(|(_, c)| *c);
+        // Another data set, in any partition, knows nothing of what was registered in the one before.
+        let before = all.get(subject).filter(|(of, _)| *of == data_sets(x)).map(|(_, c)| *c);
         let is_moving = before.is_some_and(|b| b.delivered < at.delivered);
         Ok((Covered::after(before, at.delivered, last), is_moving))
     }
 
     fn remember(&self, x: &Context, subject: &str, covered: Covered) {
         let mut all = self.covered.lock().unwrap_or_else(PoisonError::into_inner);
-        all.insert(subject.to_owned(), (x.c.store.incarnation(0), covered));
+        all.insert(subject.to_owned(), (data_sets(x), covered));
     }
+}
+
+/// Names the data sets of all partitions: each may be lost by itself.
+fn data_sets(x: &Context) -> String {
+    let all: Vec<_> = (0..x.c.store.keys().partitions()).map(|p| x.c.store.incarnation(p)).collect();
+    all.join(" ")
 }
 
 /// The lanes in which something waits.

@@ -274,11 +274,10 @@ impl Fleet {
             Fault::Hold(w, wire) => self.slots[w].wires(wire).iter().for_each(|p| p.hold()),
             Fault::KillNats => self.world.nats.kill9().await.unwrap(),
             Fault::KillRedis => self.world.redis.kill9().await.unwrap(),
-            Fault::WipeRedis => {
-                let client = redis::Client::open(self.world.redis.url()).unwrap();
-                let mut c = client.get_multiplexed_async_connection().await.unwrap();
-                let () = redis::cmd("FLUSHALL").query_async(&mut c).await.unwrap();
-            }
+            Fault::WipeRedis => self.redis(&["FLUSHALL"]).await,
+            Fault::RefuseWrites => self.redis(&["CONFIG", "SET", "min-replicas-to-write", "3"]).await,
+            // Nobody listens there.
+            Fault::DemoteRedis => self.redis(&["REPLICAOF", "127.0.0.1", "1"]).await,
             Fault::EmptyRedis => {
                 self.world.redis.kill9().await.unwrap();
                 empty(&self.world.dir.path().join("redis"));
@@ -331,8 +330,21 @@ impl Fleet {
             }
             Fault::KillNats => self.world.nats.restart().await.unwrap(),
             Fault::KillRedis | Fault::EmptyRedis => self.world.redis.restart().await.unwrap(),
+            Fault::RefuseWrites => self.redis(&["CONFIG", "SET", "min-replicas-to-write", "0"]).await,
+            Fault::DemoteRedis => self.redis(&["REPLICAOF", "NO", "ONE"]).await,
             Fault::KillKeeper(_) | Fault::WipeRedis => {}
         }
+    }
+
+    /// One command to Redis itself.
+    async fn redis(&self, words: &[&str]) {
+        let client = redis::Client::open(self.world.redis.url()).unwrap();
+        let mut c = client.get_multiplexed_async_connection().await.unwrap();
+        let mut command = redis::Cmd::new();
+        words.iter().for_each(|w| {
+            command.arg(*w);
+        });
+        let _: redis::Value = command.query_async(&mut c).await.unwrap();
     }
 }
 

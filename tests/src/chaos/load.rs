@@ -17,7 +17,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::schedule::Dice;
-use crate::world::bin;
+use crate::{raw_nats::RawNats, world::bin};
 
 /// Who is told the outcomes of every other job.
 pub const REQUESTER: &str = "replies.chaos";
@@ -50,6 +50,12 @@ pub enum Kind {
     Locked,
     /// One of its key at once.
     Keyed,
+    /// Its message has headers that no client would send.
+    Dirty,
+    /// What its handler says is no JSON that everybody reads.
+    Odd,
+    /// Its payload is no JSON that everybody reads: it is refused.
+    Unfit,
 }
 
 impl Kind {
@@ -68,6 +74,9 @@ impl Kind {
             (1, Self::Endless),
             (5, Self::Locked),
             (5, Self::Keyed),
+            (3, Self::Dirty),
+            (3, Self::Odd),
+            (1, Self::Unfit),
         ])
     }
 
@@ -86,6 +95,9 @@ impl Kind {
             Self::Endless => "endless",
             Self::Locked => "locked",
             Self::Keyed => "keyed",
+            Self::Dirty => "dirty",
+            Self::Odd => "odd",
+            Self::Unfit => "unfit",
         }
     }
 
@@ -94,7 +106,8 @@ impl Kind {
         match self {
             Self::Noop | Self::Quick | Self::Tree | Self::Long => &[Status::Done],
             Self::Reports | Self::Flaky | Self::Locked | Self::Keyed => &[Status::Done],
-            Self::Hopeless | Self::Spent => &[Status::Failed],
+            Self::Dirty | Self::Odd => &[Status::Done],
+            Self::Hopeless | Self::Spent | Self::Unfit => &[Status::Failed],
             // With a lost attempt as its last, it is out of attempts.
             Self::Stuck => &[Status::TimedOut, Status::Failed],
             Self::Unwanted | Self::Endless => &[Status::Cancelled],
@@ -125,6 +138,7 @@ impl Kind {
                 format!(r#","locks":[{}]"#, locks[n as usize % locks.len()])
             }
             Self::Keyed => format!(r#","key":"k{}""#, n % 2),
+            Self::Unfit => r#","payload":{"much":1e999}"#.to_owned(),
             _ => String::new(),
         };
         format!(
@@ -151,6 +165,8 @@ pub fn handlers(traces: &Path) -> String {
         (Kind::Unwanted, "exit 1"),
         (Kind::Endless, "child 3600; exec sleep 3600"),
         (Kind::Locked, "locks; child 3600; sleep 0.$((SURETY_EPOCH % 10))3"),
+        (Kind::Dirty, ""),
+        (Kind::Odd, r#"printf '%s\n' '{"result":{"title":"Party \ud83d","much":1e999}}' >&3"#),
         (Kind::Keyed, "n=${SURETY_JOB_ID#j} n=${n%%-*}; alone 7 key-$((n % 2)); child 3600; sleep 0.5"),
     ] {
         let (name, t) = (kind.name(), traces.display());
@@ -223,7 +239,8 @@ impl Load {
             }
             let kind = Kind::of(&mut dice);
             let id = format!("j{n}-{}", kind.name());
-            let is_told = n.is_multiple_of(2);
+            // What cannot be read names nobody who is to be told.
+            let is_told = n.is_multiple_of(2) && kind != Kind::Unfit;
             let body = kind.body(n, is_told);
             let sent = Sent { kind, is_told, is_cancel_tried: false, is_cancel_promised: false };
             n += 1;
@@ -274,6 +291,15 @@ impl Load {
         give_up: &CancellationToken,
     ) -> bool {
         while !give_up.is_cancelled() {
+            if sent.kind == Kind::Dirty {
+                if self.enqueue_dirty(id, &body).await {
+                    self.book.lock().unwrap().jobs.insert(id.to_owned(), sent);
+                    return true;
+                }
+                // A server that is away answers at once.
+                timeout(Duration::from_millis(200), give_up.cancelled()).await.ok();
+                continue;
+            }
             let mut h = async_nats::HeaderMap::new();
             h.insert("Nats-Msg-Id", id);
             let publish = async {
@@ -286,6 +312,20 @@ impl Load {
             }
         }
         false
+    }
+
+    /// Publishes with headers that no client lets through; says whether the broker has acknowledged it.
+    async fn enqueue_dirty(&self, id: &str, body: &str) -> bool {
+        let mut block = format!("NATS/1.0\r\nNats-Msg-Id: {id}\r\nX-Note: one\rtwo\r\n").into_bytes();
+        block.extend_from_slice(b"X-Place: caf\xe9\r\nno colon here\r\n\r\n");
+        let (subject, body) = (format!("surety.jobs.default.{id}"), body.to_owned());
+        let at = self.addresses.nats.trim_start_matches("nats://").parse().unwrap();
+        // Of its own: it panics where the server goes away under it.
+        let publish = tokio::spawn(async move {
+            RawNats::connect(at).await.request(subject.as_bytes(), &block, body.as_bytes()).await
+        });
+        let answer = timeout(Duration::from_secs(2), publish).await;
+        answer.is_ok_and(|a| a.is_ok_and(|a| String::from_utf8_lossy(&a).contains("\"seq\":")))
     }
 
     /// A job that must be cancelled and is not yet.

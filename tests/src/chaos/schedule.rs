@@ -75,6 +75,10 @@ pub enum Fault {
     WipeRedis,
     /// Killed, and started with an empty folder.
     EmptyRedis,
+    /// It refuses writes, as one does whose replicas or whose disk are missing.
+    RefuseWrites,
+    /// It becomes a replica of nobody: reads go on, writes are refused, as on a demoted master.
+    DemoteRedis,
 }
 
 impl fmt::Display for Fault {
@@ -94,6 +98,8 @@ impl fmt::Display for Fault {
             Self::KillRedis => f.write_str("kill Redis"),
             Self::WipeRedis => f.write_str("FLUSHALL"),
             Self::EmptyRedis => f.write_str("kill Redis and empty its folder"),
+            Self::RefuseWrites => f.write_str("let Redis refuse writes"),
+            Self::DemoteRedis => f.write_str("demote Redis"),
         }
     }
 }
@@ -122,7 +128,9 @@ impl Fault {
             Self::Cut(w, _) | Self::Hold(w, _) => vec![Link(w)],
             Self::KillReaper(r) | Self::FreezeReaper(r) => vec![Reaper(r)],
             Self::KillNats => vec![Nats],
-            Self::KillRedis | Self::WipeRedis | Self::EmptyRedis => vec![Redis],
+            Self::KillRedis | Self::WipeRedis | Self::EmptyRedis | Self::RefuseWrites | Self::DemoteRedis => {
+                vec![Redis]
+            }
         }
     }
 
@@ -206,6 +214,8 @@ impl Plan {
             (4, Fault::Hold(w, wire)),
             (2, Fault::KillNats),
             (2, Fault::KillRedis),
+            (1, Fault::RefuseWrites),
+            (1, Fault::DemoteRedis),
             (2 * wipes, Fault::WipeRedis),
             (2 * wipes, Fault::EmptyRedis),
         ])
@@ -216,7 +226,11 @@ impl Plan {
         let is_long = dice.below(2) == 1;
         match fault {
             Fault::KillKeeper(_) | Fault::WipeRedis => Duration::ZERO,
-            Fault::KillNats | Fault::KillRedis | Fault::EmptyRedis => dice.between(100, ttl + 500),
+            Fault::KillNats
+            | Fault::KillRedis
+            | Fault::EmptyRedis
+            | Fault::RefuseWrites
+            | Fault::DemoteRedis => dice.between(100, ttl + 500),
             _ if is_long => dice.between(ttl, ttl + 4000),
             _ => dice.between(100, ttl * 2 / 3),
         }
@@ -253,7 +267,7 @@ mod tests {
         let wipes = [Fault::WipeRedis, Fault::EmptyRedis];
         assert!(wipes.iter().all(|f| !calm.contains(f)));
         let kinds: std::collections::HashSet<_> = calm.iter().map(|f| kind(*f)).collect();
-        assert_eq!(kinds.len(), 12);
+        assert_eq!(kinds.len(), 14);
         let wild = Plan { may_wipe: true, ..plan(1, 3600) };
         let wild: BTreeSet<Fault> = wild.steps().iter().map(|s| s.fault).collect();
         assert!(wipes.iter().all(|f| wild.contains(f)));

@@ -105,6 +105,10 @@ fn selectors(expr: &str) -> Vec<Selector> {
         let end = rest.find(|c| !is_word(c)).unwrap_or(rest.len());
         let (word, tail) = rest.split_at(end);
         let tail = tail.trim_start();
+        if word == "offset" {
+            rest = tail.trim_start_matches(is_word);
+            continue;
+        }
         if WORDS.contains(&word) {
             // A list of labels is none of ours.
             rest = if tail.starts_with('(') { tail.split_once(')').expect("a list ends").1 } else { tail };

@@ -439,3 +439,20 @@ async fn a_server_that_is_away_does_not_hide_what_the_other_says() {
     finding(&report, "nats_unreachable", "must_fix", "NATS_URL");
     assert_eq!((&report["verdict"], &report["nats"]), (&"unreachable".into(), &Value::Null));
 }
+
+// Shows: B-02
+#[tokio::test]
+async fn a_clock_of_redis_that_was_set_back_is_told() {
+    let world = World::start().await;
+    let c = world.connect().await;
+    // Ten minutes ahead, as an entry that was written before somebody set the clock back.
+    let ahead = c.store.now_ms().await.unwrap() + 600_000;
+    let (key, id) = (c.store.keys().outbox(0), format!("{ahead}-1"));
+    let mut redis = world.redis.plain(0).await;
+    let _: String =
+        redis::cmd("XADD").arg(&key).arg(&id).arg("x").arg("y").query_async(&mut redis).await.unwrap();
+    let _: i64 = redis::cmd("XDEL").arg(&key).arg(&id).query_async(&mut redis).await.unwrap();
+    let report = examine(&world, 1).await;
+    let found = finding(&report, "clocks", "warning", "time service");
+    assert!(found["what"].as_str().unwrap().contains("was set back"), "{found}");
+}

@@ -174,9 +174,9 @@ async fn an_id_that_belongs_to_another_job_is_told_and_its_outcome_is_not_ours()
     wait("the window to pass again", async || {
         let said = world.surety(&["batch", &world.path("jobs.ndjson"), "--watch", "--json"]).await;
         let outcomes = said.json()["outcomes"].clone();
-        let is_over = said.code == Some(3) && outcomes["not_run"] == 2;
+        let is_over = said.code == Some(3) && outcomes["not_run"].as_u64() > Some(0);
         // At first "b" is a copy still, and "new" runs.
-        assert!(is_over || said.code == Some(0) || outcomes["done"] == 2, "{said:?}");
+        assert!(is_over || said.code == Some(0), "{said:?}");
         is_over
     })
     .await;

@@ -48,7 +48,7 @@ async fn a_reaper_counts_what_could_run_whether_workers_are_there_or_not() {
 
     // Two of them run, one waits, and one is in backoff.
     let mut worker = world.worker(&["--slots", "2", "--queues", "critical,default"], &[]);
-    let retry = r#"{"type":"fail","retry":{"max_retries":1,"backoff":["10m"]}}"#;
+    let retry = r#"{"type":"fail","retry":{"max_retries":1,"backoff":["9s"]}}"#;
     world.publish("critical", "late", retry).await;
     world.until(&c, "late", |r| r.status == Status::RetryWait).await;
     wait_logged(&world, "two of them to run", async || {

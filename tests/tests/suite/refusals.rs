@@ -73,7 +73,8 @@ async fn a_deadline_whose_carrier_cannot_be_settled_does_not_hold_up_the_others(
     let c = world.connect().await;
     dead_letters_are_small(&world).await;
     let mut worker = world.worker(&[], &[]);
-    let more = r#","retry":{"backoff":["1h"]},"contract":{"finish":"4s"}"#;
+    // Short enough to wait in its queue.
+    let more = r#","retry":{"backoff":["9s"]},"contract":{"finish":"4s"}"#;
     // The index has them in the order of their deadlines.
     for (id, body) in [("big", big("fail", more)), ("small", format!(r#"{{"type":"fail"{more}}}"#))] {
         world.publish("default", id, &body).await;

@@ -252,7 +252,8 @@ struct Program {
     environment_end: u64,
 }
 
-/// Reads fields 28, 50 and 51 of `/proc/<pid>/stat`. `None`: an `exec` is under way, which sets the first one last.
+/// Reads fields 28, 48, 50 and 51 of `/proc/<pid>/stat`. `None`: an `exec` is under way. It sets the first one twice: at first to where
+/// the arguments begin (field 48), and last, when the places of arguments and environment are known, to what stands before them.
 fn program(pid: i32) -> Option<Program> {
     let text = std::fs::read(format!("/proc/{pid}/stat")).ok()?;
     let after = text.iter().rposition(|b| *b == b')')?;
@@ -260,7 +261,8 @@ fn program(pid: i32) -> Option<Program> {
     let fields: Vec<u64> = fields.split_whitespace().map(|f| f.parse().unwrap_or(0)).collect();
     let field = |n: usize| fields.get(n - 3).copied();
     let program = Program { stack: field(28)?, environment_start: field(50)?, environment_end: field(51)? };
-    (program.stack > 0 && program.environment_end > 0).then_some(program)
+    let is_whole = program.stack > 0 && program.stack < field(48)? && program.environment_end > 0;
+    is_whole.then_some(program)
 }
 
 /// Bytes that hold most environments.
