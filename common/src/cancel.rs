@@ -181,6 +181,20 @@ pub async fn cancel(c: &Connected, wish: &Wish<'_>) -> Result<Report, CancelErro
                 return Ok(Report::cancelled(id, Some(given), is_buried));
             }
             SettleReply::Ended(e) if e.status == Status::Cancelled => {
+                // An earlier call may have failed between the outcome and the dead letter: this one goes on there.
+                if let (None, true, Some(Seen::Record(r))) = (&asked, e.is_journaled, &seen) {
+                    let s = Settled {
+                        status: r.status,
+                        ack_subject: r.ack_subject.clone(),
+                        carrier: r.carrier.clone(),
+                        generation: r.generation,
+                        rev: r.rev,
+                        epoch: r.epoch,
+                    };
+                    bury(c, id, &at, &s, &given)
+                        .await
+                        .map_err(|source| CancelError::NotRemoved { id: id.clone(), source })?;
+                }
                 return Ok(match asked {
                     Some(a) if a.generation == e.generation => Report::cancelled(id, a.reason, false),
                     _ => Report::ended(id, e.status.name(), false),

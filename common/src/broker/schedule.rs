@@ -6,6 +6,7 @@ use jiff::Timestamp;
 
 use super::{
     Broker, BrokerError,
+    postpone::is_postponed,
     publish::{Publisher, Stored},
     pull::Delivery,
     topology::Names,
@@ -36,14 +37,13 @@ pub struct Schedule {
     pub stored_ms: u64,
     /// The job document.
     pub body: Bytes,
+    /// Nobody made it: it carries a job that waits for its next attempt ([`super::postpone`]).
+    pub is_retry: bool,
 }
 
 impl Schedule {
-    /// Reads a message. `None`: it is no schedule, or one that Surety made for a job in backoff.
+    /// Reads a message. `None`: it is no schedule.
     pub fn read(names: &Names, m: &Delivery) -> Option<Self> {
-        if super::postpone::is_postponed(m) {
-            return None;
-        }
         let (queue, name) = names.parse_sched_subject(&m.subject)?;
         let pattern = m.header(headers::SCHEDULE)?;
         let zone = m.header(headers::SCHEDULE_ZONE);
@@ -56,6 +56,7 @@ impl Schedule {
             sequence: m.sequence,
             stored_ms: m.stored_ms,
             body: m.payload.clone(),
+            is_retry: is_postponed(m),
         })
     }
 
@@ -114,7 +115,7 @@ impl Broker {
         publisher.publish(&names.sched_subject(queue.as_str(), name.as_str()), &headers, body, patience).await
     }
 
-    /// The schedules of this name, one for each queue that has one.
+    /// What stands under this name, one for each queue that has something: a schedule, or a job that waits for its next attempt.
     pub async fn find_schedules(
         &self,
         queues: &[QueueName],
@@ -129,7 +130,7 @@ impl Broker {
         Ok(out)
     }
 
-    /// Schedules from a sequence on, in the order in which they were stored, some hundreds at a time, and the sequence to go
+    /// Schedules that somebody made from a sequence on, in the order in which they were stored, some hundreds at a time, and the sequence to go
     /// on from (`None`: that was the last).
     pub async fn schedules(
         &self,
@@ -139,7 +140,8 @@ impl Broker {
         let subject = self.names().sched_subject(queue.map_or("*", QueueName::as_str), "*");
         let (page, more) = self.messages(&self.names().sched(), from, &subject, 256).await?;
         let next = page.last().filter(|_| more).map(|m| m.sequence + 1);
-        Ok((page.iter().filter_map(|m| Schedule::read(self.names(), m)).collect(), next))
+        let read = page.iter().filter_map(|m| Schedule::read(self.names(), m));
+        Ok((read.filter(|s| !s.is_retry).collect(), next))
     }
 
     /// Removes a schedule. `false`: there is none; one that fires once may just have fired.

@@ -146,7 +146,7 @@ checks! {
         "add the queue to `layout.queues` and run `surety provision`: what waits is delivered then; or take the subject out of the stream";
     STRAY_MESSAGES = "stray_messages", MustFix;
         "messages in the job stream that no consumer will deliver"; "their jobs hang without a deadline";
-        "run a reaper: it buries deliveries that the broker gave up";
+        "run a reaper: it puts a copy in the place of each, or buries it";
     PERMISSIONS = "permissions", MustFix, refuses;
         "subjects that this process needs and may not publish to"; "calls time out, jobs are redelivered";
         "allow them for this user";

@@ -72,7 +72,7 @@ impl Keys {
         self.key(p, "sessinfo")
     }
 
-    /// What a session runs (set of `<id>:<epoch>`).
+    /// What a session runs (set of `<id>:<epoch>`; with `!` before it: somebody wants that one stopped).
     pub fn run(&self, p: u32, session: &SessionId) -> String {
         self.key_of(p, "run:", session.as_str())
     }

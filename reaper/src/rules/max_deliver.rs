@@ -126,7 +126,9 @@ pub(super) async fn give_up(x: &Context, at: Carrier) -> Result<bool, RuleError>
     {
         let now = x.c.broker.now_ms().await?;
         let age = Duration::from_millis(now.saturating_sub(raw.stored_ms));
-        let most = copies(record, age, x.c.found.ack_wait, x.settings.layout.max_deliver.0);
+        // Both as they are provisioned: the settings of this reaper may be newer.
+        let max_deliver = u64::try_from(x.c.found.max_deliver).unwrap_or(x.settings.layout.max_deliver.0);
+        let most = copies(record, age, x.c.found.ack_wait, max_deliver);
         if carrier_check::copies_made(id, record, &raw) < most {
             let p = x.c.store.keys().partition(id);
             return carrier_check::hand_on(x, p, id, record, &raw).await;

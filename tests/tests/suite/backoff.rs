@@ -38,7 +38,13 @@ async fn fifty_jobs_in_backoff_leave_a_queue_of_twenty_places_free() {
     let listed = world.surety(&["schedule", "list", "--json"]).await.exits(0).json();
     assert_eq!(listed["schedules"], serde_json::json!([]));
     let removed = world.surety(&["schedule", "rm", "f1", "--yes"]).await;
-    assert_ne!(removed.code, Some(0), "{removed:?}");
+    assert!(removed.code == Some(1) && removed.err.contains("surety cancel f1"), "{removed:?}");
+    for replace in [&["--replace"][..], &[]] {
+        let add = ["schedule", "add", "f2", "noop", "--every", "1h"].iter().chain(replace).copied();
+        let added = world.surety(&add.collect::<Vec<_>>()).await.exits(1);
+        assert!(added.err.contains("is a job that is scheduled"), "{added:?}");
+    }
+    assert_eq!(messages(&world, "SURETY_SCHED").await, JOBS as u64, "none was replaced");
     let why = world.surety(&["why", "f1", "--json"]).await.exits(0).json();
     assert_eq!(
         (&why["job"]["status"], &why["carrier"]["is_there"]),

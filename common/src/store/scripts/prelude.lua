@@ -6,7 +6,7 @@
 --   KEYS[2] due       zset    one member per open job: its earliest deadline (ms)
 --   KEYS[3] outbox    stream  journal entries not yet confirmed by JetStream
 --   KEYS[4] sessions  zset    session -> expiry (ms)
---   KEYS[5] run       set     "<id>:<epoch>" of what the session of this call runs
+--   KEYS[5] run       set     "<id>:<epoch>" of what the session of this call runs; "!<id>:<epoch>" of what somebody wants stopped
 --   KEYS[6] ended     list    ended jobs in the order of their ends, for retention: "@<ms>", then the ids of that moment
 --   KEYS[7..6+n]      string  records of the n jobs, in the order of the items
 --   KEYS[7+n..]       string  their `data` keys, where an item names one by position

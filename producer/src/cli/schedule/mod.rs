@@ -55,6 +55,10 @@ async fn find(broker: &Broker, name: &str, queue: Option<&QueueName>) -> Result<
     let mut found = broker.find_schedules(&among, name).await?;
     match found.len() {
         0 => Err(Failure::no(format!("no schedule {name:?}; `surety schedule list` shows all"))),
+        1 if found.iter().any(|s| s.is_retry) => Err(Failure::no(format!(
+            "{name:?} is no schedule but a job that waits for its next attempt: `surety why {name}` says until when, `surety cancel {name}` \
+             ends it"
+        ))),
         1 => found.pop().ok_or_else(|| Failure::bug("a schedule vanished")),
         _ => {
             let queues: Vec<&str> = found.iter().map(|s| s.queue.as_str()).collect();
