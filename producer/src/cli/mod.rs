@@ -34,6 +34,7 @@ mod workers;
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     path::PathBuf,
+    pin::Pin,
     process::ExitCode,
     time::Duration,
 };
@@ -144,8 +145,7 @@ struct Context {
 impl Context {
     /// A connection to the broker alone. Whoever enqueues with it ties its jobs to their parent (`enqueue::Kin`).
     /// Waits for servers, and says so when it takes longer than somebody expects who looks at a silent terminal.
-    async fn patiently<T>(&self, what: &str, call: impl Future<Output = T>) -> T {
-        let mut call = std::pin::pin!(call);
+    async fn patiently<T>(&self, what: &str, mut call: Pin<Box<impl Future<Output = T>>>) -> T {
         if let Ok(done) = tokio::time::timeout(SILENT_FOR, &mut call).await {
             return done;
         }
@@ -162,19 +162,19 @@ impl Context {
     }
 
     async fn client(&self) -> Result<Client, Failure> {
-        let broker = self.patiently("nats", connect::broker(&self.settings, "surety")).await?;
+        let broker = self.patiently("nats", Box::pin(connect::broker(&self.settings, "surety"))).await?;
         Ok(Client::on(broker, &self.settings).await?)
     }
 
     /// Both servers, to look and change nothing.
     async fn look(&self) -> Result<Connected, Failure> {
-        Ok(self.patiently("nats and redis", connect::look(&self.settings, "surety")).await?)
+        Ok(self.patiently("nats and redis", Box::pin(connect::look(&self.settings, "surety"))).await?)
     }
 
     /// Both servers.
     async fn connect(&self) -> Result<Connected, Failure> {
         Ok(self
-            .patiently("nats and redis", connect::connect(&self.settings, "surety", Role::Operator))
+            .patiently("nats and redis", Box::pin(connect::connect(&self.settings, "surety", Role::Operator)))
             .await?)
     }
 }
