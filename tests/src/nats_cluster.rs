@@ -2,6 +2,7 @@
 
 use std::net::{SocketAddr, TcpListener};
 
+use async_nats::jetstream::stream::Config;
 use surety_producer::dev::servers::{NatsOptions, NatsServer};
 
 use crate::{
@@ -63,7 +64,12 @@ impl NatsCluster {
         let second = server("nats-2", cluster(b, b, &[a])).await;
         let last = server("nats-3", cluster(last, to_last, &[to_a, to_b])).await;
         let js = async_nats::jetstream::new(world.plain().await);
-        wait("the servers to have a leader", async || js.query_account().await.is_ok()).await;
+        wait("the three to know each other", async || {
+            let probe = Config { name: "PROBE".into(), num_replicas: 3, ..Config::default() };
+            js.create_stream(probe).await.is_ok()
+        })
+        .await;
+        js.delete_stream("PROBE").await.unwrap();
         Self { world, _second: second, last, ways }
     }
 

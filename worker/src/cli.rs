@@ -130,7 +130,13 @@ async fn run(args: Args) -> ExitCode {
         Ok(r) => r,
         Err(e) => return fail(70, &format!("signals: {e}")),
     };
-    let running = match worker.start().await {
+    // A start may take as long as a rebuild of the store does. Whoever is told to stop meanwhile has nothing to give back yet.
+    let started = tokio::select! {
+        started = Box::pin(worker.start()) => started,
+        _ = term.recv() => return stopped_early(),
+        _ = int.recv() => return stopped_early(),
+    };
+    let running = match started {
         Ok(r) => r,
         Err(e) => return fail(exit_code(&e), &e.to_string()),
     };
@@ -161,6 +167,11 @@ async fn run(args: Args) -> ExitCode {
     };
     running.stop(hurry).await;
     if is_lost { fail(70, CLIENT_ENDED) } else { ExitCode::SUCCESS }
+}
+
+fn stopped_early() -> ExitCode {
+    tracing::info!("told to stop before the start was over");
+    ExitCode::SUCCESS
 }
 
 fn exit_code(e: &StartError) -> u8 {

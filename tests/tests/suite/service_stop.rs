@@ -10,7 +10,7 @@ use surety_tests::{
     world::{World, wait},
 };
 
-use super::compose::read;
+use super::{compose::read, redis_loss::flush};
 
 /// In their first attempt: one that a signal ends, one that catches it as shells and runtimes do, and one that crashes by itself.
 const PLAIN: &str = "if [ $SURETY_ATTEMPT -eq 1 ]; then exec sleep 60; fi";
@@ -176,4 +176,23 @@ fn the_units_stop_the_worker_first_and_give_it_the_time_it_needs() {
             assert!(!said.contains(bad), "{said}");
         }
     }
+}
+
+// Shows: D-01
+#[tokio::test]
+async fn a_worker_that_waits_for_a_rebuild_at_its_start_ends_when_it_is_told_to() {
+    let witness = Witness::default();
+    let world = World::with(&witness.handler("hold", "exec sleep 60")).await;
+    let c = world.connect().await;
+    let mut first = world.worker(&[], &[]);
+    world.publish("default", "a", r#"{"type":"hold"}"#).await;
+    world.status(&c, "a", Status::Running).await;
+    first.kill9().await;
+    // Nobody rebuilds it, for no reaper runs; and what the first one ran can be taken back only when it is.
+    flush(&world, 0).await;
+    let mut second = world.worker(&[], &[]);
+    second.logged("redis_lost").await;
+    second.terminate();
+    assert_eq!(second.ended(Duration::from_secs(20)).await, Some(0), "{}", second.log());
+    assert!(second.log().contains("before the start was over"), "{}", second.log());
 }
