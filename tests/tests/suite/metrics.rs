@@ -284,7 +284,9 @@ async fn what_does_not_start_and_what_is_lost_is_counted() {
 async fn a_thousand_types_share_a_bounded_number_of_series() {
     // A hundred and fifty that the worker knows, a thousand that nobody does.
     let handlers: String = (0..150).map(|n| format!("[handlers.known{n}]\ncommand = [\"true\"]\n")).collect();
-    let world = World::with(&format!("{handlers}[worker]\nhand_on_limit = 1\nslots = 64")).await;
+    // Sixty-four commands at once on a busy machine outlast a lease of two seconds, and each lost attempt would be another start.
+    let patient = "[worker]\nhand_on_limit = 1\nslots = 64\n[lease]\nttl = \"7s\"\nmargin = \"1s\"\n";
+    let world = World::with(&format!("{handlers}{patient}")).await;
     let c = world.connect().await;
     let js = async_nats::jetstream::new(world.plain().await);
     let mut acks = Vec::new();
