@@ -2,11 +2,24 @@
 //! process opens the data set (`docs/redis-loss.md`). Running processes notice at their next call (`store::gate`).
 
 use crate::{
-    broker::{Broker, BrokerError, topology::Found},
+    broker::{Broker, BrokerError, barrier::Barrier, topology::Found},
     connect::ConnectError,
     doctor::Role,
-    store::{Store, StoreError},
+    store::{Gate, Store, StoreError},
 };
+
+/// The barriers of the journal that name another data set than the store has: they hide what the store writes.
+pub async fn foreign_barriers(store: &Store, broker: &Broker) -> Result<Vec<Barrier>, BrokerError> {
+    let mut all = broker.barriers_in_force().await?;
+    let partitions = store.keys().partitions();
+    all.retain(|b| is_foreign(b, partitions, store.gate(b.partition), &store.incarnation(b.partition)));
+    Ok(all)
+}
+
+/// While a gate is not open, a rebuild is about to write the barrier that counts.
+fn is_foreign(b: &Barrier, partitions: u32, gate: Gate, incarnation: &str) -> bool {
+    b.partition < partitions && gate == Gate::Open && b.incarnation != incarnation
+}
 
 /// Newest messages of the journal that are looked at: enough to find each of several partitions among them.
 const NEWEST: u64 = 64;
@@ -77,5 +90,24 @@ async fn has_journal(broker: &Broker) -> Result<bool, BrokerError> {
             Ok(true)
         }
         Err(e) => Err(e),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // Shows: P7
+    #[test]
+    fn a_barrier_is_foreign_where_the_store_is_open_and_another_data_set() {
+        let b = |partition, incarnation: &str| Barrier {
+            sequence: 7,
+            partition,
+            incarnation: incarnation.into(),
+        };
+        assert!(is_foreign(&b(0, "FORGED"), 4, Gate::Open, "A"));
+        assert!(!is_foreign(&b(0, "A"), 4, Gate::Open, "A"));
+        assert!(!is_foreign(&b(0, "FORGED"), 4, Gate::Closed, "A"), "a rebuild is about to say what counts");
+        assert!(!is_foreign(&b(9, "FORGED"), 4, Gate::Open, ""), "no partition of ours");
     }
 }

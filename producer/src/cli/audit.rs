@@ -17,6 +17,7 @@ use surety_common::{
         Audit, Finding, Tally,
         live::{Doubt, Live, Stored},
     },
+    loss::foreign_barriers,
     store::Store,
     wire::event::Event,
 };
@@ -347,31 +348,19 @@ pub(super) async fn run(cx: &Context, args: AuditArgs) -> Result<(), Failure> {
         None => None,
     };
     if r.ignored > 0 {
-        r.hidden_by = foreign_barriers(cx, &broker, store.as_ref()).await;
+        r.hidden_by = hidden_by(cx, &broker, store.as_ref()).await;
     }
     r.audit.end();
     show(cx, &broker, &r, compared).await
 }
 
 /// The barriers of the journal that hide what the store of today writes. `store`: where it is connected already.
-async fn foreign_barriers(
-    cx: &Context,
-    broker: &Broker,
-    store: Option<&Store>,
-) -> Result<Vec<Barrier>, String> {
+async fn hidden_by(cx: &Context, broker: &Broker, store: Option<&Store>) -> Result<Vec<Barrier>, String> {
     let store = match store {
         Some(store) => store.clone(),
         None => cx.look().await.map_err(|e| e.to_string())?.store,
     };
-    let mut all = broker.barriers_in_force().await.map_err(|e| e.to_string())?;
-    all.retain(|b| b.partition < store.keys().partitions());
-    let mut foreign = Vec::new();
-    for b in all {
-        if store.incarnation(b.partition) != b.incarnation {
-            foreign.push(b);
-        }
-    }
-    Ok(foreign)
+    foreign_barriers(&store, broker).await.map_err(|e| e.to_string())
 }
 
 /// What else may hide a broken promise: what was not read, and what does not count.

@@ -8,9 +8,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use surety_common::{broker::barrier::Barrier, store::Gate};
+use surety_common::{domain::text, loss::foreign_barriers};
 
-use crate::rule::{Context, Done, Look, Rule, RuleError, Step, Verdict};
+use crate::rule::{Context, Done, Look, Rule, Step, Verdict};
 
 /// Between two looks at least.
 const EVERY: Duration = Duration::from_secs(5);
@@ -33,7 +33,7 @@ impl Rule for ForeignBarriers {
 
     fn look<'a>(&'a self, x: &'a Context) -> Look<'a> {
         Box::pin(async move {
-            let foreign = foreign(x).await?;
+            let foreign = foreign_barriers(&x.c.store, &x.c.broker).await?;
             Ok(foreign
                 .iter()
                 .map(|b| {
@@ -59,14 +59,14 @@ impl Rule for ForeignBarriers {
             if !self.is_time() {
                 return Ok(Done::default());
             }
-            let found = foreign(x).await?;
+            let found = foreign_barriers(&x.c.store, &x.c.broker).await?;
             let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             for b in found.iter().filter(|b| seen.foreign.contains(&b.sequence)) {
                 tracing::error!(
                     stream = x.c.broker.names().events(),
                     message = b.sequence,
                     partition = b.partition,
-                    data_set = surety_common::domain::text::cut(&b.incarnation, 64).as_ref(),
+                    data_set = text::cut(&b.incarnation, 64).as_ref(),
                     alert = "journal_hidden",
                     "a barrier of the journal names a data set that the store does not have: what was written behind it is not \
                      read; remove that message"
@@ -86,39 +86,5 @@ impl ForeignBarriers {
             seen.at = Some(Instant::now());
         }
         is_time
-    }
-}
-
-/// The barriers in force that are not the store's own.
-async fn foreign(x: &Context) -> Result<Vec<Barrier>, RuleError> {
-    let mut all = x.c.broker.barriers_in_force().await?;
-    let store = &x.c.store;
-    all.retain(|b| {
-        is_foreign(b, store.keys().partitions(), store.gate(b.partition), &store.incarnation(b.partition))
-    });
-    Ok(all)
-}
-
-/// Whether a barrier hides what the store writes. While a gate is not open, a rebuild is about to write the barrier that counts.
-fn is_foreign(b: &Barrier, partitions: u32, gate: Gate, incarnation: &str) -> bool {
-    b.partition < partitions && gate == Gate::Open && b.incarnation != incarnation
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    // Shows: P7
-    #[test]
-    fn a_barrier_is_foreign_where_the_store_is_open_and_another_data_set() {
-        let b = |partition, incarnation: &str| Barrier {
-            sequence: 7,
-            partition,
-            incarnation: incarnation.into(),
-        };
-        assert!(is_foreign(&b(0, "FORGED"), 4, Gate::Open, "A"));
-        assert!(!is_foreign(&b(0, "A"), 4, Gate::Open, "A"));
-        assert!(!is_foreign(&b(0, "FORGED"), 4, Gate::Closed, "A"), "a rebuild is about to say what counts");
-        assert!(!is_foreign(&b(9, "FORGED"), 4, Gate::Open, ""), "no partition of ours");
     }
 }
