@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use crate::{
-    broker::{BrokerError, dead::Obituary},
+    broker::{BrokerError, dead::Obituary, place::Carrier},
     connect::Connected,
     domain::{ErrorCode, JobId, Status, TypeName, ids::SessionId},
     pace::Pace,
@@ -145,20 +145,21 @@ pub struct Left<'a> {
 }
 
 /// Settles the carrier of a job after its verdict is committed and journaled: given back after `delay` where the job is tried
-/// again; else kept as a dead letter, and removed. A repeat does no harm.
+/// again; else kept as a dead letter, and removed. A repeat does no harm. Gives what carried a job that has ended, where it was there.
 pub async fn settle_carrier(
     c: &Connected,
     left: &Left<'_>,
     s: &Settled,
     delay: Duration,
-) -> Result<(), RecoverError> {
+) -> Result<Option<Carrier>, RecoverError> {
     if !s.status.is_terminal() {
-        return Ok(c.broker.nak_recorded(left.queue, &s.carrier, &s.ack_subject, delay).await?);
+        c.broker.nak_recorded(left.queue, &s.carrier, &s.ack_subject, delay).await?;
+        return Ok(None);
     }
     let ack = c.broker.recorded_ack(left.queue, &s.carrier, &s.ack_subject);
     let code = left.code;
     job_ended(left.queue, left.kind, s.status, code.name());
-    let Some(raw) = c.broker.carrier_of(left.queue, left.job, &s.carrier).await? else { return Ok(()) };
+    let Some(raw) = c.broker.carrier_of(left.queue, left.job, &s.carrier).await? else { return Ok(None) };
     let obituary = Obituary {
         job: left.job,
         queue: left.queue,
@@ -175,7 +176,7 @@ pub async fn settle_carrier(
     if let Some(ack) = ack {
         c.broker.ack(&ack).await?;
     }
-    Ok(())
+    Ok(Some(raw.carrier()))
 }
 
 const LOST: &str = "the worker of the last attempt died, froze or lost its lease";

@@ -362,12 +362,9 @@ async fn follow(x: &Context, j: &Judged, s: Settled) -> Result<(), RuleError> {
                 watch::lost(&x.c, &CrashLoop::new(&x.settings), &types, &of, &name).await;
             }
             let left = Left { job: &j.id, queue: &r.queue, kind: &r.job_type, code, why: &why };
-            settle_carrier(&x.c, &left, &s, x.settings.lease.ttl).await?;
             // What was never delivered cannot be acked.
-            if s.status.is_terminal()
-                && let Some(raw) = x.c.broker.carrier_of(&r.queue, &j.id, &s.carrier).await?
-            {
-                leftover::discard(x, &r.queue, raw.carrier()).await?;
+            if let Some(carrier) = settle_carrier(&x.c, &left, &s, x.settings.lease.ttl).await? {
+                leftover::discard(x, &r.queue, carrier).await?;
             }
         }
         Due::Missed => tracing::warn!(
