@@ -21,7 +21,7 @@ impl Broker {
 
     /// Sequence of the message that the leader has for a request; `None`: there is none. The request is that of a direct read.
     /// Errors: `Refused` or `Denied` where this user may not ask (`$JS.API.STREAM.MSG.GET.<stream>`).
-    async fn leader_has(&self, stream: &str, wanted: &Value) -> Result<Option<u64>, BrokerError> {
+    pub(super) async fn leader_has(&self, stream: &str, wanted: &Value) -> Result<Option<u64>, BrokerError> {
         match self.api(format!("STREAM.MSG.GET.{stream}"), wanted.clone()).await {
             Ok(answer) => Ok(answer.pointer("/message/seq").and_then(Value::as_u64)),
             Err(BrokerError::Refused { code: NO_MESSAGE, .. }) => Ok(None),

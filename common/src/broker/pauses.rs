@@ -273,10 +273,9 @@ impl Broker {
             return Ok(());
         }
         // The last message may be gone, too, if somebody purged it: the leader knows.
-        let subject = format!("STREAM.MSG.GET.{}", self.names().pauses());
-        let found = self.api(subject, json!({ "last_by_subj": self.names().pause_subject(">") })).await?;
-        let there = found.pointer("/message/seq").and_then(serde_json::Value::as_u64).unwrap_or(0);
-        if newest >= there {
+        let newest_of_all = json!({ "last_by_subj": self.names().pause_subject(">") });
+        let there = self.leader_has(&self.names().pauses(), &newest_of_all).await?;
+        if there.is_none_or(|there| newest >= there) {
             return Ok(());
         }
         Err(BrokerError::Unreachable("a replica of the bucket of pauses lags behind".to_owned()))

@@ -280,8 +280,8 @@ impl Publisher {
     }
 }
 
-/// The server's codes for "I cannot store this now, whatever it is": limits of the account (10002), insufficient resources (10023), memory (10028) or storage
-/// (10047), and a store that failed, as on a full disk (10077).
+/// The server's codes for "I cannot store this now, whatever it is": limits of the account (10002), insufficient resources (10023,
+/// seen on a full disk), memory (10028) or storage (10047), and a store that failed (10077).
 const OUT_OF_ROOM: [u64; 5] = [10002, 10023, 10028, 10047, 10077];
 /// What a stream of ours says that is full by its own limits, with the code of a store that failed.
 const OWN_LIMITS: [&str; 3] = ["maximum messages", "maximum bytes", "message size exceeds"];
