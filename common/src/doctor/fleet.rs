@@ -11,7 +11,7 @@ use super::{
 };
 use std::time::Duration;
 
-use crate::{clock::format_span, domain::text::nearest, store::without_handler};
+use crate::{clock::format_span, store::unhandled};
 
 /// A journal entry older than this was left by its writer and by every reaper.
 const LATE_ENTRY_MS: u64 = 30_000;
@@ -169,14 +169,10 @@ fn not_ready(f: &FleetFacts, out: &mut Vec<Finding>) {
 fn unknown_types(layout: &LayoutFacts, f: &FleetFacts, out: &mut Vec<Finding>) {
     let infos = f.fleet.alive().filter_map(|s| s.info.as_ref());
     for q in &layout.queues {
-        for (kind, n) in without_handler(infos.clone(), q.as_str()) {
-            let known = infos.clone().filter_map(|i| i.types.as_ref()).flatten().map(String::as_str);
-            let hint = nearest(&kind, known)
-                .map(|n| format!(" (the nearest known one is {n:?})"))
-                .unwrap_or_default();
+        for u in unhandled(infos.clone(), q.as_str()) {
             out.push(UNKNOWN_TYPE.warn(
                 &format!("queue {q}"),
-                format!("{n} jobs of type {kind:?} are passed on from worker to worker: none has a handler for it{hint}"),
+                u.to_string(),
                 "correct the type, or start a worker with that handler, before `worker.hand_on_limit` deliveries are used up",
             ));
         }

@@ -56,6 +56,8 @@ pub use restore::{Restored, RestoredItem};
 pub use scopes::{ScopeAt, ScopeState};
 pub use script::{Answer, Store, StoreError, StoreOptions};
 pub use server::{ServerConfig, ServerState};
-pub use sessions::{Fleet, FleetSession, Held, Mate, PassedOn, SessionInfo, TYPES_SAID, without_handler};
+pub use sessions::{
+    Fleet, FleetSession, Held, Mate, PassedOn, SessionInfo, TYPES_SAID, Unhandled, unhandled,
+};
 pub use unreadable::Read;
 pub use waiting::{WaitingItem, WaitingReply};

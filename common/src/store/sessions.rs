@@ -11,7 +11,7 @@ use super::{
     script::{Store, StoreError},
     unreadable::Read,
 };
-use crate::domain::{JobId, ids::SessionId};
+use crate::domain::{JobId, ids::SessionId, text};
 
 /// Jobs by queue and type.
 pub type PassedOn = BTreeMap<String, BTreeMap<String, u64>>;
@@ -116,20 +116,45 @@ pub struct Mate {
 /// Types that a worker names at most.
 pub const TYPES_SAID: usize = 200;
 
-/// Jobs of a queue that workers passed on lately and that no live one has a handler for, by type.
-pub fn without_handler<'a>(
-    infos: impl Iterator<Item = &'a SessionInfo> + Clone,
-    queue: &str,
-) -> BTreeMap<String, u64> {
-    let mut out: BTreeMap<String, u64> = BTreeMap::new();
-    for (kind, n) in infos.clone().filter_map(|i| i.passed_on.as_ref()?.get(queue)).flatten() {
-        let is_handled =
-            infos.clone().any(|i| i.serves(queue) != Some(false) && i.handles(kind) != Some(false));
-        if !is_handled {
-            *out.entry(kind.clone()).or_default() += n;
+/// Jobs of one type that no live worker of their queue has a handler for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unhandled {
+    pub kind: String,
+    pub jobs: u64,
+    /// The type that was meant, if a known one is near enough.
+    pub nearest: Option<String>,
+}
+
+impl std::fmt::Display for Unhandled {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "{} jobs of type {:?} go from worker to worker: none has a handler for it",
+            self.jobs, self.kind
+        )?;
+        match &self.nearest {
+            Some(nearest) => write!(f, " (the nearest known type is {nearest:?})"),
+            None => Ok(()),
         }
     }
-    out
+}
+
+/// What the live workers passed on lately of a queue, and none of them has a handler for.
+pub fn unhandled<'a>(infos: impl Iterator<Item = &'a SessionInfo> + Clone, queue: &str) -> Vec<Unhandled> {
+    let mut out: BTreeMap<&str, u64> = BTreeMap::new();
+    for (kind, n) in infos.clone().filter_map(|i| i.passed_on.as_ref()?.get(queue)).flatten() {
+        *out.entry(kind).or_default() += n;
+    }
+    let is_handled =
+        |kind: &str| infos.clone().any(|i| i.serves(queue) != Some(false) && i.handles(kind) != Some(false));
+    let nearest = |kind: &str| {
+        let known = infos.clone().filter_map(|i| i.types.as_ref()).flatten().map(String::as_str);
+        text::nearest(kind, known).map(str::to_owned)
+    };
+    out.into_iter()
+        .filter(|(kind, _)| !is_handled(kind))
+        .map(|(kind, jobs)| Unhandled { kind: kind.to_owned(), jobs, nearest: nearest(kind) })
+        .collect()
 }
 
 /// Records of one read.
@@ -248,6 +273,27 @@ mod tests {
         assert_eq!(session(25_000, Some(20_000)).renewed_ago_ms(30_000), Some(25_000));
         assert_eq!(session(25_000, None).renewed_ago_ms(8_000), None);
         assert!(session(8_000, None).is_expired(8_000) && !session(8_001, None).is_expired(8_000));
+    }
+
+    #[test]
+    fn a_type_is_unhandled_where_every_worker_of_its_queue_says_so() {
+        let types = |all: &[&str]| Some(all.iter().map(|t| (*t).to_owned()).collect::<Vec<_>>());
+        let passed = |n| Some([("q".to_owned(), [("resise".to_owned(), n)].into())].into());
+        let a = SessionInfo { types: types(&["resize"]), passed_on: passed(2), ..SessionInfo::default() };
+        let b = SessionInfo { types: types(&["other"]), passed_on: passed(1), ..SessionInfo::default() };
+        let found = unhandled([&a, &b].into_iter(), "q");
+        let expected = Unhandled { kind: "resise".into(), jobs: 3, nearest: Some("resize".into()) };
+        assert_eq!(found, [expected]);
+        assert!(found[0].to_string().contains("\"resize\""));
+        assert!(unhandled([&a, &b].into_iter(), "r").is_empty());
+        // One that has it, one that did not say, and one that serves other queues.
+        let has = SessionInfo { types: types(&["resise"]), ..SessionInfo::default() };
+        let old = SessionInfo::default();
+        for another in [&has, &old] {
+            assert!(unhandled([&a, another].into_iter(), "q").is_empty());
+        }
+        let elsewhere = SessionInfo { queues: Some(vec!["r".into()]), ..has };
+        assert_eq!(unhandled([&a, &elsewhere].into_iter(), "q").len(), 1);
     }
 
     // Shows: B-03

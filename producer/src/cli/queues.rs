@@ -6,8 +6,8 @@ use clap::Args;
 use serde::Serialize;
 use surety_common::{
     broker::{Broker, pauses::is_endless, queues::LaneState},
-    domain::{QueueName, Status, text::nearest},
-    store::{Fleet, OpenJobs, Store, without_handler},
+    domain::{QueueName, Status},
+    store::{Fleet, OpenJobs, Store, Unhandled, unhandled},
 };
 
 use super::{Context, failure::Failure, pause::Shown, workers::span};
@@ -48,6 +48,8 @@ pub(super) struct QueueRow {
     workers: Option<u64>,
     /// Jobs that workers pass on because none has a handler for them, by type.
     without_handler: Option<BTreeMap<String, u64>>,
+    #[serde(skip)]
+    unhandled: Vec<Unhandled>,
     consumers: Vec<Consumer>,
     /// The pause of the queue, if it has one.
     paused: Option<Shown>,
@@ -119,6 +121,7 @@ impl QueueRow {
         let serve = |k: &Known| {
             k.fleet.alive().filter(|s| s.info.as_ref().is_some_and(|i| i.serves(name) == Some(true))).count()
         };
+        let unhandled = known.map(|k| unhandled(k.fleet.alive().filter_map(|s| s.info.as_ref()), name));
         Self {
             queue: queue.to_string(),
             waiting: lanes.iter().map(|l| l.waiting).sum(),
@@ -133,10 +136,10 @@ impl QueueRow {
                 Some(k.fleet.now_ms.saturating_sub(oldest))
             }),
             workers: known.map(|k| serve(k) as u64),
-            without_handler: known.map(|k| {
-                let infos = k.fleet.alive().filter_map(|s| s.info.as_ref());
-                without_handler(infos, name)
-            }),
+            without_handler: unhandled
+                .as_ref()
+                .map(|all| all.iter().map(|u| (u.kind.clone(), u.jobs)).collect()),
+            unhandled: unhandled.unwrap_or_default(),
             consumers: lanes.into_iter().map(Consumer::of).collect(),
             paused,
         }
@@ -225,18 +228,8 @@ async fn show(cx: &Context, broker: &Broker, known: Option<&Known>) -> Result<()
         rows.push(QueueRow::new(&q, broker.queue_state(&q).await?, known, pause));
     }
     cx.screen.table(&Answer { queues: &rows }, &rows)?;
-    for r in &rows {
-        let types =
-            known.into_iter().flat_map(|k| k.fleet.alive()).filter_map(|s| s.info.as_ref()?.types.as_ref());
-        let types: Vec<&str> = types.flatten().map(String::as_str).collect();
-        for (kind, n) in r.without_handler.iter().flatten() {
-            let hint = nearest(kind, types.iter().copied())
-                .map_or_else(String::new, |n| format!("; the nearest known one is {n:?}"));
-            cx.screen.note(&format!(
-                "{n} jobs of queue {} have the type {kind:?}, for which no worker has a handler{hint}",
-                r.queue
-            ));
-        }
+    for (r, u) in rows.iter().flat_map(|r| r.unhandled.iter().map(move |u| (r, u))) {
+        cx.screen.note(&format!("queue {}: {u}", r.queue));
     }
     let of_queues = rows.iter().filter(|r| r.paused.is_some()).count();
     let others = kept.pauses.list(kept.now_ms).len().saturating_sub(of_queues);
