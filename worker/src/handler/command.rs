@@ -229,9 +229,6 @@ fn fit_tail(mut lines: Vec<String>) -> Vec<String> {
     lines.split_off(lines.len() - n)
 }
 
-/// A report that has to wait is looked at again after this long.
-const FOLDED_FOR: Duration = Duration::from_millis(50);
-
 async fn send(a: &Attempt, report: &Line) {
     if !a.context.reports.send(report).await {
         tracing::warn!(job_id = %a.context.id(), "a report of this attempt was refused");
@@ -252,23 +249,24 @@ async fn follow(running: &RunningAttempt, a: &Attempt) -> (Heard, Exit) {
                 None => {
                     lines_open = false;
                     if let Some(last) = folding.last().filter(|_| !stopping) {
-                        a.context.reports.send(&last).await;
+                        send(a, &last).await;
                     }
                 }
                 Some(text_) => match Line::read(&text_) {
                     Ok(line) => {
                         heard.take(&line);
-                        if !stopping && let Some(report) = folding.offer(line, Instant::now()) {
-                            send(a, &report).await;
+                        match folding.offer(line, Instant::now()) {
+                            Ok(Some(report)) if !stopping => send(a, &report).await,
+                            Ok(_) => {}
+                            Err(wait) => {
+                                due.get_or_insert(tokio::time::Instant::now() + wait);
+                            }
                         }
                         if folding.is_news() {
                             tracing::warn!(
                                 job_id = %a.context.id(), burst = BURST, per_second = PER_SECOND,
                                 "the handler reports faster than the journal takes it: reports are folded, the last one counts"
                             );
-                        }
-                        if folding.is_waiting() && due.is_none() {
-                            due = Some(tokio::time::Instant::now() + FOLDED_FOR);
                         }
                     }
                     Err(e) => {

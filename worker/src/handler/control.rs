@@ -76,6 +76,15 @@ impl Line {
         [&self.message, &self.tool, &self.state].into_iter().flatten().any(|s| s.len() > TEXT_CAP)
     }
 
+    /// The kind of its event; `None`: it is no report.
+    pub(super) fn kind(&self) -> Option<EventKind> {
+        let is_progress = self.progress.is_some()
+            || self.iteration.is_some()
+            || self.message.is_some()
+            || self.usage.is_some();
+        if self.tool.is_some() { Some(EventKind::Tool) } else { is_progress.then_some(EventKind::Progress) }
+    }
+
     /// The event of this line, if it is one that the journal keeps: kind and data (a JSON object within the event cap).
     pub(crate) fn event(&self) -> Option<(EventKind, String)> {
         let mut data = serde_json::Map::new();
@@ -84,17 +93,7 @@ impl Line {
                 data.insert(k.to_owned(), v);
             }
         };
-        let kind = if self.tool.is_some() {
-            EventKind::Tool
-        } else if self.progress.is_some()
-            || self.iteration.is_some()
-            || self.message.is_some()
-            || self.usage.is_some()
-        {
-            EventKind::Progress
-        } else {
-            return None;
-        };
+        let kind = self.kind()?;
         let short = |s: &String| Value::from(text::cut(s, TEXT_CAP).into_owned());
         put("progress", self.progress.map(Value::from));
         put("message", self.message.as_ref().map(short));

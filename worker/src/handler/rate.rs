@@ -51,16 +51,18 @@ impl Folding {
         Self { rate: Rate::new(now), waits: None, folded: 0, is_told: false }
     }
 
-    /// Takes a line in; gives the report that goes out now, if one does.
-    pub(super) fn offer(&mut self, line: Line, now: Instant) -> Option<Line> {
-        line.event()?;
+    /// Takes a line in; gives the report that goes out now, if one does. The error: how long until one may.
+    pub(super) fn offer(&mut self, line: Line, now: Instant) -> Result<Option<Line>, Duration> {
+        if line.kind().is_none() {
+            return Ok(None);
+        }
         if self.waits.replace(line).is_some() {
             self.folded += 1;
         }
-        self.due(now).ok().flatten()
+        self.due(now)
     }
 
-    /// The report whose time has come; the error: how long until then.
+    /// The report that waits, where its time has come. The error: how long until then.
     pub(super) fn due(&mut self, now: Instant) -> Result<Option<Line>, Duration> {
         if self.waits.is_none() {
             return Ok(None);
@@ -73,10 +75,6 @@ impl Folding {
     pub(super) fn last(&mut self) -> Option<Line> {
         let folded = std::mem::take(&mut self.folded);
         self.waits.take().map(|line| Line { folded, ..line })
-    }
-
-    pub(super) fn is_waiting(&self) -> bool {
-        self.waits.is_some()
     }
 
     /// Whether somebody has to be told that reports are folded: once.
@@ -97,28 +95,23 @@ mod tests {
     fn a_flood_is_folded_and_its_last_report_counts() {
         let start = Instant::now();
         let mut f = Folding::new(start);
-        let out: Vec<Line> = (0..100_000).filter_map(|n| f.offer(line(n), start)).collect();
+        let out: Vec<Line> = (0..100_000).filter_map(|n| f.offer(line(n), start).ok().flatten()).collect();
         assert_eq!(out.len(), BURST as usize);
-        assert!(f.is_waiting() && f.is_news() && !f.is_news());
+        assert!(f.is_news() && !f.is_news());
         assert!(f.due(start).is_err());
         let last = f.due(start + Duration::from_millis(60)).unwrap().unwrap();
         assert_eq!((last.iteration, last.folded), (Some(99_999), 100_000 - u64::from(BURST) - 1));
-        assert!(f.event_of(&last).contains("\"folded\":99799"));
-        assert!(!f.is_waiting() && f.due(start).unwrap().is_none());
+        assert!(last.event().unwrap().1.contains("\"folded\":99799"));
+        assert!(f.due(start).unwrap().is_none());
     }
 
     #[test]
     fn a_hundred_reports_in_a_second_are_a_hundred_events() {
         let start = Instant::now();
         let mut f = Folding::new(start);
-        let out = (0..100).filter_map(|n| f.offer(line(n), start + Duration::from_millis(n * 10))).count();
+        let at = |n| start + Duration::from_millis(n * 10);
+        let out = (0..100).filter(|n| f.offer(line(*n), at(*n)).unwrap().is_some()).count();
         assert_eq!(out, 100);
-        assert!(f.offer(Line { result: None, ..Line::default() }, start).is_none(), "no report");
-    }
-
-    impl Folding {
-        fn event_of(&self, line: &Line) -> String {
-            line.event().unwrap().1
-        }
+        assert!(f.offer(Line::default(), start).unwrap().is_none(), "no report");
     }
 }
