@@ -174,6 +174,7 @@ impl WorkerBuilder {
             announcer,
             broker_clock: BrokerClock::default(),
             passed: Passed::default(),
+            condition: Default::default(),
             pauses,
             session: watch::Sender::new(None),
             running: Default::default(),

@@ -94,28 +94,30 @@ impl Condition {
 /// Keeps what the session says up to date, until the worker ends.
 pub(crate) async fn keep(w: Arc<Shared>, until: CancellationToken) {
     let every = (w.settings.lease.renewal * 3).clamp(EVERY.0, EVERY.1);
-    let mut said = Condition::default();
-    let mut by = None;
+    // The session that has what is known now.
+    let mut told = None;
     loop {
         tokio::select! {
             () = tokio::time::sleep(every) => {}
             () = until.cancelled() => return,
         }
         let now = Condition::of(&w).await;
+        if w.set_condition(now) {
+            told = None;
+        }
         let Some(session) = w.session.borrow().clone().filter(|s| !s.is_lost()) else { continue };
-        // A new session has said nothing yet.
-        if now == said && by.as_ref() == Some(&session.id) {
+        if told.as_ref() == Some(&session.id) {
             continue;
         }
-        match say(&w, &session, &now).await {
-            Ok(()) => (said, by) = (now, Some(session.id.clone())),
+        match say(&w, &session).await {
+            Ok(()) => told = Some(session.id.clone()),
             Err(error) => tracing::debug!(%error, "what this worker says of itself is not stored"),
         }
     }
 }
 
-async fn say(w: &Shared, session: &session::Session, now: &Condition) -> Result<(), StoreError> {
-    let info = session::info(w, now)?;
+async fn say(w: &Shared, session: &session::Session) -> Result<(), StoreError> {
+    let info = session::info(w)?;
     for p in 0..w.c.store.keys().partitions() {
         w.c.store.describe_session(p, &session.id, &info).await?;
     }

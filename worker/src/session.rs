@@ -23,9 +23,7 @@ use surety_common::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{
-    condition::Condition, finishes::finish_one, guards, intake, shared::Shared, state::SessionFolder,
-};
+use crate::{finishes::finish_one, guards, intake, shared::Shared, state::SessionFolder};
 
 /// One session.
 pub(crate) struct Session {
@@ -57,14 +55,15 @@ impl Session {
 }
 
 /// What this worker says of itself, as JSON.
-pub(crate) fn info(w: &Shared, now: &Condition) -> Result<String, StoreError> {
+pub(crate) fn info(w: &Shared) -> Result<String, StoreError> {
+    let now = w.condition();
     let mut types: Vec<String> = w.handlers.keys().map(ToString::to_string).collect();
     types.sort_unstable();
     types.truncate(TYPES_SAID);
     let info = SessionInfo {
         types: Some(types),
-        not_ready: Some(now.not_ready.clone()),
-        passed_on: Some(now.passed_on.clone()),
+        not_ready: Some(now.not_ready),
+        passed_on: Some(now.passed_on),
         host: Some(rustix::system::uname().nodename().to_string_lossy().into_owned()),
         pid: Some(std::process::id()),
         started_at: Some(surety_common::clock::wall_now().to_string()),
@@ -140,7 +139,7 @@ pub(crate) async fn open(w: &Shared) -> Result<(Arc<Session>, Option<SessionFold
         SessionId::new(&ulid::Ulid::generate().to_string()).map_err(|e| StoreError::Decode(e.to_string()))?;
     let folder = w.state.as_ref().map(|s| s.open(&id)).transpose()?;
     let started = boot_ms();
-    let info = info(w, &Condition::default())?;
+    let info = info(w)?;
     let mut known_in = Vec::new();
     for p in 0..w.c.store.keys().partitions() {
         w.c.store.open_session(p, &id, w.settings.lease.ttl, &info).await?;
@@ -296,7 +295,7 @@ async fn open_again(w: &Shared, session: &Session, p: u32) -> Result<(), StoreEr
     if is_known(&session.known_in.lock().unwrap_or_else(PoisonError::into_inner)) {
         return Ok(());
     }
-    w.c.store.reopen_session(p, &session.id, w.settings.lease.ttl, &info(w, &Condition::default())?).await?;
+    w.c.store.reopen_session(p, &session.id, w.settings.lease.ttl, &info(w)?).await?;
     tracing::warn!(session = %session.id, partition = p, attempts = w.running_in(p).len(), "session opened again in the data set that is rebuilt");
     if let Some(k) = session.known_in.lock().unwrap_or_else(PoisonError::into_inner).get_mut(p as usize) {
         *k = incarnation;

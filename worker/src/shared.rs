@@ -19,7 +19,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     announce::Announcer,
     claims::short,
-    condition::Passed,
+    condition::{Condition, Passed},
     guards::Guards,
     handler::{RustHandler, Stop, command::CommandHandler},
     keeper::Keeper,
@@ -67,6 +67,8 @@ pub(crate) struct Shared {
     pub(crate) announcer: Announcer,
     pub(crate) broker_clock: BrokerClock,
     pub(crate) passed: Passed,
+    /// What the worker says of itself beyond what never changes.
+    pub(crate) condition: Mutex<Condition>,
     pub(crate) pauses: Arc<Pauses>,
     /// The session that new claims use; `None` while there is none.
     pub(crate) session: watch::Sender<Option<Arc<Session>>>,
@@ -101,6 +103,18 @@ impl Shared {
         running
             .insert(id.clone(), Live { epoch, partition, carrier, is_finishing: false, stop: stop.clone() });
         Some(stop)
+    }
+
+    pub(crate) fn condition(&self) -> Condition {
+        lock(&self.condition).clone()
+    }
+
+    /// Notes what the worker is like now; says whether that is news.
+    pub(crate) fn set_condition(&self, now: Condition) -> bool {
+        let mut known = lock(&self.condition);
+        let is_news = *known != now;
+        *known = now;
+        is_news
     }
 
     /// Whether an attempt of the job runs here.
