@@ -157,9 +157,8 @@ pub(super) async fn run(cx: &Context, args: EnqueueArgs) -> Result<(), Failure> 
     let receipt = receipt(&event);
     answer.outcome = Some(&event.status);
     answer.receipt = receipt;
-    if is_of_former(&enqueued, &event)
-        || (!enqueued.is_duplicate && follow.next_place().is_some_and(|n| n <= began))
-    {
+    let is_before = follow.next_place().is_some_and(|n| n <= began);
+    if !enqueued.is_duplicate && (is_before || is_of_former(&enqueued, &event)) {
         cx.screen.show(&answer, String::new)?;
         return Err(Failure::not_run(format!(
             "{id} did not run: a job with this id had ended before, as {} at {}; use another id, or `surety dlq replay`",
@@ -191,10 +190,10 @@ async fn taken_by(client: &Client, enqueued: &Enqueued) -> Option<String> {
     (id != enqueued.id.as_str()).then(|| printable(&there.subject))
 }
 
-/// Whether an outcome is of a message that was stored before ours: the id is remembered longer than the broker's window for copies.
+/// Whether an outcome that came after our enqueue is of a message that was stored before ours: that one still ran.
 fn is_of_former(enqueued: &Enqueued, event: &Event) -> bool {
     let sequence = event.carrier.as_deref().and_then(|c| c.strip_prefix("JOBS:")?.parse::<u64>().ok());
-    !enqueued.is_duplicate && enqueued.due_at.is_none() && sequence.is_some_and(|n| n < enqueued.sequence)
+    enqueued.due_at.is_none() && sequence.is_some_and(|n| n < enqueued.sequence)
 }
 
 fn receipt(event: &Event) -> Option<&serde_json::Value> {

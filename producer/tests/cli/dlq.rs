@@ -136,3 +136,15 @@ async fn a_letter_that_is_no_job_is_shown_and_not_replayed() {
     w.run(&["dlq", "replay", "other"]).await.exits(1).complains("names another id, \"another\"");
     assert_eq!(w.json(&["dlq", "list", "--limit", "1"]).await["is_cut"], true);
 }
+
+#[tokio::test]
+async fn what_is_piped_is_cut_nowhere() {
+    let w = World::provisioned().await;
+    w.run(&["enqueue", "thumbnail", "--id", "a"]).await.exits(0);
+    let reason = format!("{} to the very end", "because ".repeat(40));
+    w.run(&["cancel", "a", "--reason", &reason]).await.exits(0);
+    for looks in [&["dlq", "list"][..], &["events", "a"]] {
+        let said = w.run(looks).await.exits(0);
+        assert!(said.out.contains(reason.trim()), "{looks:?}:\n{}", said.out);
+    }
+}

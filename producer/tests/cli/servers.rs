@@ -41,7 +41,8 @@ async fn a_server_that_is_away_is_exit_code_69_in_bounded_time() {
     // Enqueueing needs no Redis.
     w.run(&["enqueue", "a", "--id", "kept"]).await.exits(0);
     w.nats.kill9().await.unwrap();
-    w.run(&["enqueue", "a"]).await.exits(69).complains("nats").complains("--nats");
+    let away = w.run(&["enqueue", "a"]).await.exits(69).complains("nats").complains("--nats");
+    away.complains("no answer from nats").complains("surety dev");
     assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
 }
 

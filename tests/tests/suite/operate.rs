@@ -101,6 +101,7 @@ async fn queues_show_what_waits_runs_and_is_put_off_and_who_serves_them() {
         "{q}"
     );
     assert!(q["oldest_waiting_ms"].is_null() && q["longest_running_ms"].is_u64(), "{q}");
+    assert!(q["oldest_deferred_ms"].is_u64(), "{q}");
     is_documented(&q, OPERATING, &[]);
     let consumer = &q["consumers"][0];
     assert_eq!((&consumer["state"], &consumer["name"]), (&"ok".into(), &"default".into()), "{q}");

@@ -115,3 +115,25 @@ async fn a_lost_attempt_whose_carrier_cannot_be_settled_does_not_hold_up_the_oth
     reaper.logged("rule_failed").await;
     assert_eq!(reaper.stop().await, Some(0));
 }
+
+// Shows: T-13
+#[tokio::test]
+async fn a_cancel_whose_dead_letter_is_not_taken_goes_on_there_when_it_is_called_again() {
+    let world = World::start().await;
+    let c = world.connect().await;
+    let js = async_nats::jetstream::new(world.plain().await);
+    let before = js.get_stream("SURETY_DLQ").await.unwrap().cached_info().config.clone();
+    dead_letters_are_small(&world).await;
+    world.publish("default", "big", &big("noop", "")).await;
+    let said = world.surety(&["cancel", "big"]).await;
+    assert!(said.code != Some(0) && !said.err.is_empty(), "{said:?}");
+    assert_eq!(world.status(&c, "big", Status::Cancelled).await.code, "cancelled");
+    let left = async || (messages(&world, "SURETY_JOBS").await, dead_letters(&world).await.len());
+    assert_eq!(left().await, (1, 0));
+    js.update_stream(before).await.unwrap();
+    world.surety(&["cancel", "big"]).await;
+    assert_eq!(left().await, (0, 1));
+    let h = world.history(&c).await;
+    h.check().unwrap();
+    assert_eq!(h.count("big", "finished"), 1);
+}

@@ -239,3 +239,25 @@ async fn a_backlog_of_many_pages_is_registered_by_two_reapers() {
         assert_eq!(h.count(&format!("j{n}"), "finished"), 1);
     }
 }
+
+// Shows: D-08, P7
+#[tokio::test]
+async fn a_partition_that_is_lost_by_itself_gets_its_waiting_jobs_back() {
+    let world = World::with(&format!("{SOON}[layout]\npartitions = 2\n")).await;
+    let c = world.connect().await;
+    let job = |p| super::cluster::of_partition(&c, p, "w").to_string();
+    let both = [job(0), job(1)];
+    let _reaper = world.reaper(&[]);
+    for id in &both {
+        world.publish("default", id, r#"{"type":"noop"}"#).await;
+        world.status(&c, id, Status::Queued).await;
+    }
+    // No worker is there, so nobody else makes them known again; and registering writes nothing to the journal.
+    let mut redis = world.redis.plain(0).await;
+    let of_second: Vec<String> =
+        redis::cmd("KEYS").arg("surety:{p01}:*").query_async(&mut redis).await.unwrap();
+    let _: u64 = redis::cmd("DEL").arg(of_second).query_async(&mut redis).await.unwrap();
+    for id in &both {
+        world.status(&c, id, Status::Queued).await;
+    }
+}
